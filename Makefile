@@ -1,0 +1,35 @@
+# Every target sets up .venv by itself, and again when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint venv clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 9000" passes flags on)
+	@exec $(BIN)/carousel serve $(ARGS)
+
+test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: venv ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: .venv/ready ## Make or refresh the virtual environment
+
+.venv/ready: pyproject.toml
+	@echo "Setting up .venv (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Carousel needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean: ## Remove the virtual environment and every cache in this folder
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,29 @@
+"""Carousel's engine: continuous batching over a paged KV cache. It knows nothing of HTTP.
+
+The heavy names are imported on first use, so that planning code and the HTTP process never load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scheduler.config import EngineConfig
+from scheduler.request import SamplingParams
+
+if TYPE_CHECKING:
+    from scheduler.async_engine import AsyncEngine
+    from scheduler.llm import LLM
+
+__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LLM":
+        from scheduler.llm import LLM
+
+        return LLM
+    if name == "AsyncEngine":
+        from scheduler.async_engine import AsyncEngine
+
+        return AsyncEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,120 @@
+"""Every knob of the engine, in one validated place.
+
+A value comes from the first of: a flag or keyword argument, an environment variable `CAROUSEL_<NAME>`,
+the YAML file named by `config` (`--config FILE`), the default below.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class ConfigFileError(ValueError):
+    """The YAML file named by `--config` is missing or is not a mapping."""
+
+
+class EngineConfig(BaseSettings):
+    """The knobs of one engine. Raises `pydantic.ValidationError` with a sentence for each wrong value."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CAROUSEL_",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+    )
+
+    config: Path | None = None
+    """YAML file with any of these knobs, named as in the environment but in lower case (max_num_seqs: 64)."""
+
+    model: str = DEFAULT_MODEL
+    """What to serve: a local folder, a .gguf file, or a Hugging Face id."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and KV cache; auto is bfloat16 on CUDA or on a CPU with bfloat16 instructions, else
+    float32."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto is cuda if there is one."""
+
+    max_num_seqs: PositiveInt = 64
+    """Seats of the carousel: how many sequences at most share one step."""
+
+    max_batched_tokens: PositiveInt = 512
+    """Tokens at most computed in one step, over all sequences; a longer prompt is computed in chunks."""
+
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus answer, in tokens; by default what the model and the KV pool allow."""
+
+    block_size: PositiveInt = 16
+    """Tokens in one block of the KV pool."""
+
+    kv_cache_memory: ByteSize | None = None
+    """Memory for the KV pool (2GiB, 800MB); by default 40 % of the free memory (CUDA: 85 %), and never more
+    than all seats could fill."""
+
+    prefix_caching: bool = True
+    """Reuse the KV blocks of a prefix that was computed before."""
+
+    attention_backend: Literal["auto", "torch"] = "auto"
+    """How attention reads the block pool; torch is the plain reference."""
+
+    policy: Literal["fcfs"] = "fcfs"
+    """Who is admitted next and who is preempted: first come, first served."""
+
+    threads: PositiveInt | None = None
+    """Threads of the forward pass; by default one for each core this process may use."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ValueError("max_model_len must be at least 2: one token of prompt and one of answer")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _ConfigFile(settings_cls)
+
+
+class _ConfigFile(YamlConfigSettingsSource):
+    """The YAML source whose path is itself a knob, already known from the sources of higher precedence."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, yaml_file=None)
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config") or os.environ.get("CAROUSEL_CONFIG")
+        if not path:
+            return {}
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise ConfigFileError(f"--config {file}: there is no such file")
+        try:
+            values = self._read_file(file)
+        except Exception as error:
+            raise ConfigFileError(f"--config {file}: not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigFileError(f"--config {file}: expected `knob: value` lines, not {type(values).__name__}")
+        return values

@@ -1,0 +1,171 @@
+"""What a client asks for (`Request`, `SamplingParams`) and the life of one answer to it (`Sequence`)."""
+
+from __future__ import annotations
+
+import enum
+import time
+
+import msgspec
+
+
+class InvalidRequestError(ValueError):
+    """The request cannot be served as it is; the message tells the client what to change.
+
+    `param` names the field at fault, where there is one.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    """It produced an end-of-sequence token, a stop token or a stop string."""
+    LENGTH = "length"
+    """It reached `max_tokens`."""
+    ABORT = "abort"
+    """The client cancelled it or went away."""
+    ERROR = "error"
+    """It failed inside the engine; the log has the traceback."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens, and when to stop. Raises `InvalidRequestError` for values out of range."""
+
+    max_tokens: int | None = None
+    """Longest answer in tokens; None: up to the model's longest length."""
+    min_tokens: int = 0
+    """No stop of any kind before this many tokens."""
+    temperature: float = 1.0
+    """0 takes the likeliest token (greedy); higher flattens the distribution."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probabilities sum to at least this."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one."""
+    seed: int | None = None
+    """With a seed, the same request draws the same tokens, whatever else is in the batch."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these strings."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The answer ends with the first of these tokens."""
+    ignore_eos: bool = False
+    """Go on after the model's end-of-sequence token (for load tests)."""
+    logprobs: int | None = None
+    """Report the log-probability of each token and of this many likeliest alternatives."""
+    n: int = 1
+    """How many sequences to sample from the same prompt."""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, param: str, expected: str) -> None:
+            if not ok:
+                raise InvalidRequestError(f"{param} must be {expected}, got {getattr(self, param)}", param)
+
+        check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        check(self.min_tokens >= 0, "min_tokens", "at least 0")
+        check(0.0 <= self.temperature <= 100.0, "temperature", "between 0 and 100")
+        check(self.top_k >= 0, "top_k", "at least 0")
+        check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
+        check(all(self.stop), "stop", "made of non-empty strings")
+        check(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "between 0 and 20")
+        check(1 <= self.n <= 128, "n", "between 1 and 128")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
+            )
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt from one client, as it travels to the engine."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    """With `max_tokens` and `seed` resolved to numbers."""
+    user: str = "anonymous"
+    cache_salt: str = ""
+    """Prefixes are shared only between requests of the same salt."""
+    arrival_time: float = msgspec.field(default_factory=time.monotonic)
+    """Seconds on the machine's monotonic clock."""
+
+
+class Status(enum.Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = enum.auto()
+    """In the queue: new, or preempted and to be resumed."""
+    RUNNING = enum.auto()
+    """It has a seat: blocks and a place in each step."""
+    FINISHED = enum.auto()
+
+
+class Sequence:
+    """One sampled continuation of a request, and how far it has been computed.
+
+    The invariant behind everything: the KV of `token_ids[:num_computed_tokens]` is in the blocks of
+    `block_table`. Prefill, a chunk, decode and resumption after preemption all just raise
+    `num_computed_tokens` towards `len(token_ids)`.
+    """
+
+    __slots__ = (
+        "arrival",
+        "block_table",
+        "finish_reason",
+        "index",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "prefix",
+        "request",
+        "seat",
+        "status",
+        "stop_reason",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request, index: int = 0) -> None:
+        self.request = request
+        self.index = index
+        self.arrival = 0
+        """Its place in the order of all arrivals, given by the scheduler."""
+        self.seat: int | None = None
+        """While running: its row in the batch, from 0 to the number of seats less one."""
+        self.token_ids: list[int] = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        """Prompt tokens that the prefix cache spared at first admission."""
+        self.num_preemptions = 0
+        self.block_table: list[int] = []
+        self.prefix: list[int] = []
+        """Identity in the prefix cache of each full block that is already published (see blocks.py)."""
+        self.status = Status.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | None = None
+        """The stop token that ended it, if one of the request's own did."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names this sequence across processes: the request's id and the index within it."""
+        return self.request.request_id, self.index
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request.request_id}/{self.index}, {self.status.name}, "
+            f"{self.num_computed_tokens} of {self.num_tokens} tokens computed)"
+        )

@@ -1,0 +1,173 @@
+"""The block pool: allocation, sharing, and the prefix cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from scheduler.blocks import BlockPool, NoFreeBlocksError
+
+
+def publish_all(pool: BlockPool, blocks: list[int], tokens: list[int], salt: str = "") -> list[int]:
+    """Publish every full block of `tokens`, as the scheduler does after computing them."""
+    identities: list[int] = []
+    for index in range(len(tokens) // pool.block_size):
+        parent = identities[-1] if identities else salt
+        part = tokens[index * pool.block_size : (index + 1) * pool.block_size]
+        identities.append(pool.publish(blocks[index], parent, part))
+    return identities
+
+
+def test_allocation_is_all_or_nothing() -> None:
+    pool = BlockPool(num_blocks=4, block_size=2)
+    first = pool.allocate(3)
+    with pytest.raises(NoFreeBlocksError, match="2 blocks asked for, 1 of 4 are free"):
+        pool.allocate(2)
+    assert pool.num_free == 1
+    pool.free(first)
+    assert pool.num_free == 4
+
+
+def test_freeing_twice_is_an_error() -> None:
+    pool = BlockPool(num_blocks=2, block_size=2)
+    blocks = pool.allocate(1)
+    pool.free(blocks)
+    with pytest.raises(ValueError, match="freed twice"):
+        pool.free(blocks)
+
+
+def test_a_common_prefix_is_shared() -> None:
+    pool = BlockPool(num_blocks=8, block_size=2)
+    blocks = pool.allocate(3)
+    publish_all(pool, blocks, [1, 2, 3, 4, 5])
+
+    prefix = pool.lookup([1, 2, 3, 4, 9, 9], salt="")
+    assert prefix.blocks == blocks[:2]
+    pool.share(prefix.blocks)
+    assert [pool.references(block) for block in blocks] == [2, 2, 1]
+
+
+def test_a_prefix_always_leaves_a_token_to_compute() -> None:
+    pool = BlockPool(num_blocks=8, block_size=2)
+    blocks = pool.allocate(2)
+    publish_all(pool, blocks, [1, 2, 3, 4])
+    assert pool.lookup([1, 2, 3, 4], salt="").blocks == blocks[:1]
+    assert pool.lookup([1, 2, 3, 4, 5], salt="").blocks == blocks
+
+
+def test_a_freed_published_block_is_found_until_it_is_evicted() -> None:
+    pool = BlockPool(num_blocks=2, block_size=2)
+    blocks = pool.allocate(2)
+    publish_all(pool, blocks, [1, 2, 3, 4])
+    pool.free(blocks)
+    assert pool.num_used == 0
+    assert pool.lookup([1, 2, 3, 4, 5], salt="").blocks == blocks
+
+    pool.allocate(1)  # evicts the end of the sequence first: its beginning can still be found
+    assert pool.lookup([1, 2, 3, 4, 5], salt="").blocks == blocks[:1]
+
+
+def test_the_least_recently_used_is_evicted_first() -> None:
+    pool = BlockPool(num_blocks=3, block_size=1)
+    blocks = pool.allocate(3)
+    for block, token in zip(blocks, [10, 20, 30], strict=True):
+        pool.publish(block, "", [token])
+        pool.free([block])
+    pool.share([blocks[0]])  # used again, so now the most recent
+    pool.free([blocks[0]])
+    pool.allocate(2)
+    assert pool.lookup([10, 0], salt="").blocks == [blocks[0]]
+    assert pool.lookup([20, 0], salt="").blocks == []
+    assert pool.lookup([30, 0], salt="").blocks == []
+
+
+def test_equal_tokens_after_different_prefixes_are_different_content() -> None:
+    pool = BlockPool(num_blocks=4, block_size=2)
+    publish_all(pool, pool.allocate(2), [1, 1, 7, 7])
+    publish_all(pool, pool.allocate(1), [2, 2])
+    assert len(pool.lookup([2, 2, 7, 7, 0], salt="").blocks) == 1
+
+
+def test_prefixes_are_shared_only_within_a_salt() -> None:
+    pool = BlockPool(num_blocks=4, block_size=2)
+    publish_all(pool, pool.allocate(1), [1, 2], salt="adapter-a")
+    assert pool.lookup([1, 2, 3], salt="adapter-b").blocks == []
+    assert len(pool.lookup([1, 2, 3], salt="adapter-a").blocks) == 1
+
+
+def test_a_hash_collision_does_not_return_wrong_content() -> None:
+    class Colliding(int):
+        def __hash__(self) -> int:
+            return 0
+
+    pool = BlockPool(num_blocks=8, block_size=2)
+    tokens = [Colliding(n) for n in (1, 2, 3, 4)]
+    other = [Colliding(n) for n in (5, 6, 3, 4)]
+    blocks = pool.allocate(2)
+    publish_all(pool, blocks, list(tokens))
+    assert pool.lookup([*other, Colliding(9)], salt="").blocks == []
+    assert pool.lookup([*tokens[:2], *other[:2], Colliding(9)], salt="").blocks == blocks[:1]
+    assert pool.lookup([*tokens, Colliding(9)], salt="").blocks == blocks
+
+
+def test_only_full_blocks_are_published() -> None:
+    pool = BlockPool(num_blocks=1, block_size=4)
+    with pytest.raises(ValueError, match="only full blocks"):
+        pool.publish(pool.allocate(1)[0], "", [1, 2])
+
+
+class BlockPoolMachine(RuleBasedStateMachine):
+    """Random sequences come, share prefixes, grow, publish and go. The model keeps, for every block, who holds
+    it and what was written to it; the pool must agree with it at every moment."""
+
+    sequences: Bundle[tuple[list[int], list[int]]] = Bundle("sequences")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(num_blocks=12, block_size=2)
+        self.holders = [0] * 12
+        self.content: list[tuple[int, ...] | None] = [None] * 12  # all tokens up to and with this block
+
+    @rule(target=sequences, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=13))
+    def arrive(self, tokens: list[int]) -> Any:
+        prefix = self.pool.lookup(tokens, salt="")
+        size = self.pool.block_size
+        for place, block in enumerate(prefix.blocks):
+            assert self.content[block] == tuple(tokens[: (place + 1) * size]), "the cache returned wrong content"
+        missing = self.pool.blocks_for(len(tokens)) - len(prefix.blocks)
+        if missing > self.pool.num_free_after_sharing(prefix.blocks):
+            return multiple()
+        self.pool.share(prefix.blocks)
+        fresh = self.pool.allocate(missing)
+        for block in fresh:
+            assert self.holders[block] == 0, "a block that is in use was handed out"
+            self.content[block] = None
+        blocks = prefix.blocks + fresh
+        for block in blocks:
+            self.holders[block] += 1
+        for place in range(len(prefix.blocks), len(tokens) // size):
+            assert self.holders[blocks[place]] == 1, "a shared block would be written"
+            self.content[blocks[place]] = tuple(tokens[: (place + 1) * size])
+        publish_all(self.pool, blocks, tokens)
+        return (blocks, tokens)
+
+    @rule(sequence=consumes(sequences))
+    def leave(self, sequence: tuple[list[int], list[int]]) -> None:
+        blocks, _ = sequence
+        self.pool.free(blocks)
+        for block in blocks:
+            self.holders[block] -= 1
+
+    @invariant()
+    def agrees(self) -> None:
+        assert [self.pool.references(block) for block in range(12)] == self.holders
+        assert self.pool.num_used == sum(1 for count in self.holders if count > 0)
+        assert self.pool.num_used + self.pool.num_free == self.pool.num_blocks
+
+
+TestBlockPoolStates = BlockPoolMachine.TestCase
+TestBlockPoolStates.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)

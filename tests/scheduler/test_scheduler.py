@@ -1,0 +1,343 @@
+"""The scheduler: what a step computes, and that nobody is lost, starved or written over."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from scheduler.blocks import BlockPool
+from scheduler.policy import FirstComeFirstServed
+from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence, Status
+from scheduler.scheduler import Plan, Scheduler
+
+EOS = 0
+
+
+def make_scheduler(
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_num_seqs: int = 4,
+    max_batched_tokens: int = 16,
+    max_model_len: int = 100,
+    prefix_caching: bool = True,
+) -> Scheduler:
+    return Scheduler(
+        BlockPool(num_blocks, block_size),
+        FirstComeFirstServed(),
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        max_model_len=max_model_len,
+        vocab_size=1000,
+        eos_token_ids=[EOS],
+        prefix_caching=prefix_caching,
+    )
+
+
+def request(name: str, prompt: int | list[int], max_tokens: int = 8, **params: object) -> Request:
+    """A request with the given prompt, or with one of the given length that no other request shares."""
+    if isinstance(prompt, int):
+        prompt = [random.Random(name).randrange(10, 1000) for _ in range(prompt)]
+    return Request(
+        request_id=name,
+        prompt_token_ids=prompt,
+        params=SamplingParams(max_tokens=max_tokens, seed=0, **params),  # type: ignore[arg-type]
+    )
+
+
+def run_step(scheduler: Scheduler, token: int = 7) -> Plan:
+    """One step in which every sampled token is `token`."""
+    plan = scheduler.schedule()
+    scheduler.commit(plan, [token] * len(plan.sampling))
+    return plan
+
+
+def shape(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Who computes which tokens: {name: (start, end)}."""
+    return {chunk.sequence.request.request_id: (chunk.start, chunk.end) for chunk in plan.chunks}
+
+
+def test_a_prompt_is_computed_in_chunks_while_others_decode() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(request("short", 3))
+    assert shape(run_step(scheduler)) == {"short": (0, 3)}
+    scheduler.add(request("long", 40))
+    assert shape(run_step(scheduler)) == {"short": (3, 4), "long": (0, 15)}
+    assert shape(run_step(scheduler)) == {"short": (4, 5), "long": (15, 30)}
+    assert shape(run_step(scheduler)) == {"short": (5, 6), "long": (30, 40)}
+    assert shape(run_step(scheduler)) == {"short": (6, 7), "long": (40, 41)}
+
+
+def test_a_newcomer_joins_the_running_batch_at_the_next_step() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(request("first", 3, max_tokens=50))
+    run_step(scheduler)
+    (newcomer,) = scheduler.add(request("second", 3))
+    run_step(scheduler)
+    assert newcomer.num_output_tokens == 1
+    assert scheduler.num_running == 2
+
+
+def test_at_most_max_num_seqs_run_and_the_rest_wait_in_order() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    for name in "abcd":
+        scheduler.add(request(name, 2, max_tokens=2))
+    assert list(shape(run_step(scheduler))) == ["a", "b"]
+    assert scheduler.num_waiting == 2
+    run_step(scheduler)
+    assert list(shape(run_step(scheduler))) == ["c", "d"]
+
+
+def test_there_are_never_more_seats_than_tokens_in_a_step() -> None:
+    scheduler = make_scheduler(max_num_seqs=64, max_batched_tokens=3)
+    for index in range(10):
+        scheduler.add(request(str(index), 2))
+    while scheduler.has_work:
+        plan = run_step(scheduler)
+        assert plan.num_tokens <= 3
+        assert scheduler.num_running <= 3
+
+
+def test_without_blocks_the_latest_arrival_gives_way_and_resumes_from_the_cache() -> None:
+    scheduler = make_scheduler(num_blocks=8, max_model_len=32)
+    (first,) = scheduler.add(request("first", 8, max_tokens=20))
+    (second,) = scheduler.add(request("second", 8, max_tokens=20))
+    plans = []
+    while scheduler.has_work:
+        plans.append(run_step(scheduler))
+    preempted = [sequence for plan in plans for sequence in plan.preempted]
+    assert preempted
+    assert set(preempted) == {second}
+    resumed = next(
+        plan
+        for plan in plans[1:]
+        if any(chunk.sequence is second and chunk.start > 0 and chunk.length > 1 for chunk in plan.chunks)
+    )
+    assert resumed.num_cached_tokens == 0, "resumption does not count as a cache hit of a new prompt"
+    assert first.num_output_tokens == second.num_output_tokens == 20
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    scheduler = make_scheduler()
+    system = [5] * 12
+    scheduler.add(request("a", [*system, 1]))
+    run_step(scheduler)
+    (b,) = scheduler.add(request("b", [*system, 2]))
+    plan = run_step(scheduler)
+    assert shape(plan)["b"] == (12, 13)
+    assert plan.num_cached_tokens == b.num_cached_tokens == 12
+
+
+def test_without_prefix_caching_everything_is_computed() -> None:
+    scheduler = make_scheduler(prefix_caching=False)
+    scheduler.add(request("a", [5] * 13))
+    run_step(scheduler)
+    scheduler.add(request("b", [5] * 13))
+    assert shape(run_step(scheduler))["b"] == (0, 13)
+
+
+def test_reasons_to_stop() -> None:
+    scheduler = make_scheduler()
+    (eos,) = scheduler.add(request("eos", 2))
+    (ignoring,) = scheduler.add(request("ignoring", 2, ignore_eos=True))
+    (patient,) = scheduler.add(request("patient", 2, min_tokens=2))
+    run_step(scheduler, token=EOS)
+    assert eos.finish_reason is FinishReason.STOP
+    assert ignoring.finish_reason is patient.finish_reason is None
+    run_step(scheduler, token=EOS)
+    assert patient.finish_reason is FinishReason.STOP
+    for _ in range(6):
+        run_step(scheduler, token=EOS)
+    assert ignoring.finish_reason is FinishReason.LENGTH
+
+    (stopped,) = scheduler.add(request("stop token", 2, stop_token_ids=(7,)))
+    run_step(scheduler, token=7)
+    assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, 7)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message"),
+    [
+        ([], 1, "the prompt is empty"),
+        ([1000], 1, "token ids outside of 0 to 999"),
+        (100, 1, "the prompt has 100 tokens, and prompt plus answer can have 100 at most"),
+        (60, 41, "the prompt has 60 tokens and max_tokens is 41, together more than the 100"),
+    ],
+)
+def test_what_can_never_fit_is_refused_at_submission(
+    prompt: int | list[int], max_tokens: int, message: str
+) -> None:
+    scheduler = make_scheduler()
+    with pytest.raises(InvalidRequestError, match=message):
+        scheduler.add(request("too much", prompt, max_tokens))
+    assert not scheduler.has_work
+
+
+def test_a_small_pool_bounds_the_length_too() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    with pytest.raises(InvalidRequestError, match="can have 16 at most"):
+        scheduler.add(request("too much", 16))
+
+
+def test_abort_in_every_state() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    (running,) = scheduler.add(request("running", 20))
+    (waiting,) = scheduler.add(request("waiting", 5))
+    run_step(scheduler)
+    for name in ("waiting", "running", "running", "unknown"):
+        scheduler.abort(name)
+    assert running.finish_reason is waiting.finish_reason is FinishReason.ABORT
+    assert not scheduler.has_work
+    assert scheduler.pool.num_used == 0
+
+
+def test_one_of_n_sequences_can_be_aborted() -> None:
+    scheduler = make_scheduler()
+    first, second = scheduler.add(request("pair", 3, n=2))
+    run_step(scheduler)
+    scheduler.abort("pair", 0)
+    run_step(scheduler)
+    assert first.finish_reason is FinishReason.ABORT
+    assert second.num_output_tokens == 2
+
+
+def test_a_plan_does_not_look_at_the_whole_queue() -> None:
+    class CountingPolicy(FirstComeFirstServed):
+        looks = 0
+
+        def peek(self) -> Sequence | None:
+            self.looks += 1
+            return super().peek()
+
+    policy = CountingPolicy()
+    scheduler = Scheduler(
+        BlockPool(100, 4), policy, max_num_seqs=2, max_batched_tokens=8, max_model_len=100, vocab_size=1000
+    )
+    for index in range(5000):
+        scheduler.add(request(str(index), [1, 2, 3]))
+    run_step(scheduler)
+    assert policy.looks <= 3
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random arrivals, aborts and steps against a small pool, so that preemption is common.
+
+    A pretend model writes each computed token into a pretend KV pool, and reads a sequence's context back from
+    there before it samples: if a block were shared wrongly, written while shared, or freed too early, the
+    context would differ from the sequence's tokens.
+    """
+
+    @initialize(
+        num_blocks=st.integers(6, 20),
+        block_size=st.integers(1, 4),
+        max_num_seqs=st.integers(1, 6),
+        max_batched_tokens=st.integers(1, 20),
+        prefix_caching=st.booleans(),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        prefix_caching: bool,
+    ) -> None:
+        self.capacity = num_blocks * block_size
+        self.scheduler = make_scheduler(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_batched_tokens=max_batched_tokens,
+            max_model_len=self.capacity,
+            prefix_caching=prefix_caching,
+        )
+        self.kv: list[int | None] = [None] * self.capacity
+        self.sequences: list[Sequence] = []
+        self.num_steps = 0
+
+    @rule(
+        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=24),
+        max_tokens=st.integers(1, 12),
+        n=st.integers(1, 2),
+    )
+    def arrive(self, prompt: list[int], max_tokens: int, n: int) -> None:
+        name = str(len(self.sequences))
+        try:
+            self.sequences += self.scheduler.add(request(name, prompt, max_tokens, n=n))
+        except InvalidRequestError:
+            assert len(prompt) + max_tokens > self.capacity
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
+        victim = data.draw(st.sampled_from(live))
+        self.scheduler.abort(victim.request.request_id)
+        assert victim.finish_reason is FinishReason.ABORT
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(tokens=st.integers(0, 2))
+    def step(self, tokens: int) -> None:
+        self._step(tokens)
+
+    def _step(self, tokens: int) -> None:
+        plan = self.scheduler.schedule()
+        self.num_steps += 1
+        assert plan.chunks, "there is work, but the step would do nothing"
+        assert plan.num_tokens <= self.scheduler.max_batched_tokens
+        assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
+        for chunk in plan.chunks:
+            self._compute(chunk.sequence, chunk.start, chunk.end)
+        sampling = plan.sampling
+        # Sequences that differ in index draw different tokens.
+        self.scheduler.commit(plan, [(tokens + sequence.index) % 3 for sequence in sampling])
+
+    def _compute(self, sequence: Sequence, start: int, end: int) -> None:
+        pool = self.scheduler.pool
+        size = pool.block_size
+        assert start == sequence.num_computed_tokens
+        for place in range(start, end):
+            block = sequence.block_table[place // size]
+            assert pool.references(block) == 1, "a shared block is written"
+            self.kv[block * size + place % size] = sequence.token_ids[place]
+        context = [self.kv[sequence.block_table[place // size] * size + place % size] for place in range(end)]
+        assert context == sequence.token_ids[:end], "the KV pool does not hold this sequence's tokens"
+
+    @invariant()
+    def accounts_are_exact(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        scheduler = self.scheduler
+        references = [0] * scheduler.pool.num_blocks
+        for sequence in self.sequences:
+            assert (sequence.status is Status.RUNNING) == (sequence.key in scheduler.running)
+            assert (sequence.status is Status.RUNNING) == bool(sequence.block_table)
+            for block in sequence.block_table:
+                references[block] += 1
+        assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
+        seats = [sequence.seat for sequence in scheduler.running.values()]
+        assert len(set(seats)) == len(seats) <= scheduler.num_seats
+        waiting = [sequence for sequence in self.sequences if sequence.status is Status.WAITING]
+        assert scheduler.num_waiting == len(waiting)
+
+    def teardown(self) -> None:
+        """Whatever was admitted finishes, within the steps that its tokens can take, and returns every block."""
+        if not hasattr(self, "scheduler"):
+            return
+        live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
+        bound = 10 + sum(2 * self.capacity for _ in live)
+        while self.scheduler.has_work:
+            self._step(1)
+            bound -= 1
+            assert bound > 0, f"these starve: {[s for s in live if s.status is not Status.FINISHED]}"
+        assert all(sequence.status is Status.FINISHED for sequence in self.sequences)
+        assert self.scheduler.pool.num_used == 0
+        assert not self.scheduler._live
+
+
+TestSchedulerStates = SchedulerMachine.TestCase
+TestSchedulerStates.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
