@@ -1,0 +1,257 @@
+"""AsyncEngine: the asyncio face of an engine that runs in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from typing import Self
+
+import msgspec
+import zmq
+import zmq.asyncio
+from prometheus_client import CollectorRegistry
+
+from scheduler.config import EngineConfig
+from scheduler.engine_process import Launch
+from scheduler.messages import (
+    AbortRequest,
+    AddRequest,
+    EngineFailed,
+    EngineInfo,
+    FromEngine,
+    Shutdown,
+    StepOutputs,
+    ToEngine,
+)
+from scheduler.metrics import EngineMetrics
+from scheduler.model_source import ModelNotFoundError, resolve_model
+from scheduler.request import Request, SamplingParams
+from scheduler.scheduler import check_fits
+from scheduler.stream import Delta, RequestStream, resolve_params
+from scheduler.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["AsyncEngine", "Delta", "EngineDeadError", "EngineStartError"]
+
+SHUTDOWN_SECONDS = 5.0
+
+
+class EngineStartError(RuntimeError):
+    """The engine could not start; the message is for the user."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine's process is gone; the message says why."""
+
+
+class _Client:
+    """One request in flight: its stream of text, and the queue that its deltas go through."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self.stream = RequestStream(request, tokenizer)
+        self.queue: asyncio.Queue[Delta | EngineDeadError] = asyncio.Queue()
+        self.last_token_at: dict[int, float] = {}
+
+
+class AsyncEngine:
+    """Starts an engine process, submits requests to it, and hands out their tokens as they come.
+
+    ```python
+    async with AsyncEngine(EngineConfig()) as engine:
+        async for delta in engine.generate(engine.tokenizer.encode("Hello"), SamplingParams()):
+            print(delta.text, end="")
+    ```
+    """
+
+    info: EngineInfo
+    tokenizer: Tokenizer
+
+    def __init__(self, config: EngineConfig, registry: CollectorRegistry | None = None) -> None:
+        self.config = config
+        self.error: str | None = None
+        """None while the engine is well, else why it is not."""
+        self._metrics = EngineMetrics(registry or CollectorRegistry(), config.model)
+        self._clients: dict[str, _Client] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._num_requests = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready: asyncio.Future[EngineInfo]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+    # Life -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Fetch the model if need be, start the engine's process, and return when it is ready to serve.
+
+        Raises `EngineStartError`.
+        """
+        try:
+            model_path = await asyncio.to_thread(resolve_model, self.config.model)
+        except ModelNotFoundError as error:
+            raise EngineStartError(str(error)) from error
+        self._ready = asyncio.get_running_loop().create_future()
+        self._socket_folder = tempfile.TemporaryDirectory(prefix="carousel-")
+        self._context = zmq.asyncio.Context()
+        self._requests = self._context.socket(zmq.PUSH)
+        self._requests.bind(f"ipc://{self._socket_folder.name}/requests")
+        self._outputs = self._context.socket(zmq.PULL)
+        self._outputs.bind(f"ipc://{self._socket_folder.name}/outputs")
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "scheduler.engine_process", stdin=asyncio.subprocess.PIPE
+        )
+        launch = Launch(
+            config=self.config.model_dump_json(include=set(EngineConfig.model_fields)),
+            model_path=model_path,
+            requests_address=f"ipc://{self._socket_folder.name}/requests",
+            outputs_address=f"ipc://{self._socket_folder.name}/outputs",
+            log_level=logging.getLogger().getEffectiveLevel(),
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch(self._process))]
+        try:
+            # The tokenizer loads while the engine does.
+            self.tokenizer = await asyncio.to_thread(Tokenizer, model_path)
+            self.info = await self._ready
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, OSError):  # transformers' word for: no tokenizer there
+                raise EngineStartError(f"cannot load a tokenizer from {model_path}: {error}") from error
+            raise
+
+    async def stop(self) -> None:
+        """End the engine's process; requests still in flight fail with `EngineDeadError`."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._fail_all("the engine was stopped")
+        if process.returncode is None:
+            await self._send(Shutdown())
+            try:
+                await asyncio.wait_for(process.wait(), SHUTDOWN_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+        self._socket_folder.cleanup()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        if self._process is not None:
+            self._fail_all(f"the engine's process ended unexpectedly (exit code {code}); its log says why")
+            logger.error("%s", self.error)
+
+    def _fail_all(self, reason: str) -> None:
+        self.error = self.error or reason
+        if not self._ready.done():
+            self._ready.set_exception(EngineStartError(reason))
+        for client in self._clients.values():
+            client.queue.put_nowait(EngineDeadError(self.error))
+
+    # Requests -------------------------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        user: str = "anonymous",
+        cache_salt: str = "",
+    ) -> AsyncGenerator[Delta, None]:
+        """Yield what each step adds, until all `params.n` sequences have ended.
+
+        Nothing is submitted before the first item is asked for; closing or cancelling the generator aborts the
+        request. Raises `InvalidRequestError` before the first item, and `EngineDeadError` at any time.
+        """
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        self._num_requests += 1
+        request = Request(
+            request_id=f"{request_id or 'request'}#{self._num_requests}",  # unique whatever the client sent
+            prompt_token_ids=prompt_token_ids,
+            params=resolve_params(params, len(prompt_token_ids), self.info.max_model_len),
+            user=user,
+            cache_salt=cache_salt,
+        )
+        check_fits(
+            request,
+            max_model_len=self.info.max_model_len,
+            pool_tokens=self.info.num_blocks * self.info.block_size,
+            vocab_size=self.info.vocab_size,
+        )
+        client = _Client(request, self.tokenizer)
+        self._clients[request.request_id] = client
+        try:
+            await self._send(AddRequest(request))
+            while not client.stream.finished or not client.queue.empty():
+                item = await client.queue.get()
+                if isinstance(item, EngineDeadError):
+                    raise item
+                yield item
+        finally:
+            del self._clients[request.request_id]
+            if not client.stream.finished and self.error is None:
+                await self._send(AbortRequest(request.request_id))
+
+    async def _send(self, message: ToEngine) -> None:
+        await self._requests.send(self._encoder.encode(message))
+
+    async def _receive(self) -> None:
+        """Hand the engine's messages to those who wait for them."""
+        decoder = msgspec.msgpack.Decoder(FromEngine)
+        while True:
+            message = decoder.decode(await self._outputs.recv())
+            match message:
+                case EngineInfo():
+                    self._ready.set_result(message)
+                case EngineFailed():
+                    self._ready.set_exception(EngineStartError(message.message))
+                case StepOutputs():
+                    try:
+                        await self._publish(message)
+                    except Exception:
+                        logger.exception("publishing a step's outputs failed")
+
+    async def _publish(self, message: StepOutputs) -> None:
+        now = time.monotonic()
+        self._metrics.record_state(message.state)
+        if message.step is not None:
+            self._metrics.record_step(message.step)
+        for output in message.outputs:
+            if output.finish_reason is not None:
+                self._metrics.record_finished_sequence(output.finish_reason)
+            client = self._clients.get(output.request_id)
+            delta = client.stream.push(output) if client is not None else None
+            if client is None or delta is None:
+                continue
+            if delta.token_ids:
+                self._record_token(client, delta.index, now)
+            client.queue.put_nowait(delta)
+            if client.stream.finished:
+                self._metrics.record_finished_request(now - client.stream.request.arrival_time)
+            if delta.finish_reason is not None and output.finish_reason is None:  # met a stop string
+                await self._send(AbortRequest(output.request_id, output.index))
+
+    def _record_token(self, client: _Client, index: int, now: float) -> None:
+        last = client.last_token_at.get(index)
+        if last is not None:
+            self._metrics.record_next_token(now - last)
+        elif not client.last_token_at:
+            self._metrics.record_first_token(now - client.stream.request.arrival_time)
+        client.last_token_at[index] = now

@@ -1,0 +1,78 @@
+"""What a step gives to attention, and what an attention backend must do with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What one attention layer computes, as seen when the model was loaded."""
+
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    """Size of one head's query and key."""
+    value_dim: int
+    """Size of one head's value."""
+    scaling: float
+    sliding_window: int | None
+    """Key j is visible to query i if i - sliding_window < j <= i; None: all j <= i are."""
+    softcap: float | None
+    """Scores s become softcap * tanh(s / softcap); None: they stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One step's tokens, those of all sequences one after the other, without padding.
+
+    T tokens of S sequences; sequence i has the rows `[query_start[i], query_start[i + 1])` and a context of
+    `context_lens[i]` tokens, of which its rows are the last. All tensors are on the model's device, but
+    `query_lens` and `contexts`, plain lists of the same numbers, spare a device synchronisation.
+    """
+
+    input_ids: torch.Tensor
+    """[T] int64."""
+    positions: torch.Tensor
+    """[T] int64: each token's place in its sequence."""
+    slot_mapping: torch.Tensor
+    """[T] int64: where each token's KV goes, block id * block_size + place in the block."""
+    query_start: torch.Tensor
+    """[S + 1] int32."""
+    context_lens: torch.Tensor
+    """[S] int32."""
+    block_tables: torch.Tensor
+    """[S, longest table] int32; entries beyond a sequence's context are unspecified."""
+    sample_rows: torch.Tensor
+    """[number of sampled sequences] int64: the rows whose logits are wanted."""
+    query_lens: list[int]
+    contexts: list[int]
+
+
+class AttentionBackend(Protocol):
+    """Paged attention. The backend also owns the layout of the KV tensors."""
+
+    name: str
+
+    def allocate(
+        self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make one layer's key and value tensors for `num_blocks` blocks."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: PackedBatch,
+        spec: LayerSpec,
+    ) -> torch.Tensor:
+        """Write the new keys and values into their slots, then attend causally over each sequence's blocks.
+
+        `query` is [T, num_heads, key_dim], `key` [T, num_kv_heads, key_dim], `value` [T, num_kv_heads,
+        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype.
+        """

@@ -1,0 +1,89 @@
+"""The KV tensors behind the block ids, and how many blocks the memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+from scheduler.attention import AttentionBackend, LayerSpec
+from scheduler.config import EngineConfig
+
+SHARE_OF_FREE_MEMORY = {"cpu": 0.4, "cuda": 0.85}
+
+
+class KVCacheTooSmallError(ValueError):
+    """The memory for the KV pool cannot hold what was asked of it; the message says what to change."""
+
+
+class KVCache:
+    """One key and one value tensor for each attention layer, in the layout of the attention backend."""
+
+    def __init__(
+        self,
+        specs: Sequence[LayerSpec],
+        backend: AttentionBackend,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.specs = list(specs)
+        self.backend = backend
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.layers = [backend.allocate(spec, num_blocks, block_size, dtype, device) for spec in specs]
+
+
+def bytes_per_block(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of keys and values in one block, over all layers."""
+    numbers = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in specs) * block_size
+    return numbers * dtype.itemsize
+
+
+def choose_num_blocks(
+    config: EngineConfig,
+    specs: Sequence[LayerSpec],
+    *,
+    model_max_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """How many blocks the pool has: as many as `kv_cache_memory` holds, or by default a share of the free
+    memory, up to what all seats could fill with sequences of the longest length.
+
+    Raises `KVCacheTooSmallError` if that is not even one sequence of `max_model_len`, where that was given.
+    """
+    block_bytes = bytes_per_block(specs, config.block_size, dtype)
+    longest = min(config.max_model_len or model_max_len, model_max_len)
+    blocks_of_longest = -(-longest // config.block_size)
+    if config.kv_cache_memory is not None:
+        num_blocks = config.kv_cache_memory // block_bytes
+    else:
+        memory = int(free_memory(device) * SHARE_OF_FREE_MEMORY[device.type])
+        num_blocks = min(memory // block_bytes, config.max_num_seqs * blocks_of_longest)
+    required = blocks_of_longest if config.max_model_len is not None else 1
+    if num_blocks < required:
+        raise KVCacheTooSmallError(
+            f"the KV pool would have {num_blocks} blocks of {config.block_size} tokens "
+            f"({block_bytes / 2**20:.1f} MiB each), but {required} are needed for one sequence of "
+            f"{required * config.block_size} tokens: raise --kv-cache-memory to at least "
+            f"{required * block_bytes / 2**20:.0f}MiB, or lower --max-model-len"
+        )
+    return num_blocks
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be taken now without swapping; inside a container, within its limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = psutil.virtual_memory().available
+    try:  # the cgroup (v2) that a container runs in
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - used))

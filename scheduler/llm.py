@@ -1,0 +1,142 @@
+"""LLM: offline batches in this process, over the same EngineCore that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from scheduler.config import EngineConfig
+from scheduler.engine import EngineCore
+from scheduler.messages import TokenLogprobs
+from scheduler.model_source import resolve_model
+from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams
+from scheduler.scheduler import check_fits
+from scheduler.stream import RequestStream, resolve_params
+from scheduler.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Completion:
+    """One sampled continuation."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one prompt: its `n` completions."""
+
+    prompt_token_ids: list[int]
+    completions: list[Completion]
+    num_cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """The text of the first completion."""
+        return self.completions[0].text
+
+
+class LLM:
+    """A model in this process. Takes the knobs of `EngineConfig` as keyword arguments.
+
+    ```python
+    llm = LLM(max_num_seqs=32)
+    for result in llm.generate(["The sun is", "The moon is"], SamplingParams(max_tokens=20)):
+        print(result.text)
+    ```
+    """
+
+    def __init__(self, model: str | None = None, **knobs: Any) -> None:
+        if model is not None:
+            knobs["model"] = model
+        self.config = EngineConfig(**knobs)
+        path = resolve_model(self.config.model)
+        self.tokenizer = Tokenizer(path)
+        self.engine = EngineCore(self.config, path)
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Sequence[str | list[int]],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (it is frozen)
+        *,
+        progress: bool = True,
+    ) -> list[Result]:
+        """Complete every prompt (text, or token ids), all in one running batch; results are in the prompts' order.
+
+        Raises `InvalidRequestError`, before anything is computed, if one of them cannot be served. Ctrl-C
+        aborts what is unfinished and leaves the engine usable.
+        """
+        if isinstance(params, SamplingParams):
+            params = [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(params)} SamplingParams")
+        requests = [self._request(prompt, wish) for prompt, wish in zip(prompts, params, strict=True)]
+        streams = {request.request_id: RequestStream(request, self.tokenizer) for request in requests}
+        results = {
+            request.request_id: Result(request.prompt_token_ids, [Completion() for _ in range(request.params.n)])
+            for request in requests
+        }
+        for request in requests:
+            self.engine.add(request)
+        with tqdm(total=len(prompts), desc="generating", unit="prompt", disable=not progress) as bar:
+            try:
+                self._run(streams, results, bar)
+            finally:
+                for request_id, stream in streams.items():
+                    if not stream.finished:
+                        self.engine.abort(request_id)
+        return [results[request.request_id] for request in requests]
+
+    def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        info = self.engine.info
+        self._num_requests += 1
+        request = Request(
+            request_id=str(self._num_requests),
+            prompt_token_ids=token_ids,
+            params=resolve_params(params, len(token_ids), info.max_model_len),
+        )
+        check_fits(
+            request,
+            max_model_len=info.max_model_len,
+            pool_tokens=info.num_blocks * info.block_size,
+            vocab_size=info.vocab_size,
+        )
+        return request
+
+    def _run(self, streams: dict[str, RequestStream], results: dict[str, Result], bar: Any) -> None:
+        num_tokens = 0
+        while self.engine.has_work:
+            for output in self.engine.step().outputs:
+                stream = streams[output.request_id]
+                delta = stream.push(output)
+                if delta is None:
+                    continue
+                result = results[output.request_id]
+                result.num_cached_tokens = max(result.num_cached_tokens, delta.num_cached_tokens)
+                completion = result.completions[delta.index]
+                completion.text += delta.text
+                completion.token_ids += delta.token_ids
+                if delta.logprobs is not None:
+                    completion.logprobs = (completion.logprobs or []) + delta.logprobs
+                num_tokens += len(delta.token_ids)
+                if delta.finish_reason is not None:
+                    completion.finish_reason = delta.finish_reason
+                    completion.stop_reason = delta.stop_reason
+                    if output.finish_reason is None:  # met a stop string
+                        self.engine.abort(output.request_id, output.index)
+                if stream.finished:
+                    bar.update()
+            elapsed = bar.format_dict["elapsed"] or 1e-9
+            bar.set_postfix_str(f"{num_tokens / elapsed:.0f} tokens/s", refresh=False)
+
+
+__all__ = ["LLM", "Completion", "InvalidRequestError", "Result", "SamplingParams"]

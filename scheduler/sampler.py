@@ -1,0 +1,173 @@
+"""From logits to the next token, for a whole batch at once.
+
+Randomness is counter-based (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011): the number
+that decides a token is a function of the request's seed, the sequence's index and the token's position, and of
+nothing else. So a seeded request draws the same tokens whoever else is in the batch and however often it was
+preempted, and there is no generator state to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scheduler.messages import TokenLogprobs
+from scheduler.request import SamplingParams
+
+NUM_CANDIDATES = 1024
+"""Truncation (top-k, top-p, min-p) first looks at this many likeliest tokens, and sorts the whole vocabulary
+only for a row where they are not enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """Whose token is sampled from one row of logits."""
+
+    params: SamplingParams
+    index: int
+    """The sequence's place among the request's n."""
+    position: int
+    """How many tokens the sequence has so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """`token_id` is None if the row's logits were not numbers."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+
+
+@torch.inference_mode()
+def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    """Choose one token for each row of `logits`, [len(rows), vocabulary] in any float type."""
+    logits = logits.float()
+    best, tokens = logits.max(dim=-1)
+    random = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    if random:
+        chosen = torch.tensor(random, device=logits.device)
+        tokens[chosen] = _draw(logits[chosen], [rows[i] for i in random])
+    # max() propagates NaN, so one look at the maxima finds every broken row.
+    broken = (~torch.isfinite(best)).tolist()
+    ids = tokens.tolist()
+    logprobs = _logprobs(logits, tokens, rows)
+    return [
+        SampledToken(None if broken[i] else ids[i], None if broken[i] else logprobs.get(i))
+        for i in range(len(rows))
+    ]
+
+
+def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
+    """One number in [0, 1) for each row, [len(rows)] float64: splitmix64 (Steele et al., OOPSLA 2014) over
+    seed, index and position."""
+    state = np.zeros(len(rows), dtype=np.uint64)
+    for part in (
+        [row.params.seed or 0 for row in rows],
+        [row.index for row in rows],
+        [row.position for row in rows],
+    ):
+        state ^= np.array(part, dtype=np.int64).view(np.uint64)
+        state += np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """Sample each row with its own temperature and truncation; returns [len(rows)] int64."""
+    device = logits.device
+    temperatures = torch.tensor([[row.params.temperature] for row in rows], device=device)
+    scaled = logits / temperatures
+    numbers = torch.from_numpy(uniform(rows)).to(device)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
+
+    truncated = [_is_truncated(row.params) for row in rows]
+    whole = torch.tensor([i for i, cut in enumerate(truncated) if not cut], dtype=torch.int64, device=device)
+    if len(whole) > 0:
+        tokens[whole] = _invert(torch.softmax(scaled[whole], dim=-1), numbers[whole])
+    cut = torch.tensor([i for i, cut in enumerate(truncated) if cut], dtype=torch.int64, device=device)
+    if len(cut) > 0:
+        cut_rows = [row for row, is_cut in zip(rows, truncated, strict=True) if is_cut]
+        tokens[cut] = _draw_truncated(scaled[cut], numbers[cut], cut_rows)
+    return tokens
+
+
+def _is_truncated(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _invert(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative distribution of each row: the first place where it exceeds number * total."""
+    cumulative = weights.double().cumsum(dim=-1)
+    thresholds = numbers.unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
+
+
+def _draw_truncated(scaled: torch.Tensor, numbers: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """Sample rows that keep only some likeliest tokens: top-k, then top-p of what it left, then min-p."""
+    vocabulary = scaled.shape[1]
+    log_total = scaled.logsumexp(dim=-1, keepdim=True)
+    candidates = min(NUM_CANDIDATES, vocabulary)
+    tokens, enough = _draw_from_likeliest(scaled, log_total, numbers, rows, candidates)
+    missing = torch.nonzero(~enough).squeeze(1)
+    if len(missing) > 0:
+        tokens[missing], _ = _draw_from_likeliest(
+            scaled[missing],
+            log_total[missing],
+            numbers[missing],
+            [rows[i] for i in missing.tolist()],
+            vocabulary,
+        )
+    return tokens
+
+
+def _draw_from_likeliest(
+    scaled: torch.Tensor,
+    log_total: torch.Tensor,
+    numbers: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    candidates: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw from each row's `candidates` likeliest tokens; the second result says for which rows the truncation
+    lay within them, so that the draw is the right one."""
+    device = scaled.device
+    vocabulary = scaled.shape[1]
+    logits, ids = scaled.topk(candidates, dim=-1)
+    top_k = torch.tensor([[row.params.top_k or vocabulary] for row in rows], device=device)
+    top_p = torch.tensor([[row.params.top_p] for row in rows], dtype=torch.float64, device=device)
+    min_p = torch.tensor([[row.params.min_p] for row in rows], dtype=torch.float64, device=device)
+
+    rank = torch.arange(candidates, device=device).unsqueeze(0)
+    kept = rank < top_k
+    weights = torch.where(kept, (logits.double() - log_total.double()).exp(), 0.0)
+    cumulative = weights.cumsum(dim=-1)
+    # With top-k, top-p is a share of what top-k left; without, of the whole vocabulary.
+    total = torch.where(top_k < vocabulary, cumulative[:, -1:], torch.ones_like(cumulative[:, -1:]))
+    kept &= (cumulative - weights < top_p * total) | (rank == 0)
+    kept &= weights >= min_p * weights[:, :1]
+    enough = ~kept[:, -1] | (candidates == vocabulary) | (top_k.squeeze(1) <= candidates)
+    places = _invert(torch.where(kept, weights, 0.0), numbers)
+    return ids.gather(1, places.unsqueeze(1)).squeeze(1), enough
+
+
+def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[SamplingRow]) -> dict[int, TokenLogprobs]:
+    """The log-probabilities that the rows asked for, before temperature and truncation."""
+    wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    if not wanted:
+        return {}
+    chosen = torch.tensor(wanted, device=logits.device)
+    logprobs = torch.log_softmax(logits[chosen], dim=-1)
+    of_tokens = logprobs.gather(1, tokens[chosen].unsqueeze(1)).squeeze(1).tolist()
+    ids = tokens[chosen].tolist()
+    most = max(rows[i].params.logprobs or 0 for i in wanted)
+    top_values, top_ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
+    result = {}
+    for place, i in enumerate(wanted):
+        count = rows[i].params.logprobs or 0
+        top = list(zip(top_ids[place][:count], top_values[place][:count], strict=True))
+        result[i] = TokenLogprobs(ids[place], of_tokens[place], top)
+    return result

@@ -1,0 +1,86 @@
+"""What all tests share: the default model, prompts, and what transformers' own `generate` answers to them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from scheduler.config import DEFAULT_MODEL
+
+ALICE = (Path(__file__).parent / "data" / "alice.txt").read_text()
+NUM_TOKENS = 64
+TIE = 1e-4
+"""Two logits closer than this are a tie: another order of the same float32 sums may pick either."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A greedy continuation, and how far apart the two best logits were at each of its tokens."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+def reference(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Reference:
+    """What transformers' `generate` gives for this prompt alone."""
+    output = model.generate(  # type: ignore[operator]
+        torch.tensor([prompt], device=model.device),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64, device=model.device),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    best = torch.cat(output.logits).float().topk(2, dim=-1).values
+    return Reference(output.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist())
+
+
+def count_ties(ours: list[list[int]], references: list[Reference]) -> int:
+    """Assert that each of our continuations is the reference's, up to the first tie; return how many ties were
+    decided otherwise."""
+    ties = 0
+    for number, (tokens, expected) in enumerate(zip(ours, references, strict=True)):
+        for place, (token, right, margin) in enumerate(
+            zip(tokens, expected.tokens, expected.margins, strict=True)
+        ):
+            if token != right:
+                assert margin < TIE, f"prompt {number}, token {place}: {token}, not {right} (margin {margin:.2g})"
+                ties += 1
+                break
+    return ties
+
+
+@pytest.fixture(scope="session")
+def model_path() -> str:
+    """The default model's folder; the first use downloads it."""
+    from scheduler.model_source import resolve_model
+
+    return resolve_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def prompts(model_path: str) -> list[list[int]]:
+    """32 prompts of 3 to 600 tokens, cut out of a book, no two alike."""
+    from scheduler.tokenizer import Tokenizer
+
+    book = Tokenizer(model_path).encode(ALICE)
+    rng = random.Random(0)
+    lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(30))]
+    starts = [rng.randrange(len(book) - 600) for _ in lengths]
+    return [book[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def references(model_path: str, prompts: list[list[int]]) -> list[Reference]:
+    """What transformers answers to each prompt alone, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
+    return [reference(model, prompt, NUM_TOKENS) for prompt in prompts]

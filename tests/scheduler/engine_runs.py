@@ -1,0 +1,42 @@
+"""Runs requests through an EngineCore to their end, and keeps the record of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.engine import EngineCore
+from scheduler.messages import StepStats
+from scheduler.request import Request, SamplingParams
+
+
+@dataclass
+class Run:
+    """Token ids of each request in order of submission, and one record for each step."""
+
+    tokens: list[list[int]]
+    steps: list[StepStats] = field(default_factory=list)
+
+    @property
+    def num_preemptions(self) -> int:
+        return sum(step.num_preemptions for step in self.steps)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return sum(step.num_cached_tokens for step in self.steps)
+
+
+def run_all(core: EngineCore, prompts: list[list[int]], params: SamplingParams, *, name: str = "r") -> Run:
+    """Submit all prompts at once and step until all are done; nothing may be left behind."""
+    run = Run([[] for _ in prompts])
+    for number, prompt in enumerate(prompts):
+        refused = core.add(Request(request_id=f"{name}{number}", prompt_token_ids=prompt, params=params))
+        assert not refused, refused
+    while core.has_work:
+        result = core.step()
+        assert result.step is not None
+        run.steps.append(result.step)
+        for output in result.outputs:
+            assert output.error is None, output.error
+            run.tokens[int(output.request_id.removeprefix(name))] += output.token_ids
+    assert core.pool.num_used == 0, "blocks leaked"
+    return run

@@ -1,0 +1,147 @@
+"""EngineCore on a tiny model: what a step records, and how failures stay with whoever caused them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scheduler.attention import PackedBatch
+from scheduler.config import EngineConfig
+from scheduler.engine import EngineCore
+from scheduler.kv_cache import KVCache, KVCacheTooSmallError
+from scheduler.request import FinishReason, Request, SamplingParams
+from scheduler.sampler import SampledToken
+from scheduler.scheduler import Plan
+from tests.scheduler.engine_runs import run_all
+from tests.scheduler.test_families import tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model("llama").save_pretrained(path)
+    return str(path)
+
+
+def make_core(path: str, **knobs: Any) -> EngineCore:
+    return EngineCore(EngineConfig(dtype="float32", **knobs), path)
+
+
+def request(name: str, length: int = 5, max_tokens: int = 6, **params: Any) -> Request:
+    return Request(
+        request_id=name,
+        prompt_token_ids=[3 + (i * 7 + len(name)) % 190 for i in range(length)],
+        params=SamplingParams(max_tokens=max_tokens, seed=1, ignore_eos=True, **params),
+    )
+
+
+def run_to_end(core: EngineCore) -> dict[str, tuple[int, FinishReason | None, str | None]]:
+    """{request: (tokens, finish reason, error)}."""
+    ends: dict[str, tuple[int, FinishReason | None, str | None]] = {}
+    while core.has_work:
+        for output in core.step().outputs:
+            count = ends.get(output.request_id, (0, None, None))[0] + len(output.token_ids)
+            ends[output.request_id] = (count, output.finish_reason, output.error)
+    return ends
+
+
+def test_a_newcomer_gets_its_first_token_before_the_others_finish(tiny_path: str) -> None:
+    core = make_core(tiny_path)
+    core.add(request("early", max_tokens=30))
+    for _ in range(5):
+        core.step()
+    core.add(request("late", max_tokens=3))
+    outputs = core.step().outputs
+    assert [(output.request_id, len(output.token_ids)) for output in outputs] == [("early", 1), ("late", 1)]
+    assert all(output.finish_reason is None for output in outputs)
+
+
+def test_each_step_computes_exactly_the_planned_tokens(tiny_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = make_core(tiny_path, max_batched_tokens=16)
+    computed: list[int] = []
+    forward = core.model.forward
+
+    def counting(batch: PackedBatch, cache: KVCache) -> torch.Tensor:
+        computed.append(len(batch.input_ids))
+        return forward(batch, cache)
+
+    monkeypatch.setattr(core.model, "forward", counting)
+    run = run_all(core, [list(range(3, 3 + n)) for n in (1, 40, 7, 22)], SamplingParams(max_tokens=5, seed=1))
+    assert [step.num_tokens for step in run.steps] == computed
+    assert max(computed) <= 16
+    assert (
+        sum(step.num_prompt_tokens for step in run.steps) + sum(step.num_cached_tokens for step in run.steps) == 70
+    )
+
+
+def test_seeded_requests_draw_the_same_tokens_in_any_company(tiny_path: str) -> None:
+    params = SamplingParams(max_tokens=20, seed=5, temperature=1.5, top_p=0.95, ignore_eos=True)
+    prompt = list(range(10, 30))
+    alone = run_all(make_core(tiny_path), [prompt], params).tokens[0]
+    crowd = [[3 + i] * (i + 1) for i in range(20)]
+    for knobs in ({}, {"max_batched_tokens": 16}, {"prefix_caching": False}):
+        assert run_all(make_core(tiny_path, **knobs), [*crowd, prompt], params).tokens[-1] == alone
+
+
+def test_a_request_that_fails_does_not_take_the_others_with_it(
+    tiny_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = make_core(tiny_path)
+    execute = core.runner.execute
+
+    def failing(plan: Plan) -> list[SampledToken]:
+        if any(chunk.sequence.request.request_id == "bad" and chunk.start > 5 for chunk in plan.chunks):
+            raise ZeroDivisionError("a programming error")
+        return execute(plan)
+
+    monkeypatch.setattr(core.runner, "execute", failing)
+    for name in ("good", "bad", "fine"):
+        core.add(request(name))
+    ends = run_to_end(core)
+    assert ends["good"] == ends["fine"] == (6, FinishReason.LENGTH, None)
+    assert ends["bad"][:2] == (2, FinishReason.ERROR)
+    assert "ZeroDivisionError: a programming error" in caplog.text, "the traceback is in the log"
+    assert core.pool.num_used == 0
+
+
+def test_logits_that_are_not_numbers_end_only_their_request(
+    tiny_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = make_core(tiny_path)
+    forward = core.model.forward
+
+    def broken(batch: PackedBatch, cache: KVCache) -> torch.Tensor:
+        logits = forward(batch, cache).clone()
+        logits[1] = float("nan")
+        return logits
+
+    monkeypatch.setattr(core.model, "forward", broken)
+    core.add(request("good", max_tokens=1))
+    core.add(request("bad", max_tokens=1))
+    ends = run_to_end(core)
+    assert ends["good"][1] is FinishReason.LENGTH
+    assert ends["bad"] == (0, FinishReason.ERROR, "the model's output for this request is not a number")
+    assert core.pool.num_used == 0
+
+
+def test_a_refused_request_is_answered_and_the_others_go_on(tiny_path: str) -> None:
+    core = make_core(tiny_path)
+    core.add(request("good"))
+    (refusal,) = core.add(request("empty", length=0))
+    assert refusal.finish_reason is FinishReason.ERROR
+    assert "the prompt is empty" in (refusal.error or "")
+    assert run_to_end(core)["good"][0] == 6
+
+
+def test_a_pool_too_small_for_the_asked_length_is_refused_with_what_to_do(tiny_path: str) -> None:
+    with pytest.raises(
+        KVCacheTooSmallError, match=r"raise --kv-cache-memory to at least .*, or lower --max-model-len"
+    ):
+        make_core(tiny_path, kv_cache_memory="40kB", max_model_len=500)
+
+
+def test_a_small_pool_shortens_the_longest_length_when_none_was_asked_for(tiny_path: str) -> None:
+    core = make_core(tiny_path, kv_cache_memory="200kB")
+    assert core.info.max_model_len == core.info.num_blocks * 16 < 512

@@ -1,0 +1,70 @@
+"""The default model in float32, batched every way there is: token for token what transformers gives alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.config import EngineConfig
+from scheduler.engine import EngineCore
+from scheduler.request import SamplingParams
+from tests.conftest import NUM_TOKENS, Reference, count_ties
+from tests.scheduler.engine_runs import run_all
+
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> object:
+    """Print the number of forgiven ties even where pytest hides output."""
+
+    def _report(ties: int) -> None:
+        with capsys.disabled():
+            print(f" [{request.node.name}: {ties} ties forgiven] ", end="")
+
+    return _report
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        pytest.param({}, id="together"),
+        pytest.param({"prefix_caching": False}, id="without-prefix-caching"),
+        pytest.param({"max_batched_tokens": 16}, id="budget-of-16-tokens"),
+    ],
+)
+def test_32_prompts_together(
+    knobs: dict[str, object],
+    model_path: str,
+    prompts: list[list[int]],
+    references: list[Reference],
+    report: object,
+) -> None:
+    core = EngineCore(EngineConfig(dtype="float32", **knobs), model_path)  # type: ignore[arg-type]
+    run = run_all(core, prompts, GREEDY)
+    assert max(step.num_tokens for step in run.steps) <= core.scheduler.max_batched_tokens
+    report(count_ties(run.tokens, references))  # type: ignore[operator]
+
+
+def test_with_a_pool_so_small_that_sequences_are_preempted(
+    model_path: str, prompts: list[list[int]], references: list[Reference], report: object
+) -> None:
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="55MB", max_model_len=700), model_path)
+    run = run_all(core, prompts, GREEDY)
+    assert run.num_preemptions > 0
+    report(count_ties(run.tokens, references))  # type: ignore[operator]
+
+
+def test_prompts_that_share_a_long_prefix(
+    model_path: str, prompts: list[list[int]], references: list[Reference], report: object
+) -> None:
+    core = EngineCore(EngineConfig(dtype="float32"), model_path)
+    run_all(core, [prompts[1]], SamplingParams(temperature=0, max_tokens=1, seed=0), name="first")
+    longest, expected = prompts[1], references[1]
+    # Each goes a little further along the reference's own continuation, so that one reference serves them all.
+    shared = [longest + expected.tokens[:extra] for extra in range(0, 32, 4)]
+    run = run_all(core, shared, GREEDY)
+    assert run.num_cached_tokens >= len(shared) * (len(longest) // 16 - 1) * 16
+    ours = [tokens[: NUM_TOKENS - extra] for tokens, extra in zip(run.tokens, range(0, 32, 4), strict=True)]
+    wanted = [Reference(expected.tokens[extra:], expected.margins[extra:]) for extra in range(0, 32, 4)]
+    report(count_ties(ours, wanted))  # type: ignore[operator]

@@ -1,0 +1,61 @@
+"""LLM: offline batches, with the default model."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler import LLM, SamplingParams
+from scheduler.request import FinishReason, InvalidRequestError
+
+
+@pytest.fixture(scope="module")
+def llm(model_path: str) -> LLM:
+    return LLM(model_path, dtype="float32")
+
+
+def test_256_prompts_in_one_call_with_a_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    results = llm.generate(
+        [f"{number} plus 1 equals" for number in range(256)], SamplingParams(temperature=0, max_tokens=4)
+    )
+    assert len(results) == 256
+    assert results[1].text.startswith(" 2")
+    assert all(result.completions[0].token_ids for result in results)
+    shown = capsys.readouterr().err
+    assert "256/256" in shown
+    assert "tokens/s" in shown
+    assert not llm.engine.has_work
+    assert llm.engine.pool.num_used == 0
+
+
+def test_params_can_differ_by_prompt(llm: LLM) -> None:
+    short, several = llm.generate(
+        ["The capital of France is", "Once upon a time"],
+        [SamplingParams(temperature=0, max_tokens=1), SamplingParams(n=3, max_tokens=5, logprobs=1, seed=1)],
+        progress=False,
+    )
+    assert short.text == " Paris"
+    assert len({tuple(completion.token_ids) for completion in several.completions}) == 3
+    assert all(len(completion.logprobs or []) == len(completion.token_ids) for completion in several.completions)
+
+
+def test_a_stop_string_ends_its_sequence_only(llm: LLM) -> None:
+    stopped, free = llm.generate(
+        ["1 2 3 4 5", "1 2 3 4 5"],
+        [
+            SamplingParams(temperature=0, max_tokens=16, stop=(" 8",)),
+            SamplingParams(temperature=0, max_tokens=16),
+        ],
+        progress=False,
+    )
+    assert stopped.text == " 6 7"
+    assert (stopped.completions[0].finish_reason, stopped.completions[0].stop_reason) == (
+        FinishReason.STOP,
+        " 8",
+    )
+    assert free.text.startswith(" 6 7 8 9")
+
+
+def test_one_bad_prompt_is_refused_before_anything_runs(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="the prompt is empty"):
+        llm.generate(["fine", []])
+    assert not llm.engine.has_work
