@@ -5,6 +5,7 @@ The heavy names are imported on first use, so that planning code and the HTTP pr
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from scheduler.config import EngineConfig
@@ -13,6 +14,11 @@ from scheduler.request import SamplingParams
 if TYPE_CHECKING:
     from scheduler.async_engine import AsyncEngine
     from scheduler.llm import LLM
+
+# torch's OpenMP threads (libgomp) spin for milliseconds while they wait for each other. On a machine that also
+# runs an HTTP server and its clients, a spinning thread keeps its core from the very thread that it waits for,
+# and a step takes twice as long or more. libgomp reads this when torch is imported, so it is set here, before.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams"]
 

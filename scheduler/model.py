@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AttentionInterface,
@@ -142,6 +143,7 @@ def load_model(path: str, config: EngineConfig) -> PagedModel:
     device = choose_device(config.device)
     model_config = AutoConfig.from_pretrained(path)
     _refuse_by_config(model_config)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=choose_dtype(config.dtype, device), attn_implementation=_ATTENTION

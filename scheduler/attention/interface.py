@@ -60,7 +60,8 @@ class AttentionBackend(Protocol):
     def allocate(
         self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make one layer's key and value tensors for `num_blocks` blocks."""
+        """Make one layer's key and value tensors for `num_blocks` blocks, uninitialised: the pool may be most of
+        the memory, and a block's pages are to be touched only when it is first written."""
 
     def attend(
         self,

