@@ -1,0 +1,85 @@
+"""Whatever goes wrong, the client reads it in OpenAI's error format with the right status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import ValidationError
+
+from scheduler.async_engine import EngineDeadError
+from scheduler.request import InvalidRequestError
+from server.access_log import trace_of
+from server.config import MAX_BODY_BYTES
+from server.openai_responses import ErrorBody, ErrorContent, json_response
+from server.validation import place, sentence
+
+MAX_PROBLEMS = 8
+"""How many things wrong with a request are told at once."""
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """An answer other than the one asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorBody(ErrorContent(message, type, param, code))
+
+
+def as_api_error(error: Exception, request: web.Request) -> ApiError:
+    """What the client may know of an exception. One that nobody foresaw is logged, not told."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequestError():
+            return ApiError(400, str(error), param=error.param)
+        case ValidationError():
+            problems = error.errors(include_url=False)[:MAX_PROBLEMS]
+            message = "; ".join(sentence(problem, place(problem)) for problem in problems)
+            return ApiError(400, message, param=place(problems[0]) or None)
+        case EngineDeadError():
+            return ApiError(503, str(error), type="server_error", code="engine_dead")
+        case web.HTTPRequestEntityTooLarge():
+            limit = MAX_BODY_BYTES // 1024**2
+            return ApiError(413, f"the request body is larger than {limit} MiB", code="body_too_large")
+        case web.HTTPMethodNotAllowed():
+            allowed = " or ".join(sorted(error.allowed_methods))
+            return ApiError(405, f"{request.path} answers {allowed}, not {request.method}")
+        case web.HTTPNotFound():
+            return ApiError(404, f"there is nothing at {request.path}", code="not_found")
+        case web.HTTPException():
+            return ApiError(error.status, error.reason)
+        case web.RequestPayloadError():
+            return ApiError(400, "the request body ended early or is not encoded as its headers say")
+        case _:
+            request_id = trace_of(request).request_id
+            path = request.rel_url.raw_path
+            logger.error("%s %s failed [%s]", request.method, path, request_id, exc_info=error)
+            message = f"internal error; the server's log has it under request id {request_id}"
+            return ApiError(500, message, type="server_error", code="internal_error")
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an error answer. A client that is gone gets none."""
+    try:
+        return await handler(request)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception as error:
+        answer = as_api_error(error, request)
+        headers = {"Allow": error.headers["Allow"]} if isinstance(error, web.HTTPMethodNotAllowed) else None
+        return json_response(answer.body, status=answer.status, headers=headers)
