@@ -15,6 +15,7 @@ import matplotlib as mpl
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
@@ -84,13 +85,11 @@ def draw(turns: list[Turn], queue: list[int], num_seats: int, file: Path) -> Non
     seats.set_ylim(-0.5, num_seats + 0.6)
     seats.set_yticks(range(num_seats))
     seats.set_ylabel("seat")
-    seats.set_title(
-        "Each column is one step, one forward pass for all seats; one gets off, the next gets on"
-    )
+    seats.set_title("Each column is one step, one forward pass for all seats; one gets off, the next gets on")
     seats.legend(
         handles=[
-            plt.Rectangle((0, 0), 1, 1, color=CHUNK, label="a chunk of the prompt"),
-            plt.Rectangle((0, 0), 1, 1, color=DECODE, label="one token of the answer"),
+            Rectangle((0, 0), 1, 1, color=CHUNK, label="a chunk of the prompt"),
+            Rectangle((0, 0), 1, 1, color=DECODE, label="one token of the answer"),
         ],
         loc="upper right",
         ncols=2,

@@ -16,13 +16,13 @@ import zmq.asyncio
 from prometheus_client import CollectorRegistry
 
 from scheduler.config import EngineConfig
-from scheduler.engine_process import Launch
 from scheduler.messages import (
     AbortRequest,
     AddRequest,
     EngineFailed,
     EngineInfo,
     FromEngine,
+    Launch,
     Shutdown,
     StepOutputs,
     ToEngine,
@@ -112,7 +112,7 @@ class AsyncEngine:
             sys.executable, "-m", "scheduler.engine_process", stdin=asyncio.subprocess.PIPE
         )
         launch = Launch(
-            config=self.config.model_dump_json(include=set(EngineConfig.model_fields)),
+            config=self.config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
             model_path=model_path,
             requests_address=f"ipc://{self._socket_folder.name}/requests",
             outputs_address=f"ipc://{self._socket_folder.name}/outputs",

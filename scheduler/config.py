@@ -71,8 +71,16 @@ class EngineConfig(BaseSettings):
     prefix_caching: bool = True
     """Reuse the KV blocks of a prefix that was computed before."""
 
-    attention_backend: Literal["auto", "torch"] = "auto"
-    """How attention reads the block pool; torch is the plain reference."""
+    attention_backend: Literal["auto", "native", "torch"] = "auto"
+    """How attention reads the block pool: native is the C++ kernel for CPU, torch the plain reference; auto is
+    native where it can be built."""
+
+    fused: bool = True
+    """On a CPU, run the Llama-like families through the native decoder instead of transformers' modules."""
+
+    quantization: Literal["auto", "none", "int8"] = "auto"
+    """Arithmetic of the matrix products: int8 takes int8 weights per channel and activations per row; auto takes
+    it for a bfloat16 model on a CPU if it raises perplexity by less than 1 %."""
 
     policy: Literal["fcfs"] = "fcfs"
     """Who is admitted next and who is preempted: first come, first served."""

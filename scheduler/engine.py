@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 
-import torch
-
-from scheduler.attention import choose_backend
 from scheduler.blocks import BlockPool
 from scheduler.config import EngineConfig
-from scheduler.kv_cache import KVCache, choose_num_blocks
-from scheduler.messages import EngineInfo, EngineState, SequenceOutput, StepOutputs, StepStats
-from scheduler.model import load_model
+from scheduler.loading import load
+from scheduler.messages import EngineState, SequenceOutput, StepOutputs, StepStats
 from scheduler.policy import FirstComeFirstServed
 from scheduler.request import FinishReason, InvalidRequestError, Request, Sequence
 from scheduler.runner import Runner
@@ -27,48 +22,27 @@ class EngineCore:
     """One model, one block pool, one running batch. Everything happens in `step()`, in one thread."""
 
     def __init__(self, config: EngineConfig, model_path: str) -> None:
-        """Load the model and allocate the pool. Raises `UnsupportedModelError`, `KVCacheTooSmallError`, or
-        transformers' OSError."""
-        torch.set_num_threads(config.threads or usable_cpus())
-        self.model = load_model(model_path, config)
-        backend = choose_backend(config.attention_backend, self.model.device)
-        num_blocks = choose_num_blocks(
-            config,
-            self.model.layers,
-            model_max_len=self.model.max_len,
-            dtype=self.model.dtype,
-            device=self.model.device,
-        )
-        max_model_len = min(config.max_model_len or self.model.max_len, num_blocks * config.block_size)
-        cache = KVCache(
-            self.model.layers,
-            backend,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            dtype=self.model.dtype,
-            device=self.model.device,
-        )
-        self.pool = BlockPool(num_blocks, config.block_size)
+        """Load the model and allocate the pool. Raises what `loading.load` raises."""
+        loaded = load(config, model_path)
+        self.info = loaded.info
+        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size)
         self.scheduler = Scheduler(
             self.pool,
             FirstComeFirstServed(),
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
-            max_model_len=max_model_len,
-            vocab_size=self.model.vocab_size,
-            eos_token_ids=self.model.eos_token_ids,
+            max_model_len=loaded.info.max_model_len,
+            vocab_size=loaded.info.vocab_size,
+            eos_token_ids=loaded.eos_token_ids,
             prefix_caching=config.prefix_caching,
         )
-        self.runner = Runner(self.model, cache, num_seats=self.scheduler.num_seats, max_model_len=max_model_len)
-        self.info = EngineInfo(
-            model=config.model,
-            max_model_len=max_model_len,
-            vocab_size=self.model.vocab_size,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            dtype=str(self.model.dtype).removeprefix("torch."),
-            device=str(self.model.device),
-            attention_backend=backend.name,
+        self.model = loaded.model
+        self.runner = Runner(
+            loaded.model,
+            loaded.cache,
+            device=loaded.device,
+            num_seats=self.scheduler.num_seats,
+            max_model_len=loaded.info.max_model_len,
         )
 
     @property
@@ -164,8 +138,3 @@ def _output(sequence: Sequence, sampled: SampledToken | None = None, error: str 
         num_cached_tokens=sequence.num_cached_tokens,
         error=error,
     )
-
-
-def usable_cpus() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
+from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
 from scheduler.kv_cache import KVCacheTooSmallError
@@ -22,6 +23,7 @@ from scheduler.messages import (
     AddRequest,
     EngineFailed,
     FromEngine,
+    Launch,
     SequenceOutput,
     Shutdown,
     StepOutputs,
@@ -32,17 +34,6 @@ from scheduler.model import UnsupportedModelError
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 1000
-
-
-class Launch(msgspec.Struct):
-    """What the engine's process is told at its start."""
-
-    config: str
-    """The EngineConfig, as JSON."""
-    model_path: str
-    requests_address: str
-    outputs_address: str
-    log_level: int
 
 
 def main() -> None:
@@ -61,8 +52,8 @@ def main() -> None:
         outputs.send(encoder.encode(message))
 
     try:
-        core = EngineCore(EngineConfig.model_validate_json(launch.config), launch.model_path)
-    except (UnsupportedModelError, KVCacheTooSmallError, OSError) as error:
+        core = EngineCore(EngineConfig.model_construct(**launch.config), launch.model_path)
+    except (UnsupportedModelError, BackendError, KVCacheTooSmallError, OSError) as error:
         send(EngineFailed(f"cannot serve {launch.model_path}: {error}"))
     except Exception as error:
         logger.exception("the engine could not start")

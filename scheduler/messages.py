@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from scheduler.request import FinishReason, Request
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What the engine's process is told at its start."""
+
+    config: dict[str, Any]
+    """The validated EngineConfig, as JSON has it."""
+    model_path: str
+    requests_address: str
+    outputs_address: str
+    log_level: int
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
@@ -80,6 +93,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     device: str
     attention_backend: str
+    products: str
+    """Arithmetic of the matrix products: int8, bfloat16, float16 or float32."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):

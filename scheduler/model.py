@@ -25,7 +25,6 @@ from transformers import (
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
-from scheduler.config import EngineConfig
 from scheduler.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,6 @@ class PagedModel:
         self.module = model
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
-        self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = self.config.vocab_size
         self.layers = _probe(model, self.config)
 
@@ -137,17 +135,14 @@ class PagedModel:
         return logits
 
 
-def load_model(path: str, config: EngineConfig) -> PagedModel:
-    """Load a model from a folder or a Hugging Face id. Raises `UnsupportedModelError`, or transformers' OSError
-    if nothing can be loaded from there."""
-    device = choose_device(config.device)
+def load_model(path: str, device: torch.device) -> PagedModel:
+    """Load a model from a folder or a Hugging Face id, in the type its weights are stored in. Raises
+    `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
     model_config = AutoConfig.from_pretrained(path)
     _refuse_by_config(model_config)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=choose_dtype(config.dtype, device), attn_implementation=_ATTENTION
-        )
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation=_ATTENTION)
     except ValueError as error:  # transformers' word for: not a causal language model, or no such attention
         raise UnsupportedModelError(str(error)) from error
     model.to(device)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 
 from scheduler.attention import PackedBatch
 from scheduler.kv_cache import KVCache
-from scheduler.model import PagedModel
+from scheduler.quantization import StepModel
 from scheduler.request import Sequence
 from scheduler.sampler import SampledToken, SamplingRow, sample
 from scheduler.scheduler import Chunk, Plan
@@ -17,9 +17,12 @@ from scheduler.scheduler import Chunk, Plan
 class Runner:
     """Executes plans. Keeps one row of block ids for each seat, so that a step adds only what is new."""
 
-    def __init__(self, model: PagedModel, cache: KVCache, *, num_seats: int, max_model_len: int) -> None:
+    def __init__(
+        self, model: StepModel, cache: KVCache, *, device: torch.device, num_seats: int, max_model_len: int
+    ) -> None:
         self.model = model
         self.cache = cache
+        self._device = device
         self._tables = np.zeros((num_seats, -(-max_model_len // cache.block_size)), dtype=np.int32)
         # Whose table each row holds (a preempted sequence comes back with another), and how much of it.
         self._owners: list[list[int] | None] = [None] * num_seats
@@ -77,4 +80,4 @@ class Runner:
         return seat
 
     def _tensor(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+        return torch.from_numpy(array).to(self._device, non_blocking=True)

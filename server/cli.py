@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from benchmarks import flags as bench_flags
 from scheduler.config import ConfigFileError, EngineConfig
 from scheduler.request import InvalidRequestError, SamplingParams
 from server.config import ServeConfig
@@ -26,6 +27,9 @@ _PRECEDENCE = """\
 An option is also an environment variable (--block-size: CAROUSEL_BLOCK_SIZE) and a line of the YAML file that
 --config names (block_size: 16). A flag wins over the environment, the environment over the file.
 """
+
+
+_BENCH = "Load-test any OpenAI-compatible server: throughput, latency, goodput."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_serve(_add_command(commands, "serve", "Serve a model over HTTP, with OpenAI's API."))
     _add_generate(_add_command(commands, "generate", "Answer one prompt on the terminal."))
+    _add_bench(commands.add_parser("bench", help=_BENCH, description=_BENCH, allow_abbrev=False))
     return parser
 
 
@@ -134,6 +139,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         except (EngineStartError, EngineDeadError) as error:
             return _complain(args, str(error))
         return 0 if finished else INTERRUPTED
+
+    parser.set_defaults(run=run)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "carousel bench [options]"
+    bench_flags.add_arguments(parser)
+
+    def run(args: argparse.Namespace) -> int:
+        from benchmarks import bench
+
+        return bench.run(args)
 
     parser.set_defaults(run=run)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+import scheduler
 from scheduler.config import DEFAULT_MODEL
 
-ALICE = (Path(__file__).parent / "data" / "alice.txt").read_text()
+ALICE = (Path(scheduler.__file__).parent / "data" / "alice.txt").read_text()
 NUM_TOKENS = 64
 TIE = 1e-4
 """Two logits closer than this are a tie: another order of the same float32 sums may pick either."""

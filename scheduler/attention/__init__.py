@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 
 from scheduler.attention.interface import AttentionBackend, LayerSpec, PackedBatch
+from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
+from scheduler.native import NativeBuildError
 
-__all__ = ["AttentionBackend", "LayerSpec", "PackedBatch", "choose_backend"]
+__all__ = ["AttentionBackend", "BackendError", "LayerSpec", "PackedBatch", "choose_backend"]
+
+logger = logging.getLogger(__name__)
 
 
-def choose_backend(name: str, device: torch.device) -> AttentionBackend:
-    """The backend called `name`; `auto` is the fastest one that works on `device`."""
+class BackendError(ValueError):
+    """The attention backend that was asked for cannot serve this model here; the message says why."""
+
+
+def choose_backend(
+    name: str,
+    specs: Sequence[LayerSpec],
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_threads: int,
+) -> AttentionBackend:
+    """The backend called `name`; `auto` is the fastest one that can serve these layers.
+
+    Raises `BackendError` for a backend asked for by name that cannot.
+    """
+    if name == "torch" or (name == "auto" and device.type != "cpu"):
+        return TorchAttention()
+    reason = NativeAttention.obstacle(specs, block_size, dtype, device)
+    if reason is None:
+        try:
+            return NativeAttention(num_threads)
+        except NativeBuildError as error:
+            reason = str(error)
+    if name == "native":
+        raise BackendError(f"--attention-backend native: {reason}")
+    logger.warning("attention falls back to plain torch, which is many times slower: %s", reason)
     return TorchAttention()

@@ -31,6 +31,8 @@ def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -
         pytest.param({}, id="together"),
         pytest.param({"prefix_caching": False}, id="without-prefix-caching"),
         pytest.param({"max_batched_tokens": 16}, id="budget-of-16-tokens"),
+        pytest.param({"fused": False}, id="through-transformers-modules"),
+        pytest.param({"fused": False, "attention_backend": "torch"}, id="with-torch-attention"),
     ],
 )
 def test_32_prompts_together(

@@ -74,6 +74,8 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     [
         pytest.param({}, id="whole"),
         pytest.param({"max_batched_tokens": 16, "block_size": 16}, id="chunked"),
+        pytest.param({"max_batched_tokens": 16, "fused": False}, id="chunked-modules"),
+        pytest.param({"fused": False, "attention_backend": "torch"}, id="torch"),
         pytest.param({"block_size": 4, "max_model_len": 160, "kv_cache_memory": 55}, id="preempted"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
@@ -58,15 +57,14 @@ async def test_one_that_does_not_wait_for_the_answer(
     assert "POST /v1/completions 499" in server.log
 
 
-async def test_one_that_waits_in_the_queue(tmp_path: Path) -> None:
-    with Server(tmp_path / "log", "--dtype", "float32", "--max-num-seqs", "1") as server:
-        async with server.async_client() as client:
-            seated = asyncio.create_task(drain(client, "One", stream=True))
-            await server.until("carousel_requests_running", 1)
-            queued = asyncio.create_task(drain(client, "Two", stream=True))
-            await server.until("carousel_requests_waiting", 1)
-            queued.cancel()
-            await server.until("carousel_requests_waiting", 0)
-            assert await server.metric("carousel_requests_running") == 1, "who has a seat keeps it"
-            seated.cancel()
-            await server.until_idle()
+async def test_one_that_waits_in_the_queue(server: Server, async_client: AsyncOpenAI) -> None:
+    seats = 64
+    seated = asyncio.create_task(drain(async_client, ["One"] * seats, stream=True))
+    await server.until("carousel_requests_running", seats)
+    queued = asyncio.create_task(drain(async_client, "Two", stream=True))
+    await server.until("carousel_requests_waiting", 1)
+    queued.cancel()
+    await server.until("carousel_requests_waiting", 0)
+    assert await server.metric("carousel_requests_running") == seats, "who has a seat keeps it"
+    seated.cancel()
+    await server.until_idle()

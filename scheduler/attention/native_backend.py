@@ -1,0 +1,75 @@
+"""Paged attention for CPU: the native kernel, which reads the blocks in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from scheduler.attention.interface import LayerSpec, PackedBatch
+from scheduler.native import kernels
+
+VECTOR = 16
+"""Head sizes and block sizes must be multiples of this many numbers: the kernel's vectors."""
+
+
+class NativeAttention:
+    """Attention in C++ (kernels/attention.cpp), parallel over sequences, heads and the context.
+
+    Keys are laid out [num_blocks, num_kv_heads, key_dim, block_size], so that one vector holds the scores of 16
+    tokens; values [num_blocks, num_kv_heads, block_size, value_dim]. A sequence's result has the same bits
+    whatever the batch, the chunking or the block ids.
+    """
+
+    name = "native"
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._kernels = kernels()
+
+    @staticmethod
+    def obstacle(
+        specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> str | None:
+        """Why the kernel cannot serve these layers, or None if it can."""
+        if device.type != "cpu":
+            return f"the kernel is for CPU, the model is on {device.type}"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"the kernel reads float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+        if block_size % VECTOR != 0:
+            return f"--block-size must be a multiple of {VECTOR} for the kernel, not {block_size}"
+        if any(spec.key_dim != spec.value_dim or spec.key_dim % VECTOR != 0 for spec in specs):
+            return f"the kernel wants keys and values of one size, a multiple of {VECTOR}"
+        return None
+
+    def allocate(
+        self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        heads = spec.num_kv_heads
+        return (
+            torch.empty(num_blocks, heads, spec.key_dim, block_size, dtype=dtype, device=device),
+            torch.empty(num_blocks, heads, block_size, spec.value_dim, dtype=dtype, device=device),
+        )
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: PackedBatch,
+        spec: LayerSpec,
+    ) -> torch.Tensor:
+        self._kernels.write_kv(key.contiguous(), value.contiguous(), batch.slot_mapping, *cache)
+        output: torch.Tensor = self._kernels.paged_attention(
+            query.contiguous(),
+            *cache,
+            batch.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            spec.scaling,
+            spec.sliding_window or 0,
+            spec.softcap or 0.0,
+            self._num_threads,
+        )
+        return output

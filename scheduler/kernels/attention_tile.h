@@ -1,0 +1,170 @@
+// The arithmetic of attention: a tile of one to six query rows against one partition of keys and values.
+//
+// The rows of a tile share every loaded key and value vector, and nothing else: each row has accumulators of its
+// own, so the tile a row falls into does not change its result.
+#pragma once
+
+#include "simd.h"
+
+namespace carousel {
+
+constexpr int64_t kPartition = 256;  // tokens of context to a partition
+constexpr int64_t kGroup = kLanes;   // tokens whose scores make one vector; a group lies within one block
+constexpr int kTileRows = 6;         // with four vectors for each row, 24 of the 32 registers of AVX-512
+
+// A row's softmax so far, over some keys: their largest score, the sum of e^(score - largest), and after a
+// vector's worth of header the sum of values so weighted. No key yet: the largest score is -inf.
+struct RowState {
+  static constexpr int64_t kHeader = kLanes;
+  static int64_t floats(int64_t head_dim) { return kHeader + head_dim; }
+  static float& largest(float* state) { return state[0]; }
+  static float& sum(float* state) { return state[1]; }
+  static float* values(float* state) { return state + kHeader; }
+};
+
+constexpr float kNoKey = -std::numeric_limits<float>::infinity();
+
+// Adds a partition's softmax to the state before it. Not inlined: both ways to walk the partitions, by one thread
+// or by several, must round alike.
+__attribute__((noinline)) inline void merge(float* state, float* partial, int64_t head_dim) {
+  if (RowState::largest(partial) == kNoKey) return;
+  const float largest = RowState::largest(state) > RowState::largest(partial) ? RowState::largest(state)
+                                                                               : RowState::largest(partial);
+  const f32x16 keep = exp(splat(RowState::largest(state) - largest));
+  const f32x16 take = exp(splat(RowState::largest(partial) - largest));
+  RowState::largest(state) = largest;
+  RowState::sum(state) = RowState::sum(state) * keep[0] + RowState::sum(partial) * take[0];
+  float* into = RowState::values(state);
+  const float* from = RowState::values(partial);
+  for (int64_t d = 0; d < head_dim; d += kLanes)
+    store(into + d, fma(load(into + d), keep, load(from + d) * take));
+}
+
+// scores[row, group, lane] = queries[:, row] . keys[group][:, lane], for kGroups groups of sixteen keys. Blocks are
+// scattered, so the hardware cannot guess the next ones: on the way, asks for the keys of the groups that follow
+// and for these groups' values.
+template <int kRows, int kGroups, class Stored>
+CAROUSEL_INLINE void score_groups(const float* queries, const Stored* const* keys, const Stored* const* values,
+                                  int64_t key_stride, int64_t head_dim, float* scores) {
+  constexpr int64_t kPerLine = 64 / sizeof(Stored) / kLanes;
+  f32x16 sums[kRows][kGroups] = {};
+  for (int64_t d = 0; d < head_dim; ++d) {
+    if (d % kPerLine == 0) {
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+        __builtin_prefetch(keys[g + kGroups] + d * key_stride);
+        __builtin_prefetch(values[g] + d * kLanes);
+      }
+    }
+    f32x16 key[kGroups];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) key[g] = load(keys[g] + d * key_stride);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const f32x16 query = splat(queries[d * kRows + r]);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(query, key[g], sums[r][g]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int g = 0; g < kGroups; ++g) store(scores + r * kPartition + g * kGroup, sums[r][g]);
+}
+
+// out[row, :] = sum of weights[row, key] * values[key, :] over keys [begin, end) of the partition, in their order,
+// for kVectors vectors of dimensions.
+template <int kRows, int kVectors, class Stored>
+CAROUSEL_INLINE void weigh_values(const float* weights, const Stored* const* values, int64_t begin, int64_t end,
+                                  int64_t head_dim, float* out, int64_t out_stride) {
+  f32x16 sums[kRows][kVectors] = {};
+  for (int64_t key = begin; key < end;) {
+    const Stored* value = values[key / kGroup] + key % kGroup * head_dim;
+    const int64_t stop = end < (key / kGroup + 1) * kGroup ? end : (key / kGroup + 1) * kGroup;
+    for (; key < stop; ++key, value += head_dim) {
+      f32x16 part[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) part[v] = load(value + v * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const f32x16 weight = splat(weights[r * kPartition + key]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(weight, part[v], sums[r][v]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sums[r][v]);
+}
+
+// Turns one row's scores of groups [first, last) into softmax weights, relative to the row's largest score. Keys
+// outside [begin, end) weigh exactly nothing, whatever their slots hold.
+CAROUSEL_INLINE void weigh_scores(float* scores, int64_t first, int64_t last, int64_t begin, int64_t end, float softcap,
+                                  float* state) {
+  f32x16 largest = splat(kNoKey);
+  for (int64_t g = first; g < last; ++g) {
+    f32x16 s = load(scores + g * kGroup);
+    if (softcap > 0.0f) s = softcap * tanh(s / softcap);
+    const i32x16 key = lane_index() + int32_t(g * kGroup);
+    s = ((key >= int32_t(begin)) & (key < int32_t(end))) ? s : splat(kNoKey);
+    store(scores + g * kGroup, s);
+    largest = max(largest, s);
+  }
+  const float peak = max_lanes(largest);
+  const float shift = peak == kNoKey ? 0.0f : peak;  // a row that sees no key here must not meet -inf - -inf
+  f32x16 sum = {};
+  for (int64_t g = first; g < last; ++g) {
+    const f32x16 weight = exp(load(scores + g * kGroup) - shift);
+    store(scores + g * kGroup, weight);
+    sum += weight;
+  }
+  RowState::largest(state) = peak;
+  RowState::sum(state) = sum_lanes(sum);
+}
+
+// One partition as a tile of rows sees it.
+template <class Stored>
+struct PartitionView {
+  const Stored* keys[kPartition / kGroup + 4];    // [head_dim, kGroup], rows key_stride apart
+  const Stored* values[kPartition / kGroup];  // [kGroup, head_dim]
+  int64_t key_stride;
+  int64_t head_dim;
+};
+
+// The keys of a partition that one row sees: [begin, end), counted from the partition's first.
+struct Visible {
+  int64_t begin, end;
+};
+
+// Fills the states of a tile's rows. queries: [head_dim, kRows], already scaled.
+template <int kRows, class Stored>
+void attend_tile(const PartitionView<Stored>& view, const float* queries, const Visible* visible, float softcap,
+                 float* scores, float* states) {
+  const int64_t stride = RowState::floats(view.head_dim);
+  const int64_t begin = visible[0].begin, end = visible[kRows - 1].end;
+  if (begin >= end) {
+    for (int r = 0; r < kRows; ++r) RowState::largest(states + r * stride) = kNoKey;
+    return;
+  }
+  const int64_t first = begin / kGroup, last = (end + kGroup - 1) / kGroup;
+  int64_t g = first;
+  for (; g + 4 <= last; g += 4)
+    score_groups<kRows, 4>(queries, view.keys + g, view.values + g, view.key_stride, view.head_dim, scores + g * kGroup);
+  for (; g < last; ++g)
+    score_groups<kRows, 1>(queries, view.keys + g, view.values + g, view.key_stride, view.head_dim, scores + g * kGroup);
+  for (int r = 0; r < kRows; ++r)
+    weigh_scores(scores + r * kPartition, first, last, visible[r].begin, visible[r].end, softcap, states + r * stride);
+
+  const Stored* values[kPartition / kGroup];
+  for (int64_t d = 0; d < view.head_dim;) {
+    for (g = first; g < last; ++g) values[g] = view.values[g] + d;
+    float* out = RowState::values(states) + d;
+    if (d + 4 * kLanes <= view.head_dim) {
+      weigh_values<kRows, 4>(scores, values, begin, end, view.head_dim, out, stride);
+      d += 4 * kLanes;
+    } else {
+      weigh_values<kRows, 1>(scores, values, begin, end, view.head_dim, out, stride);
+      d += kLanes;
+    }
+  }
+}
+
+}  // namespace carousel

@@ -1,0 +1,305 @@
+// What Python sees. Tensors are checked here and become plain pointers; no kernel knows of torch.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "attention.h"
+#include "checks.h"
+#include "decoder.h"
+#include "sampler.h"
+
+namespace py = pybind11;
+
+namespace carousel {
+namespace {
+
+constexpr int64_t kAny = -1;
+
+void check_tensor(const at::Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
+  require(tensor.defined() && tensor.device().is_cpu(), name, " must be a CPU tensor");
+  require(tensor.is_contiguous(), name, " must be contiguous");
+  require(tensor.dim() == int64_t(shape.size()), name, " must have ", shape.size(), " dimensions, not ", tensor.dim());
+  int64_t axis = 0;
+  for (const int64_t size : shape) {
+    require(size == kAny || tensor.size(axis) == size, name, ": dimension ", axis, " must be ", size, ", not ",
+            tensor.size(axis));
+    ++axis;
+  }
+}
+
+template <class T>
+const T* data(const at::Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
+  check_tensor(tensor, name, shape);
+  require(tensor.scalar_type() == c10::CppTypeToScalarType<T>::value, name, " must be of dtype ",
+          c10::CppTypeToScalarType<T>::value, ", not ", tensor.scalar_type());
+  return tensor.const_data_ptr<T>();
+}
+
+DType dtype_of(const at::Tensor& tensor, const char* name) {
+  if (tensor.scalar_type() == at::kFloat) return DType::f32;
+  require(tensor.scalar_type() == at::kBFloat16, name, " must be float32 or bfloat16, not ", tensor.scalar_type());
+  return DType::bf16;
+}
+
+void check_threads(int num_threads) {
+  require(num_threads >= 1 && num_threads <= 1024, "num_threads must be in [1, 1024], not ", num_threads);
+}
+
+KvCache kv_cache(const at::Tensor& keys, const at::Tensor& values) {
+  check_tensor(keys, "k_cache", {kAny, kAny, kAny, kAny});
+  check_tensor(values, "v_cache", {keys.size(0), keys.size(1), keys.size(3), keys.size(2)});
+  require(keys.scalar_type() == values.scalar_type(), "k_cache and v_cache must have one dtype");
+  return {dtype_of(keys, "k_cache"), keys.data_ptr(), values.data_ptr(), keys.size(0), keys.size(1), keys.size(2),
+          keys.size(3)};
+}
+
+PagedBatch paged_batch(const at::Tensor& block_tables, const at::Tensor& query_start, const at::Tensor& context_lens) {
+  const int32_t* lens = data<int32_t>(context_lens, "context_lens", {kAny});
+  const int64_t sequences = context_lens.size(0);
+  const int32_t* tables = data<int32_t>(block_tables, "block_tables", {sequences, kAny});
+  return {sequences, block_tables.size(1), tables, data<int32_t>(query_start, "query_start", {sequences + 1}), lens};
+}
+
+at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& k_cache, const at::Tensor& v_cache,
+                           const at::Tensor& block_tables, const at::Tensor& query_start,
+                           const at::Tensor& context_lens, double scale, int64_t sliding_window, double softcap,
+                           int num_threads) {
+  const KvCache cache = kv_cache(k_cache, v_cache);
+  check_tensor(queries, "q", {kAny, kAny, cache.head_dim});
+  const DType dtype = dtype_of(queries, "q");
+  const PagedBatch batch = paged_batch(block_tables, query_start, context_lens);
+  check_geometry(cache, queries.size(1));
+  require(sliding_window >= 0 && softcap >= 0, "sliding_window and softcap must not be negative");
+  check_threads(num_threads);
+  check_batch(batch, cache, queries.size(0), sliding_window);
+
+  at::Tensor outputs = at::empty(queries.sizes(), queries.options());
+  const int64_t stride = queries.size(1) * cache.head_dim;
+  const AttentionRows rows{dtype, queries.data_ptr(), stride, outputs.data_ptr(), stride};
+  const AttentionOptions options{float(scale), sliding_window, float(softcap)};
+  AttentionPlan plan(batch, cache, queries.size(1), sliding_window, num_threads);
+  parallel(num_threads, [&](Team& team) { plan.run(team, cache, options, rows); });
+  return outputs;
+}
+
+void write_kv(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slot_mapping,
+              const at::Tensor& k_cache, const at::Tensor& v_cache) {
+  const KvCache cache = kv_cache(k_cache, v_cache);
+  const int64_t* slots = data<int64_t>(slot_mapping, "slot_mapping", {kAny});
+  const int64_t tokens = slot_mapping.size(0), width = cache.num_kv_heads * cache.head_dim;
+  check_tensor(keys, "k", {tokens, cache.num_kv_heads, cache.head_dim});
+  check_tensor(values, "v", {tokens, cache.num_kv_heads, cache.head_dim});
+  require(keys.scalar_type() == values.scalar_type(), "k and v must have one dtype");
+  for (int64_t t = 0; t < tokens; ++t)
+    require(slots[t] >= 0 && slots[t] < cache.num_blocks * cache.block_size, "slot ", slots[t], " is not in the cache");
+  const auto write = [&](const auto* key, const auto* value) {
+    for (int64_t t = 0; t < tokens; ++t) write_slot(cache, slots[t], key + t * width, value + t * width);
+  };
+  if (dtype_of(keys, "k") == DType::f32)
+    write(static_cast<const float*>(keys.data_ptr()), static_cast<const float*>(values.data_ptr()));
+  else
+    write(static_cast<const bf16*>(keys.data_ptr()), static_cast<const bf16*>(values.data_ptr()));
+}
+
+Mode mode_of(const std::string& name) {
+  require(name == "int8" || name == "bf16" || name == "f32", "mode must be int8, bf16 or f32, not ", name);
+  return name == "int8" ? Mode::int8 : name == "bf16" ? Mode::bf16 : Mode::f32;
+}
+
+Activation activation_of(const std::string& name) {
+  require(name == "silu" || name == "gelu_tanh", "activation must be silu or gelu_tanh, not ", name);
+  return name == "silu" ? Activation::silu : Activation::gelu_tanh;
+}
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+Matrix matrix(const at::Tensor& tensor, const char* name) {
+  check_tensor(tensor, name, {kAny, kAny});
+  return {dtype_of(tensor, name), tensor.data_ptr(), tensor.size(0), tensor.size(1)};
+}
+
+PackedWeights pack_weights(const at::Tensor& weight, const OptionalTensor& bias, Mode mode, bool gated = false) {
+  const Matrix weights = matrix(weight, "weight");
+  require(weight.size(0) > 0 && weight.size(1) > 0, "weight must not be empty");
+  require(!gated || weight.size(0) % 2 == 0, "a gated weight must have an even number of rows");
+  const float* biases = bias ? data<float>(*bias, "bias", {weight.size(0)}) : nullptr;
+  return PackedWeights(mode, weights, biases, gated);
+}
+
+class PackedLinear {
+ public:
+  PackedLinear(const at::Tensor& weight, const OptionalTensor& bias, const std::string& mode, bool gated)
+      : weights_(pack_weights(weight, bias, mode_of(mode), gated)) {}
+
+  at::Tensor call(const at::Tensor& input, const std::string& activation, int num_threads) const {
+    check_tensor(input, "x", {kAny, weights_.in_features()});
+    dtype_of(input, "x");
+    check_threads(num_threads);
+    const at::Tensor x = input.to(at::kFloat);
+    const int64_t width = weights_.in_features(), rows = x.size(0);
+    at::Tensor y = at::empty({rows, weights_.out_features()}, x.options());
+    const float* values = x.const_data_ptr<float>();
+    const Product product{y.data_ptr<float>(), weights_.out_features(), false, activation_of(activation)};
+    PackedRows packed;
+    packed.reshape(weights_.mode(), rows, width);
+    parallel(num_threads, [&](Team& team) {
+      team.for_each(packed.num_blocks(), 1, [&](int64_t b) {
+        const PackedRows::Block block = packed.block(b);
+        for (int64_t row = block.first; row < block.last; ++row) packed.pack(block, row, values + row * width);
+      });
+      multiply(team, packed, weights_, product);
+    });
+    return y.to(input.scalar_type());
+  }
+
+ private:
+  PackedWeights weights_;
+};
+
+std::vector<float> norm_weights(const OptionalTensor& weights) {
+  if (!weights) return {};
+  const float* values = data<float>(*weights, "a norm's weight", {kAny});
+  return std::vector<float>(values, values + weights->size(0));
+}
+
+// A Decoder, and the tensors that it borrows from.
+class TensorDecoder {
+ public:
+  TensorDecoder(const at::Tensor& embedding, const at::Tensor& head, const at::Tensor& final_norm,
+                const std::vector<std::pair<at::Tensor, at::Tensor>>& ropes, int64_t num_heads, int64_t num_kv_heads,
+                int64_t head_dim, double norm_epsilon, double attention_scale, double attention_softcap,
+                double logit_softcap, double embedding_multiplier, const std::string& activation,
+                const std::string& mode, const std::string& head_mode)
+      : mode_(mode_of(mode)),
+        embedding_(embedding),
+        ropes_(ropes),
+        decoder_({matrix(embedding, "embedding").columns, num_heads, num_kv_heads, head_dim, float(norm_epsilon),
+                  float(attention_scale), float(attention_softcap), float(logit_softcap), float(embedding_multiplier),
+                  activation_of(activation)},
+                 matrix(embedding, "embedding"), pack_weights(head, std::nullopt, mode_of(head_mode)),
+                 norm_weights(final_norm), rope_tables(ropes)) {}
+
+  void add_layer(const at::Tensor& qkv, const at::Tensor& output, const at::Tensor& gate_up, const at::Tensor& down,
+                 const at::Tensor& attention_norm, const at::Tensor& feed_forward_norm, const OptionalTensor& qkv_bias,
+                 const OptionalTensor& output_bias, const OptionalTensor& gate_up_bias,
+                 const OptionalTensor& down_bias, const OptionalTensor& query_norm, const OptionalTensor& key_norm,
+                 const OptionalTensor& post_attention_norm, const OptionalTensor& post_feed_forward_norm,
+                 int64_t sliding_window, int64_t rope) {
+    decoder_.add_layer({pack_weights(qkv, qkv_bias, mode_), pack_weights(output, output_bias, mode_),
+                        pack_weights(gate_up, gate_up_bias, mode_, true), pack_weights(down, down_bias, mode_),
+                        norm_weights(attention_norm), norm_weights(feed_forward_norm), norm_weights(query_norm),
+                        norm_weights(key_norm), norm_weights(post_attention_norm),
+                        norm_weights(post_feed_forward_norm), sliding_window, rope});
+  }
+
+  void bind_cache(const std::vector<at::Tensor>& k_caches, const std::vector<at::Tensor>& v_caches) {
+    require(k_caches.size() == v_caches.size(), "there must be as many v_caches as k_caches");
+    std::vector<KvCache> caches;
+    for (size_t i = 0; i < k_caches.size(); ++i) caches.push_back(kv_cache(k_caches[i], v_caches[i]));
+    caches_ = std::move(caches);
+    cache_tensors_ = {k_caches, v_caches};
+  }
+
+  at::Tensor forward(const at::Tensor& token_ids, const at::Tensor& block_tables, const at::Tensor& query_start,
+                     const at::Tensor& context_lens, const at::Tensor& sampled_rows, int num_threads) {
+    const PagedBatch batch = paged_batch(block_tables, query_start, context_lens);
+    const int32_t* tokens = data<int32_t>(token_ids, "token_ids", {batch.num_rows()});
+    const int32_t* sampled = data<int32_t>(sampled_rows, "sampled_rows", {kAny});
+    check_threads(num_threads);
+    const int64_t num_sampled = sampled_rows.size(0);
+    at::Tensor logits = at::empty({num_sampled, decoder_.vocabulary()}, at::kFloat);
+    decoder_.forward({tokens, batch, &caches_, sampled, num_sampled, logits.data_ptr<float>()}, num_threads);
+    return logits;
+  }
+
+ private:
+  static std::vector<RopeTable> rope_tables(const std::vector<std::pair<at::Tensor, at::Tensor>>& ropes) {
+    std::vector<RopeTable> tables;
+    for (const auto& [cos, sin] : ropes) {
+      const float* cosines = data<float>(cos, "cos", {kAny, kAny});
+      tables.push_back({cosines, data<float>(sin, "sin", {cos.size(0), cos.size(1)}), cos.size(0), cos.size(1)});
+    }
+    return tables;
+  }
+
+  const Mode mode_;
+  const at::Tensor embedding_;
+  const std::vector<std::pair<at::Tensor, at::Tensor>> ropes_;
+  std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> cache_tensors_;
+  std::vector<KvCache> caches_;
+  Decoder decoder_;
+};
+
+Logits logits_of(const at::Tensor& logits) {
+  const float* values = data<float>(logits, "logits", {kAny, kAny});
+  require(logits.size(1) > 0, "logits must have a vocabulary");
+  return {values, logits.size(0), logits.size(1)};
+}
+
+std::pair<at::Tensor, at::Tensor> argmax(const at::Tensor& tensor, int num_threads) {
+  const Logits logits = logits_of(tensor);
+  at::Tensor values = at::empty({logits.rows}, at::kFloat), indices = at::empty({logits.rows}, at::kLong);
+  float* to = values.data_ptr<float>();
+  int64_t* to_index = indices.data_ptr<int64_t>();
+  check_threads(num_threads);
+  parallel(num_threads, [&](Team& team) { largest_logits(team, logits, to, to_index); });
+  return {values, indices};
+}
+
+at::Tensor logsumexp(const at::Tensor& tensor, int num_threads) {
+  const Logits logits = logits_of(tensor);
+  at::Tensor sums = at::empty({logits.rows}, at::kFloat);
+  float* to = sums.data_ptr<float>();
+  check_threads(num_threads);
+  parallel(num_threads, [&](Team& team) { log_sum_exps(team, logits, to); });
+  return sums;
+}
+
+std::pair<at::Tensor, at::Tensor> top_logits(const at::Tensor& tensor, int64_t count, int num_threads) {
+  const Logits logits = logits_of(tensor);
+  require(count >= 1 && count <= logits.vocabulary, "k must be in [1, ", logits.vocabulary, "], not ", count);
+  at::Tensor values = at::empty({logits.rows, count}, at::kFloat), indices = at::empty({logits.rows, count}, at::kLong);
+  float* to = values.data_ptr<float>();
+  int64_t* to_index = indices.data_ptr<int64_t>();
+  check_threads(num_threads);
+  parallel(num_threads, [&](Team& team) { top_candidates(team, logits, count, to, to_index); });
+  return {values, indices};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  using py::arg;
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  module.def("paged_attention", &paged_attention, without_gil, arg("q"), arg("k_cache"), arg("v_cache"),
+             arg("block_tables"), arg("query_start"), arg("context_lens"), arg("scale"), arg("sliding_window") = 0,
+             arg("softcap") = 0.0, arg("num_threads") = 1);
+  module.def("write_kv", &write_kv, without_gil, arg("k"), arg("v"), arg("slot_mapping"), arg("k_cache"),
+             arg("v_cache"));
+  py::class_<PackedLinear>(module, "PackedLinear")
+      .def(py::init<const at::Tensor&, const OptionalTensor&, const std::string&, bool>(), without_gil,
+           arg("weight"), arg("bias") = py::none(), arg("mode") = "int8", arg("gated") = false)
+      .def("__call__", &PackedLinear::call, without_gil, arg("x"), arg("activation") = "silu", arg("num_threads") = 1);
+  py::class_<TensorDecoder>(module, "Decoder")
+      .def(py::init<const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                    const std::vector<std::pair<at::Tensor, at::Tensor>>&, int64_t, int64_t, int64_t, double, double,
+                    double, double, double, const std::string&, const std::string&, const std::string&>(),
+           without_gil, arg("embedding"), arg("lm_head"), arg("final_norm"), arg("ropes"), py::kw_only(),
+           arg("num_heads"), arg("num_kv_heads"), arg("head_dim"), arg("norm_epsilon"), arg("attention_scale"),
+           arg("attention_softcap") = 0.0, arg("logit_softcap") = 0.0, arg("embedding_multiplier") = 1.0,
+           arg("activation") = "silu", arg("mode") = "int8", arg("head_mode") = "int8")
+      .def("add_layer", &TensorDecoder::add_layer, without_gil, arg("qkv"), arg("output"), arg("gate_up"),
+           arg("down"), arg("attention_norm"), arg("feed_forward_norm"), py::kw_only(), arg("qkv_bias") = py::none(),
+           arg("output_bias") = py::none(), arg("gate_up_bias") = py::none(), arg("down_bias") = py::none(),
+           arg("query_norm") = py::none(), arg("key_norm") = py::none(), arg("post_attention_norm") = py::none(),
+           arg("post_feed_forward_norm") = py::none(), arg("sliding_window") = 0, arg("rope") = 0)
+      .def("bind_cache", &TensorDecoder::bind_cache, arg("k_caches"), arg("v_caches"))
+      .def("forward", &TensorDecoder::forward, without_gil, arg("token_ids"), arg("block_tables"),
+           arg("query_start"), arg("context_lens"), arg("sampled_rows"), arg("num_threads") = 1);
+  module.def("argmax", &argmax, without_gil, arg("logits"), arg("num_threads") = 1);
+  module.def("logsumexp", &logsumexp, without_gil, arg("logits"), arg("num_threads") = 1);
+  module.def("top_candidates", &top_logits, without_gil, arg("logits"), arg("k"), arg("num_threads") = 1);
+}
+
+}  // namespace carousel

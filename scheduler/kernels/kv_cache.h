@@ -1,0 +1,76 @@
+// The paged KV cache: where a token's key and value lie, and how they get there.
+//
+// A layer's cache is a pool of blocks, and a sequence names its blocks in order in a block table.
+//   keys   [num_blocks, num_kv_heads, head_dim, block_size]
+//   values [num_blocks, num_kv_heads, block_size, head_dim]
+// Keys are transposed within a block, so that the scores of sixteen tokens are one vector and need no
+// horizontal sum; values are not, so that a weighted sum of values is one vector per sixteen dimensions.
+#pragma once
+
+#include "simd.h"
+
+namespace carousel {
+
+struct KvCache {
+  DType dtype = DType::f32;
+  void* keys = nullptr;
+  void* values = nullptr;
+  int64_t num_blocks = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t block_size = 0;
+
+  // The first element of one block of one head, in `keys` and in `values` alike.
+  int64_t block_offset(int64_t block, int64_t head) const {
+    return (block * num_kv_heads + head) * head_dim * block_size;
+  }
+};
+
+// The sequences of one packed batch. Sequence s owns the rows query_start[s] .. query_start[s + 1] - 1, its
+// newest tokens, and holds context_lens[s] tokens with those.
+struct PagedBatch {
+  int64_t num_sequences;
+  int64_t max_blocks;           // the width of block_tables
+  const int32_t* block_tables;  // [num_sequences, max_blocks]
+  const int32_t* query_start;   // [num_sequences + 1]
+  const int32_t* context_lens;  // [num_sequences]
+
+  int64_t num_rows() const { return query_start[num_sequences]; }
+  int64_t query_len(int64_t s) const { return query_start[s + 1] - query_start[s]; }
+  int64_t first_position(int64_t s) const { return context_lens[s] - query_len(s); }
+  const int32_t* blocks(int64_t s) const { return block_tables + s * max_blocks; }
+};
+
+// Turns the first rotary_dim dimensions of a head: dimension i with dimension i + rotary_dim / 2. A row of the
+// tables holds one angle per dimension, as Transformers lays them out.
+inline void rotate(float* head, const float* cos, const float* sin, int64_t rotary_dim) {
+  const int64_t half = rotary_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[i + half];
+    head[i] = a * cos[i] - b * sin[i];
+    head[i + half] = b * cos[i + half] + a * sin[i + half];
+  }
+}
+
+// Writes one token's key and value, [num_kv_heads, head_dim] each, to its slot: block * block_size + offset.
+template <class In, class Stored>
+inline void write_slot(const KvCache& cache, int64_t slot, const In* key, const In* value) {
+  const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
+  for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
+    const int64_t base = cache.block_offset(block, head);
+    Stored* to_key = static_cast<Stored*>(cache.keys) + base + offset;
+    Stored* to_value = static_cast<Stored*>(cache.values) + base + offset * cache.head_dim;
+    for (int64_t d = 0; d < cache.head_dim; ++d) assign(to_key[d * cache.block_size], to_float(key[d]));
+    for (int64_t d = 0; d < cache.head_dim; ++d) assign(to_value[d], to_float(value[d]));
+    key += cache.head_dim;
+    value += cache.head_dim;
+  }
+}
+
+template <class In>
+inline void write_slot(const KvCache& cache, int64_t slot, const In* key, const In* value) {
+  if (cache.dtype == DType::f32) write_slot<In, float>(cache, slot, key, value);
+  else write_slot<In, bf16>(cache, slot, key, value);
+}
+
+}  // namespace carousel

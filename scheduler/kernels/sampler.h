@@ -1,0 +1,24 @@
+// What sampling asks of a row of logits, each in one pass over the vocabulary. A NaN counts as -inf, and of equal
+// logits the one with the lower index comes first, so a row has one answer.
+#pragma once
+
+#include <cstdint>
+
+#include "threads.h"
+
+namespace carousel {
+
+struct Logits {
+  const float* data;  // [rows, vocabulary]
+  int64_t rows, vocabulary;
+  const float* row(int64_t i) const { return data + i * vocabulary; }
+};
+
+// Called by every thread of the team.
+void largest_logits(Team& team, const Logits& logits, float* values, int64_t* indices);  // [rows]
+void log_sum_exps(Team& team, const Logits& logits, float* sums);                        // [rows]
+
+// The `count` largest logits of each row, in falling order: [rows, count].
+void top_candidates(Team& team, const Logits& logits, int64_t count, float* values, int64_t* indices);
+
+}  // namespace carousel

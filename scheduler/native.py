@@ -1,0 +1,114 @@
+"""The native kernels: built from the C++ sources on first use, then loaded from a cache.
+
+    from scheduler.native import kernels
+    out = kernels().paged_attention(q, k_cache, v_cache, ...)
+
+The build is made for this very processor (``-march=native``), so the cache key covers the sources, the flags,
+the compiler, the processor's features, and the versions of Python and torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import platformdirs
+import torch
+from filelock import FileLock
+
+SOURCES = Path(__file__).parent / "kernels"
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp")
+QUIET = ("-Wno-psabi",)  # about passing vectors to functions, which are all inlined
+BUILD_SECONDS = 25
+
+
+class NativeBuildError(RuntimeError):
+    """The kernels could not be built; the message says why."""
+
+
+@cache
+def kernels() -> ModuleType:
+    """The extension module, built if this machine has not built it before.
+
+    Raises NativeBuildError where there is no C++ compiler or the build fails.
+    """
+    return load(FLAGS)
+
+
+def load(flags: tuple[str, ...]) -> ModuleType:
+    """The extension module compiled with `flags`. Safe to call from several processes at once."""
+    compiler = os.environ.get("CXX", "c++")
+    name = f"carousel_kernels_{_cache_key(compiler, flags)}"
+    folder = platformdirs.user_cache_path("carousel") / "kernels" / name
+    built = folder / "complete"  # written last: a build that was cut off is made again
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not built.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            _build(name, folder, compiler, flags)
+            built.touch()
+    return _import(name, folder / f"{name}.so")
+
+
+def _cache_key(compiler: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.glob("*.*")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    facts = (compiler, _version_of(compiler), *flags, _cpu_features(), sys.version, torch.__version__)
+    digest.update("\0".join(facts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _version_of(compiler: str) -> str:
+    """What the compiler calls itself, or nothing where there is none: a kernel built before still loads."""
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
+def _cpu_features() -> str:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    return platform.machine() + (features[0] if features else platform.processor())
+
+
+def _build(name: str, folder: Path, compiler: str, flags: tuple[str, ...]) -> None:
+    if shutil.which(compiler) is None:
+        raise NativeBuildError(f"the native kernels need a C++ compiler, and {compiler!r} is not on the PATH")
+    print(f"building the native kernels (once, about {BUILD_SECONDS} s)", file=sys.stderr, flush=True)
+    from torch.utils.cpp_extension import load as compile_library  # takes a second: only when there is a build
+
+    try:
+        compile_library(
+            name,
+            [str(source) for source in sorted(SOURCES.glob("*.cpp"))],
+            extra_cflags=[*flags, *QUIET],
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+            is_python_module=False,  # the caller imports it, the same way as one built before
+        )
+    except (RuntimeError, OSError) as error:
+        tail = "\n".join(str(error).splitlines()[-30:])
+        raise NativeBuildError(f"the native kernels could not be built:\n{tail}") from error
+
+
+def _import(name: str, library: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
