@@ -84,4 +84,10 @@ def references(model_path: str, prompts: list[list[int]]) -> list[Reference]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
-    return [reference(model, prompt, NUM_TOKENS) for prompt in prompts]
+    # One token at a time is bound by memory: a second thread gains little, and waits for its twin on a busy machine.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [reference(model, prompt, NUM_TOKENS) for prompt in prompts]
+    finally:
+        torch.set_num_threads(num_threads)

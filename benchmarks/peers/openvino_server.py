@@ -1,0 +1,99 @@
+"""The least HTTP server around openvino-genai's continuous batching: POST /v1/completions, streamed.
+
+openvino-genai is a library; this lets it take part in the comparison over the same wire. It runs in the peer's own
+virtual environment, and imports nothing of Carousel.
+
+    python openvino_server.py MODEL_FOLDER PORT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import openvino_genai as genai
+from aiohttp import web
+
+
+class Engine:
+    """Steps the pipeline in a thread of its own, and hands each request's tokens to its queue."""
+
+    def __init__(self, folder: str) -> None:
+        config = genai.SchedulerConfig()
+        config.max_num_seqs = 64
+        config.cache_size = 2  # GB
+        config.dynamic_split_fuse = True
+        self.pipeline = genai.ContinuousBatchingPipeline(folder, config, "CPU")
+        self.tokenizer = self.pipeline.get_tokenizer()
+        self._ids = itertools.count()
+        self._live: dict[int, tuple[Any, asyncio.Queue[list[int] | None]]] = {}
+        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def add(self, prompt: str, max_tokens: int) -> asyncio.Queue[list[int] | None]:
+        params = genai.GenerationConfig()
+        params.max_new_tokens = max_tokens
+        params.ignore_eos = True
+        params.do_sample = False
+        queue: asyncio.Queue[list[int] | None] = asyncio.Queue()
+        with self._lock:
+            number = next(self._ids)
+            self._live[number] = (self.pipeline.add_request(number, prompt, params), queue)
+        return queue
+
+    def _run(self) -> None:
+        while True:
+            if not self.pipeline.has_non_finished_requests():
+                time.sleep(0.001)
+                continue
+            self.pipeline.step()
+            with self._lock:
+                for number, (handle, queue) in list(self._live.items()):
+                    while handle.can_read():
+                        for output in handle.read().values():
+                            self._loop.call_soon_threadsafe(queue.put_nowait, list(output.generated_ids))
+                    if handle.get_status() != genai.GenerationStatus.RUNNING:
+                        self._loop.call_soon_threadsafe(queue.put_nowait, None)
+                        del self._live[number]
+
+
+ENGINE = web.AppKey("engine", Engine)
+
+
+async def complete(request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    engine = request.app[ENGINE]
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    queue = engine.add(body["prompt"], body["max_tokens"])
+    count = 0
+    while (token_ids := await queue.get()) is not None:
+        count += len(token_ids)
+        text = engine.tokenizer.decode(token_ids) or " "
+        chunk = {"choices": [{"index": 0, "text": text, "finish_reason": None}]}
+        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    usage = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": count}}
+    await response.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
+    return response
+
+
+async def models(request: web.Request) -> web.Response:
+    return web.json_response({"data": [{"id": "model"}]})
+
+
+async def make_app(folder: str) -> web.Application:
+    app = web.Application()
+    app[ENGINE] = Engine(folder)
+    app.router.add_post("/v1/completions", complete)
+    app.router.add_get("/v1/models", models)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(make_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), print=None)
