@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from tqdm import tqdm
@@ -73,11 +74,11 @@ def running(peer: Peer, model: Path) -> Iterator[Server]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        name = asyncio.run(_wait_until_ready(url, process))
-        if name is None:
+        names = asyncio.run(_wait_until_ready(url, process, "/v1/models" if peer.lists_models else "/health"))
+        if names is None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
             raise PeerError(f"it does not answer at {url} ({log}):\n{tail}")
-        yield Server(peer, process, url, name)
+        yield Server(peer, process, url, names["data"][0]["id"] if peer.lists_models else str(model))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGCONT)
@@ -89,15 +90,15 @@ def running(peer: Peer, model: Path) -> Iterator[Server]:
             process.wait()
 
 
-async def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> str | None:
-    """Returns the name of the served model, or None if the server ended or took too long."""
+async def _wait_until_ready(url: str, process: subprocess.Popen[bytes], path: str) -> Any:
+    """Returns what the server answers there, or None if it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(aiohttp.ClientError, LookupError, ValueError):
-                async with session.get(f"{url}/v1/models") as response:
+            with contextlib.suppress(aiohttp.ClientError, ValueError):
+                async with session.get(url + path) as response:
                     if response.status == 200:
-                        return str((await response.json())["data"][0]["id"])
+                        return await response.json()
             await asyncio.sleep(0.5)
     return None
 
@@ -196,6 +197,7 @@ def main() -> int:
     if unknown := set(wanted) - set(names):
         parser.error(f"unknown servers: {', '.join(sorted(unknown))}")
     model = Path(resolve_model(DEFAULT_MODEL))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers, paused or not, are ended too
 
     with ExitStack() as stack:
         servers = []

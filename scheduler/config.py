@@ -55,8 +55,9 @@ class EngineConfig(BaseSettings):
     max_num_seqs: PositiveInt = 64
     """Seats of the carousel: how many sequences at most share one step."""
 
-    max_batched_tokens: PositiveInt = 512
-    """Tokens at most computed in one step, over all sequences; a longer prompt is computed in chunks."""
+    max_batched_tokens: PositiveInt | None = None
+    """Tokens at most computed in one step, over all sequences; a longer prompt is computed in chunks. Fewer keep
+    the streams smoother while prompts arrive; by default 2 a seat, and at least 128 on a CPU, 2048 on CUDA."""
 
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer, in tokens; by default what the model and the KV pool allow."""

@@ -30,7 +30,7 @@ class EngineCore:
             self.pool,
             FirstComeFirstServed(),
             max_num_seqs=config.max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens,
+            max_batched_tokens=config.max_batched_tokens or default_budget(config, loaded.device.type),
             max_model_len=loaded.info.max_model_len,
             vocab_size=loaded.info.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
@@ -138,3 +138,8 @@ def _output(sequence: Sequence, sampled: SampledToken | None = None, error: str 
         num_cached_tokens=sequence.num_cached_tokens,
         error=error,
     )
+
+
+def default_budget(config: EngineConfig, device_type: str) -> int:
+    """Tokens in a step. A CPU is busy with few: more would only make everybody's next token wait for prompts."""
+    return max(2048 if device_type == "cuda" else 128, 2 * config.max_num_seqs)

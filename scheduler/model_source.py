@@ -137,6 +137,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     # What is written is plain float32, whatever the source was quantized to.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]  # other engines look for it
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)

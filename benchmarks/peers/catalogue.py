@@ -30,6 +30,8 @@ class Peer:
     """Gets the peer's folder and the model's folder; called once, and again after it failed."""
     command: Callable[[Path, Path, int], list[str]]
     environment: dict[str, str] = field(default_factory=dict)
+    lists_models: bool = True
+    """Whether /v1/models names what is served; else it is ready when /health says so, and goes by its folder."""
 
 
 class PeerError(RuntimeError):
@@ -106,7 +108,6 @@ def _vllm(folder: Path, model: Path, port: int) -> list[str]:
     return [
         f"{folder}/venv/bin/vllm", "serve", str(model), "--port", str(port), "--host", "127.0.0.1",
         "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", str(NUM_SEATS),
-        "--disable-log-requests",
     ]  # fmt: skip
 
 
@@ -143,5 +144,12 @@ PEERS = [
     ),
     Peer("openvino-genai", "int8 weights", _install_openvino, _openvino),
     Peer("llama.cpp", "Q4_1", _install_llama_cpp, _llama_cpp),
-    Peer("transformers", "bf16", _install_transformers, _transformers, {"HF_HUB_OFFLINE": "1"}),
+    Peer(
+        "transformers",
+        "bf16",
+        _install_transformers,
+        _transformers,
+        {"HF_HUB_OFFLINE": "1"},
+        lists_models=False,
+    ),
 ]
