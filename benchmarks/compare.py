@@ -150,8 +150,8 @@ def markdown(rows: list[dict[str, object]], concurrencies: list[int]) -> str:
         ttft, itl = found[top]["ttft"], found[top]["itl"]
         assert isinstance(ttft, dict)
         assert isinstance(itl, dict)
-        cells.append(f"{ttft['p50']:.2f} / {ttft['p99']:.2f} s")
-        cells.append(f"{1000 * itl['p50']:.0f} / {1000 * itl['p99']:.0f} ms")
+        cells.append(f"{ttft['p50']:.2f} / {ttft['p99']:.2f} s" if peer.has_server else "-")
+        cells.append(f"{1000 * itl['p50']:.0f} / {1000 * itl['p99']:.0f} ms" if peer.has_server else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from scheduler.attention import LayerSpec, PackedBatch
+from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.blocks import BlockPool
@@ -39,9 +39,7 @@ def milliseconds(call: Callable[[], object], repetitions: int) -> float:
     return 1000 * statistics.median(times)
 
 
-def attention(
-    backend: NativeAttention | TorchAttention, num_sequences: int, context: int, repetitions: int
-) -> float:
+def attention(backend: AttentionBackend, num_sequences: int, context: int, repetitions: int) -> float:
     """Milliseconds of the default model's attention over all layers, one query a sequence, bfloat16."""
     blocks_each = -(-context // 16)
     num_blocks = num_sequences * blocks_each

@@ -77,7 +77,8 @@ class EngineConfig(BaseSettings):
     native where it can be built."""
 
     fused: bool = True
-    """On a CPU, run the Llama-like families through the native decoder instead of transformers' modules."""
+    """On a CPU, run the Llama-like families through the native decoder instead of transformers' modules. With it a
+    request's tokens and logprobs have the same bits whoever else is in the batch; without it they may not."""
 
     quantization: Literal["auto", "none", "int8"] = "auto"
     """Arithmetic of the matrix products: int8 takes int8 weights per channel and activations per row; auto takes

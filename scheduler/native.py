@@ -25,8 +25,14 @@ import torch
 from filelock import FileLock
 
 SOURCES = Path(__file__).parent / "kernels"
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp")
-QUIET = ("-Wno-psabi",)  # about passing vectors to functions, which are all inlined
+FLAGS = ("-march=native",)
+ALWAYS = (
+    "-std=c++20",
+    "-O3",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wno-psabi",  # about how functions pass vectors: these are all inlined
+)
 BUILD_SECONDS = 25
 
 
@@ -44,7 +50,7 @@ def kernels() -> ModuleType:
 
 
 def load(flags: tuple[str, ...]) -> ModuleType:
-    """The extension module compiled with `flags`. Safe to call from several processes at once."""
+    """The extension module compiled for the processor that `flags` name. Several processes may call it at once."""
     compiler = os.environ.get("CXX", "c++")
     name = f"carousel_kernels_{_cache_key(compiler, flags)}"
     folder = platformdirs.user_cache_path("carousel") / "kernels" / name
@@ -54,8 +60,9 @@ def load(flags: tuple[str, ...]) -> ModuleType:
         if not built.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            _build(name, folder, compiler, flags)
+            module = _build(name, folder, compiler, flags)
             built.touch()
+            return module
     return _import(name, folder / f"{name}.so")
 
 
@@ -63,7 +70,7 @@ def _cache_key(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for source in sorted(SOURCES.glob("*.*")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    facts = (compiler, _version_of(compiler), *flags, _cpu_features(), sys.version, torch.__version__)
+    facts = (compiler, _version_of(compiler), *ALWAYS, *flags, _cpu_features(), sys.version, torch.__version__)
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:16]
 
@@ -86,21 +93,21 @@ def _cpu_features() -> str:
     return platform.machine() + (features[0] if features else platform.processor())
 
 
-def _build(name: str, folder: Path, compiler: str, flags: tuple[str, ...]) -> None:
+def _build(name: str, folder: Path, compiler: str, flags: tuple[str, ...]) -> ModuleType:
     if shutil.which(compiler) is None:
         raise NativeBuildError(f"the native kernels need a C++ compiler, and {compiler!r} is not on the PATH")
     print(f"building the native kernels (once, about {BUILD_SECONDS} s)", file=sys.stderr, flush=True)
-    from torch.utils.cpp_extension import load as compile_library  # takes a second: only when there is a build
+    from torch.utils.cpp_extension import load as compile_and_load  # takes a second: only when there is a build
 
     try:
-        compile_library(
+        module: ModuleType = compile_and_load(
             name,
             [str(source) for source in sorted(SOURCES.glob("*.cpp"))],
-            extra_cflags=[*flags, *QUIET],
+            extra_cflags=[*ALWAYS, *flags],
             extra_ldflags=["-fopenmp"],
             build_directory=str(folder),
-            is_python_module=False,  # the caller imports it, the same way as one built before
         )
+        return module
     except (RuntimeError, OSError) as error:
         tail = "\n".join(str(error).splitlines()[-30:])
         raise NativeBuildError(f"the native kernels could not be built:\n{tail}") from error

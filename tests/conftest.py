@@ -84,7 +84,7 @@ def references(model_path: str, prompts: list[list[int]]) -> list[Reference]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
-    # One token at a time is bound by memory: a second thread gains little, and waits for its twin on a busy machine.
+    # One token at a time is bound by memory: a second thread gains little, and waits when others run.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

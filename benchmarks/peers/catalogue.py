@@ -30,6 +30,8 @@ class Peer:
     """Gets the peer's folder and the model's folder; called once, and again after it failed."""
     command: Callable[[Path, Path, int], list[str]]
     environment: dict[str, str] = field(default_factory=dict)
+    has_server: bool = True
+    """Whether it serves HTTP by itself; else its latencies are those of our wrapper, and are not shown."""
     lists_models: bool = True
     """Whether /v1/models names what is served; else it is ready when /health says so, and goes by its folder."""
 
@@ -142,7 +144,7 @@ PEERS = [
         _vllm,
         {"VLLM_CPU_OMP_THREADS_BIND": _CORES, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"},
     ),
-    Peer("openvino-genai", "int8 weights", _install_openvino, _openvino),
+    Peer("openvino-genai", "int8 weights", _install_openvino, _openvino, has_server=False),
     Peer("llama.cpp", "Q4_1", _install_llama_cpp, _llama_cpp),
     Peer(
         "transformers",

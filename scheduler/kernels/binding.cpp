@@ -277,11 +277,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              arg("softcap") = 0.0, arg("num_threads") = 1);
   module.def("write_kv", &write_kv, without_gil, arg("k"), arg("v"), arg("slot_mapping"), arg("k_cache"),
              arg("v_cache"));
-  py::class_<PackedLinear>(module, "PackedLinear")
+  // Classes are module_local so that builds for several processors can be loaded side by side.
+  py::class_<PackedLinear>(module, "PackedLinear", py::module_local())
       .def(py::init<const at::Tensor&, const OptionalTensor&, const std::string&, bool>(), without_gil,
            arg("weight"), arg("bias") = py::none(), arg("mode") = "int8", arg("gated") = false)
       .def("__call__", &PackedLinear::call, without_gil, arg("x"), arg("activation") = "silu", arg("num_threads") = 1);
-  py::class_<TensorDecoder>(module, "Decoder")
+  py::class_<TensorDecoder>(module, "Decoder", py::module_local())
       .def(py::init<const at::Tensor&, const at::Tensor&, const at::Tensor&,
                     const std::vector<std::pair<at::Tensor, at::Tensor>>&, int64_t, int64_t, int64_t, double, double,
                     double, double, double, const std::string&, const std::string&, const std::string&>(),
