@@ -30,8 +30,7 @@ from scheduler.messages import (
 from scheduler.metrics import EngineMetrics
 from scheduler.model_source import ModelNotFoundError, resolve_model
 from scheduler.request import Request, SamplingParams
-from scheduler.scheduler import check_fits
-from scheduler.stream import Delta, RequestStream, resolve_params
+from scheduler.stream import Delta, RequestStream, make_request
 from scheduler.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -182,18 +181,13 @@ class AsyncEngine:
         if self.error is not None:
             raise EngineDeadError(self.error)
         self._num_requests += 1
-        request = Request(
-            request_id=f"{request_id or 'request'}#{self._num_requests}",  # unique whatever the client sent
-            prompt_token_ids=prompt_token_ids,
-            params=resolve_params(params, len(prompt_token_ids), self.info.max_model_len),
+        request = make_request(
+            f"{request_id or 'request'}#{self._num_requests}",  # unique whatever the client sent
+            prompt_token_ids,
+            params,
+            self.info,
             user=user,
             cache_salt=cache_salt,
-        )
-        check_fits(
-            request,
-            max_model_len=self.info.max_model_len,
-            pool_tokens=self.info.num_blocks * self.info.block_size,
-            vocab_size=self.info.vocab_size,
         )
         client = _Client(request, self.tokenizer)
         self._clients[request.request_id] = client

@@ -13,8 +13,7 @@ from scheduler.engine import EngineCore
 from scheduler.messages import TokenLogprobs
 from scheduler.model_source import resolve_model
 from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams
-from scheduler.scheduler import check_fits
-from scheduler.stream import RequestStream, resolve_params
+from scheduler.stream import RequestStream, make_request
 from scheduler.tokenizer import Tokenizer
 
 
@@ -97,20 +96,8 @@ class LLM:
 
     def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        info = self.engine.info
         self._num_requests += 1
-        request = Request(
-            request_id=str(self._num_requests),
-            prompt_token_ids=token_ids,
-            params=resolve_params(params, len(token_ids), info.max_model_len),
-        )
-        check_fits(
-            request,
-            max_model_len=info.max_model_len,
-            pool_tokens=info.num_blocks * info.block_size,
-            vocab_size=info.vocab_size,
-        )
-        return request
+        return make_request(str(self._num_requests), token_ids, params, self.engine.info)
 
     def _run(self, streams: dict[str, RequestStream], results: dict[str, Result], bar: Any) -> None:
         num_tokens = 0

@@ -110,8 +110,8 @@ def _choose_execution(
         paged.module.to(dtype)  # type: ignore[arg-type]
         return paged, _name(dtype)
 
-    def fused(mode: Mode, length: int = max_model_len) -> FusedModel:
-        return FusedModel(paged, mode, max_len=length, num_threads=num_threads)
+    def fused(mode: Mode) -> FusedModel:
+        return FusedModel(paged, mode, max_len=max_model_len, num_threads=num_threads)
 
     unquantized: Mode = "f32" if dtype == torch.float32 else "bf16"
     if config.quantization == "int8":

