@@ -8,6 +8,7 @@ import torch
 
 from scheduler.attention import PackedBatch
 from scheduler.kv_cache import KVCache
+from scheduler.logits import LogitScans, NativeScans, TorchScans
 from scheduler.quantization import StepModel
 from scheduler.request import Sequence
 from scheduler.sampler import SampledToken, SamplingRow, sample
@@ -23,6 +24,9 @@ class Runner:
         self.model = model
         self.cache = cache
         self._device = device
+        self._scans: LogitScans = (
+            NativeScans(torch.get_num_threads()) if cache.backend.name == "native" else TorchScans()
+        )
         self._tables = np.zeros((num_seats, -(-max_model_len // cache.block_size)), dtype=np.int32)
         # Whose table each row holds (a preempted sequence comes back with another), and how much of it.
         self._owners: list[list[int] | None] = [None] * num_seats
@@ -34,7 +38,7 @@ class Runner:
         rows = [
             SamplingRow(sequence.request.params, sequence.index, sequence.num_tokens) for sequence in plan.sampling
         ]
-        return sample(logits, rows) if rows else []
+        return sample(logits, rows, self._scans) if rows else []
 
     def pack(self, chunks: list[Chunk]) -> PackedBatch:
         """Build the packed batch. Python work is per sequence; what is per token is vectorised."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scheduler.logits import LogitScans, TorchScans, invert
 from scheduler.messages import TokenLogprobs
 from scheduler.request import SamplingParams
 
-NUM_CANDIDATES = 1024
+NUM_CANDIDATES = 256
 """Truncation (top-k, top-p, min-p) first looks at this many likeliest tokens, and sorts the whole vocabulary
 only for a row where they are not enough."""
 
@@ -42,18 +43,21 @@ class SampledToken:
 
 
 @torch.inference_mode()
-def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+def sample(
+    logits: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    scans: LogitScans = TorchScans(),  # noqa: B008 (it has no state)
+) -> list[SampledToken]:
     """Choose one token for each row of `logits`, [len(rows), vocabulary] in any float type."""
     logits = logits.float()
-    best, tokens = logits.max(dim=-1)
+    best, tokens = scans.best(logits)
     random = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if random:
-        chosen = torch.tensor(random, device=logits.device)
-        tokens[chosen] = _draw(logits[chosen], [rows[i] for i in random])
-    # max() propagates NaN, so one look at the maxima finds every broken row.
+        tokens[random] = _draw(_rows_of(logits, random), [rows[i] for i in random], scans)
+    # The maximum is NaN where any logit is, so one look at the maxima finds every broken row.
     broken = (~torch.isfinite(best)).tolist()
     ids = tokens.tolist()
-    logprobs = _logprobs(logits, tokens, rows)
+    logprobs = _logprobs(logits, tokens, rows, scans)
     return [
         SampledToken(None if broken[i] else ids[i], None if broken[i] else logprobs.get(i))
         for i in range(len(rows))
@@ -77,22 +81,24 @@ def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+def _rows_of(logits: torch.Tensor, chosen: list[int]) -> torch.Tensor:
+    """Some rows; the whole tensor, not a copy, if all are chosen."""
+    return logits if len(chosen) == len(logits) else logits[chosen]
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans) -> torch.Tensor:
     """Sample each row with its own temperature and truncation; returns [len(rows)] int64."""
     device = logits.device
-    temperatures = torch.tensor([[row.params.temperature] for row in rows], device=device)
-    scaled = logits / temperatures
+    temperatures = torch.tensor([row.params.temperature for row in rows], dtype=torch.float32, device=device)
     numbers = torch.from_numpy(uniform(rows)).to(device)
+    whole = [i for i, row in enumerate(rows) if not _is_truncated(row.params)]
+    cut = [i for i, row in enumerate(rows) if _is_truncated(row.params)]
     tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
-
-    truncated = [_is_truncated(row.params) for row in rows]
-    whole = torch.tensor([i for i, cut in enumerate(truncated) if not cut], dtype=torch.int64, device=device)
-    if len(whole) > 0:
-        tokens[whole] = _invert(torch.softmax(scaled[whole], dim=-1), numbers[whole])
-    cut = torch.tensor([i for i, cut in enumerate(truncated) if cut], dtype=torch.int64, device=device)
-    if len(cut) > 0:
-        cut_rows = [row for row, is_cut in zip(rows, truncated, strict=True) if is_cut]
-        tokens[cut] = _draw_truncated(scaled[cut], numbers[cut], cut_rows)
+    if whole:
+        tokens[whole] = scans.draw(_rows_of(logits, whole), temperatures[whole], numbers[whole])
+    if cut:
+        cut_rows = [rows[i] for i in cut]
+        tokens[cut] = _draw_truncated(_rows_of(logits, cut), temperatures[cut], numbers[cut], cut_rows, scans)
     return tokens
 
 
@@ -100,71 +106,72 @@ def _is_truncated(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-def _invert(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Invert the cumulative distribution of each row: the first place where it exceeds number * total."""
-    cumulative = weights.double().cumsum(dim=-1)
-    thresholds = numbers.unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
-
-
-def _draw_truncated(scaled: torch.Tensor, numbers: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+def _draw_truncated(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    numbers: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    scans: LogitScans,
+) -> torch.Tensor:
     """Sample rows that keep only some likeliest tokens: top-k, then top-p of what it left, then min-p."""
-    vocabulary = scaled.shape[1]
-    log_total = scaled.logsumexp(dim=-1, keepdim=True)
-    candidates = min(NUM_CANDIDATES, vocabulary)
-    tokens, enough = _draw_from_likeliest(scaled, log_total, numbers, rows, candidates)
-    missing = torch.nonzero(~enough).squeeze(1)
-    if len(missing) > 0:
-        tokens[missing], _ = _draw_from_likeliest(
-            scaled[missing],
-            log_total[missing],
-            numbers[missing],
-            [rows[i] for i in missing.tolist()],
-            vocabulary,
-        )
+    vocabulary = logits.shape[1]
+    log_total = scans.log_total(logits, temperatures)
+
+    def draw(chosen: list[int], num_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, ids = scans.top(_rows_of(logits, chosen), num_candidates)
+        scaled = values / temperatures[chosen].unsqueeze(1)
+        params = [rows[i].params for i in chosen]
+        return _draw_from_likeliest(scaled, ids, log_total[chosen], numbers[chosen], params, vocabulary)
+
+    tokens, enough = draw(list(range(len(rows))), min(NUM_CANDIDATES, vocabulary))
+    if missing := torch.nonzero(~enough).squeeze(1).tolist():
+        tokens[missing], _ = draw(missing, vocabulary)
     return tokens
 
 
 def _draw_from_likeliest(
     scaled: torch.Tensor,
+    ids: torch.Tensor,
     log_total: torch.Tensor,
     numbers: torch.Tensor,
-    rows: Sequence[SamplingRow],
-    candidates: int,
+    params: Sequence[SamplingParams],
+    vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from each row's `candidates` likeliest tokens; the second result says for which rows the truncation
-    lay within them, so that the draw is the right one."""
+    """Draw from each row's likeliest tokens `ids`, whose logits over temperature are `scaled`, in falling order;
+    the second result says for which rows the truncation lay within them, so that the draw is the right one."""
     device = scaled.device
-    vocabulary = scaled.shape[1]
-    logits, ids = scaled.topk(candidates, dim=-1)
-    top_k = torch.tensor([[row.params.top_k or vocabulary] for row in rows], device=device)
-    top_p = torch.tensor([[row.params.top_p] for row in rows], dtype=torch.float64, device=device)
-    min_p = torch.tensor([[row.params.min_p] for row in rows], dtype=torch.float64, device=device)
+    candidates = scaled.shape[1]
+    top_k = torch.tensor([[row.top_k or vocabulary] for row in params], device=device)
+    top_p = torch.tensor([[row.top_p] for row in params], dtype=torch.float64, device=device)
+    min_p = torch.tensor([[row.min_p] for row in params], dtype=torch.float64, device=device)
 
     rank = torch.arange(candidates, device=device).unsqueeze(0)
     kept = rank < top_k
-    weights = torch.where(kept, (logits.double() - log_total.double()).exp(), 0.0)
+    weights = torch.where(kept, (scaled.double() - log_total.double().unsqueeze(1)).exp(), 0.0)
     cumulative = weights.cumsum(dim=-1)
     # With top-k, top-p is a share of what top-k left; without, of the whole vocabulary.
     total = torch.where(top_k < vocabulary, cumulative[:, -1:], torch.ones_like(cumulative[:, -1:]))
     kept &= (cumulative - weights < top_p * total) | (rank == 0)
     kept &= weights >= min_p * weights[:, :1]
     enough = ~kept[:, -1] | (candidates == vocabulary) | (top_k.squeeze(1) <= candidates)
-    places = _invert(torch.where(kept, weights, 0.0), numbers)
+    places = invert(torch.where(kept, weights, 0.0), numbers)
     return ids.gather(1, places.unsqueeze(1)).squeeze(1), enough
 
 
-def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[SamplingRow]) -> dict[int, TokenLogprobs]:
+def _logprobs(
+    logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans
+) -> dict[int, TokenLogprobs]:
     """The log-probabilities that the rows asked for, before temperature and truncation."""
     wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     if not wanted:
         return {}
-    chosen = torch.tensor(wanted, device=logits.device)
-    logprobs = torch.log_softmax(logits[chosen], dim=-1)
-    of_tokens = logprobs.gather(1, tokens[chosen].unsqueeze(1)).squeeze(1).tolist()
-    ids = tokens[chosen].tolist()
+    chosen = _rows_of(logits, wanted)
+    log_total = scans.log_total(chosen, torch.ones(len(wanted), device=logits.device)).unsqueeze(1)
+    of_tokens = (chosen.gather(1, tokens[wanted].unsqueeze(1)) - log_total).squeeze(1).tolist()
+    ids = tokens[wanted].tolist()
     most = max(rows[i].params.logprobs or 0 for i in wanted)
-    top_values, top_ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
+    values, top_tokens = scans.top(chosen, max(1, most))
+    top_values, top_ids = (values - log_total).tolist(), top_tokens.tolist()
     result = {}
     for place, i in enumerate(wanted):
         count = rows[i].params.logprobs or 0

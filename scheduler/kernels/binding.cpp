@@ -247,13 +247,26 @@ std::pair<at::Tensor, at::Tensor> argmax(const at::Tensor& tensor, int num_threa
   return {values, indices};
 }
 
-at::Tensor logsumexp(const at::Tensor& tensor, int num_threads) {
+at::Tensor logsumexp(const at::Tensor& tensor, const at::Tensor& temperatures, int num_threads) {
   const Logits logits = logits_of(tensor);
+  const float* over = data<float>(temperatures, "temperatures", {logits.rows});
   at::Tensor sums = at::empty({logits.rows}, at::kFloat);
   float* to = sums.data_ptr<float>();
   check_threads(num_threads);
-  parallel(num_threads, [&](Team& team) { log_sum_exps(team, logits, to); });
+  parallel(num_threads, [&](Team& team) { log_sum_exps(team, logits, over, to); });
   return sums;
+}
+
+at::Tensor draw_tokens(const at::Tensor& tensor, const at::Tensor& temperatures, const at::Tensor& numbers,
+                       int num_threads) {
+  const Logits logits = logits_of(tensor);
+  const float* over = data<float>(temperatures, "temperatures", {logits.rows});
+  const double* at_numbers = data<double>(numbers, "numbers", {logits.rows});
+  at::Tensor tokens = at::empty({logits.rows}, at::kLong);
+  int64_t* to = tokens.data_ptr<int64_t>();
+  check_threads(num_threads);
+  parallel(num_threads, [&](Team& team) { draw(team, logits, over, at_numbers, to); });
+  return tokens;
 }
 
 std::pair<at::Tensor, at::Tensor> top_logits(const at::Tensor& tensor, int64_t count, int num_threads) {
@@ -299,7 +312,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("forward", &TensorDecoder::forward, without_gil, arg("token_ids"), arg("block_tables"),
            arg("query_start"), arg("context_lens"), arg("sampled_rows"), arg("num_threads") = 1);
   module.def("argmax", &argmax, without_gil, arg("logits"), arg("num_threads") = 1);
-  module.def("logsumexp", &logsumexp, without_gil, arg("logits"), arg("num_threads") = 1);
+  module.def("logsumexp", &logsumexp, without_gil, arg("logits"), arg("temperatures"), arg("num_threads") = 1);
+  module.def("draw", &draw_tokens, without_gil, arg("logits"), arg("temperatures"), arg("numbers"),
+             arg("num_threads") = 1);
   module.def("top_candidates", &top_logits, without_gil, arg("logits"), arg("k"), arg("num_threads") = 1);
 }
 

@@ -70,36 +70,82 @@ std::vector<Candidate> best_candidates(const float* logits, int64_t vocabulary, 
   return kept;
 }
 
-// Stretch by stretch, each relative to the largest so far.
-float log_sum_exp(const float* logits, int64_t vocabulary) {
-  constexpr int64_t kLongStretch = 16 * kStretch;  // rescaling seldom
-  float largest = kLowest;
-  f32x16 sum = {};
-  for (int64_t start = 0; start < vocabulary; start += kLongStretch) {
-    const int64_t end = std::min(start + kLongStretch, vocabulary);
-    const float here = largest_of(logits + start, end - start);
-    if (here > largest) {
-      sum *= exp(largest - here);
-      largest = here;
-    }
-    if (largest == kLowest) continue;
-    for (int64_t i = start; i < end; i += kLanes) sum += exp(load_logits(logits + i, end - i) - largest);
+bool has_nan(const float* logits, int64_t vocabulary) {
+  i32x16 seen = {};
+  int64_t i = 0;
+  for (; i + kLanes <= vocabulary; i += kLanes) {
+    const f32x16 here = load(logits + i);
+    seen |= here != here;
   }
-  return largest + std::log(sum_lanes(sum));
+  for (; i < vocabulary; ++i) seen[0] |= -int32_t(std::isnan(logits[i]));
+  int32_t any = 0;
+  for (int lane = 0; lane < kLanes; ++lane) any |= seen[lane];
+  return any != 0;
 }
+
+constexpr int64_t kLongStretch = 16 * kStretch;  // exponentials summed in float; their sums are summed in double
+
+// e to the logits over the temperature, relative to the largest: the sum of each long stretch, and of all.
+struct Exponentials {
+  const float* logits;
+  int64_t vocabulary;
+  float largest, scale;
+  std::vector<double> sums;
+  double total = 0;
+
+  Exponentials(const float* row, int64_t size, float temperature)
+      : logits(row), vocabulary(size), largest(largest_of(row, size)), scale(1.0f / temperature) {
+    if (largest == kLowest) return;
+    for (int64_t start = 0; start < vocabulary; start += kLongStretch) {
+      const int64_t end = std::min(start + kLongStretch, vocabulary);
+      f32x16 sum = {};
+      for (int64_t i = start; i < end; i += kLanes) sum += at(i, end);
+      total += sums.emplace_back(sum_lanes(sum));
+    }
+  }
+
+  f32x16 at(int64_t i, int64_t end) const { return exp((load_logits(logits + i, end - i) - largest) * scale); }
+
+  int64_t token_at(double target) const {
+    size_t stretch = 0;
+    for (; stretch + 1 < sums.size() && sums[stretch] <= target; ++stretch) target -= sums[stretch];
+    int64_t likely = 0;  // should rounding carry the target past the stretch, its last possible token
+    const int64_t start = int64_t(stretch) * kLongStretch, end = std::min(start + kLongStretch, vocabulary);
+    for (int64_t i = start; i < end; i += kLanes) {
+      const f32x16 here = at(i, end);
+      for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, end - i); ++lane) {
+        if (here[lane] == 0) continue;
+        likely = i + lane;
+        target -= here[lane];
+        if (target < 0) return likely;
+      }
+    }
+    return likely;
+  }
+};
 
 }  // namespace
 
 void largest_logits(Team& team, const Logits& logits, float* values, int64_t* indices) {
   team.for_each(logits.rows, 1, [&](int64_t row) {
     const Candidate best = best_candidate(logits.row(row), logits.vocabulary);
-    values[row] = best.logit;
+    values[row] = has_nan(logits.row(row), logits.vocabulary) ? std::numeric_limits<float>::quiet_NaN() : best.logit;
     indices[row] = best.index;
   });
 }
 
-void log_sum_exps(Team& team, const Logits& logits, float* sums) {
-  team.for_each(logits.rows, 1, [&](int64_t row) { sums[row] = log_sum_exp(logits.row(row), logits.vocabulary); });
+void log_sum_exps(Team& team, const Logits& logits, const float* temperatures, float* sums) {
+  team.for_each(logits.rows, 1, [&](int64_t row) {
+    const Exponentials exponentials(logits.row(row), logits.vocabulary, temperatures[row]);
+    sums[row] = float(exponentials.largest * double(exponentials.scale) + std::log(exponentials.total));
+  });
+}
+
+void draw(Team& team, const Logits& logits, const float* temperatures, const double* numbers, int64_t* tokens) {
+  team.for_each(logits.rows, 1, [&](int64_t row) {
+    const Exponentials exponentials(logits.row(row), logits.vocabulary, temperatures[row]);
+    tokens[row] = exponentials.token_at(numbers[row] * exponentials.total);
+  });
 }
 
 void top_candidates(Team& team, const Logits& logits, int64_t count, float* values, int64_t* indices) {

@@ -1,5 +1,5 @@
-// What sampling asks of a row of logits, each in one pass over the vocabulary. A NaN counts as -inf, and of equal
-// logits the one with the lower index comes first, so a row has one answer.
+// What sampling asks of a row of logits, each in one pass over the vocabulary, or two. A NaN counts as -inf, and of
+// equal logits the one with the lower index comes first, so a row has one answer.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,14 @@ struct Logits {
   const float* row(int64_t i) const { return data + i * vocabulary; }
 };
 
-// Called by every thread of the team.
+// Called by every thread of the team. A row that has a NaN anywhere has NaN for its largest value.
 void largest_logits(Team& team, const Logits& logits, float* values, int64_t* indices);  // [rows]
-void log_sum_exps(Team& team, const Logits& logits, float* sums);                        // [rows]
+
+// What follows takes logits over a temperature, one for each row.
+void log_sum_exps(Team& team, const Logits& logits, const float* temperatures, float* sums);  // [rows]
+
+// The first token at which the cumulative sum of the softmax exceeds the row's number: [rows].
+void draw(Team& team, const Logits& logits, const float* temperatures, const double* numbers, int64_t* tokens);
 
 // The `count` largest logits of each row, in falling order: [rows, count].
 void top_candidates(Team& team, const Logits& logits, int64_t count, float* values, int64_t* indices);

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from scheduler.logits import NativeScans, TorchScans
 from scheduler.native import kernels
 
 
@@ -12,14 +13,34 @@ from scheduler.native import kernels
 @pytest.mark.parametrize("threads", [1, 2])
 def test_matches_torch(vocabulary: Any, threads: Any) -> None:
     logits = torch.randn(5, vocabulary) * 8
-    values, indices = kernels().argmax(logits, num_threads=threads)
-    assert torch.equal(indices, logits.argmax(-1))
-    assert torch.equal(values, logits.amax(-1))
-    torch.testing.assert_close(kernels().logsumexp(logits, num_threads=threads), logits.logsumexp(-1))
+    temperatures = torch.tensor([0.1, 0.7, 1.0, 1.3, 9.0])
+    native, plain = NativeScans(threads), TorchScans()
+    for ours, theirs in zip(native.best(logits), plain.best(logits), strict=True):
+        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(native.log_total(logits, temperatures), plain.log_total(logits, temperatures))
     for k in {1, min(50, vocabulary), vocabulary}:
-        values, indices = kernels().top_candidates(logits, k, num_threads=threads)
+        values, indices = native.top(logits, k)
         assert torch.equal(values, logits.topk(k).values)
         assert torch.equal(logits.gather(-1, indices), values)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 15, 64, 1000, 49152])
+def test_draws_where_torch_does(vocabulary: int) -> None:
+    logits = torch.randn(200, vocabulary) * 4
+    temperatures = torch.rand(200) + 0.5
+    numbers = torch.rand(200, dtype=torch.float64)
+    ours = NativeScans(2).draw(logits, temperatures, numbers)
+    theirs = TorchScans().draw(logits, temperatures, numbers)
+    # A number next to an edge between two tokens may fall on either side of it.
+    assert (ours == theirs).float().mean() > 0.98
+    assert (logits.gather(1, ours[:, None]) > -torch.inf).all()
+
+
+def test_the_ends_of_the_distribution() -> None:
+    logits = torch.full((2, 5000), -torch.inf)
+    logits[:, [10, 4000]] = 1.0
+    numbers = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
+    assert NativeScans(1).draw(logits, torch.ones(2), numbers).tolist() == [10, 4000]
 
 
 def test_equal_logits_come_in_the_order_of_their_indices() -> None:
@@ -36,15 +57,19 @@ def test_rising_logits_are_the_worst_case() -> None:
     assert torch.equal(kernels().top_candidates(logits, 40)[1][0], torch.arange(49151, 49111, -1))
 
 
-def test_masked_logits() -> None:
+def test_masked_logits_and_nan() -> None:
     logits = torch.full((1, 100), -torch.inf)
     assert kernels().top_candidates(logits, 3)[1].tolist() == [[0, 1, 2]]
-    assert kernels().logsumexp(logits).tolist() == [-torch.inf]
+    assert kernels().logsumexp(logits, torch.ones(1)).tolist() == [-torch.inf]
     logits[0, 70] = 2.0
-    logits[0, 3] = torch.nan
-    assert kernels().argmax(logits)[1].tolist() == [70]
-    assert kernels().logsumexp(logits).tolist() == [2.0]
-    assert kernels().top_candidates(logits, 2)[1].tolist() == [[70, 0]]
+    assert kernels().argmax(logits)[0].tolist() == [2.0]
+    for place in (3, 99):
+        broken = logits.clone()
+        broken[0, place] = torch.nan
+        value, token = kernels().argmax(broken)
+        assert value.isnan().all()
+        assert token.tolist() == [70]
+        assert kernels().logsumexp(broken, torch.ones(1)).tolist() == [2.0]
 
 
 def test_wrong_input_is_refused() -> None:
