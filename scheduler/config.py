@@ -72,17 +72,20 @@ class EngineConfig(BaseSettings):
     prefix_caching: bool = True
     """Reuse the KV blocks of a prefix that was computed before."""
 
-    attention_backend: Literal["auto", "native", "torch"] = "auto"
-    """How attention reads the block pool: native is the C++ kernel for CPU, torch the plain reference; auto is
-    native where it can be built."""
+    attention_backend: Literal["auto", "native", "flex", "torch"] = "auto"
+    """How attention reads the block pool: native is the C++ kernel for CPU, flex torch's FlexAttention for CUDA,
+    torch the plain reference; auto is native on a CPU where it can be built, and flex on CUDA."""
+
+    cuda_graphs: bool = True
+    """On CUDA with flex attention, replay steps that only decode as CUDA graphs: far less work for the CPU."""
 
     fused: bool = True
     """On a CPU, run the Llama-like families through the native decoder instead of transformers' modules. With it a
     request's tokens and logprobs have the same bits whoever else is in the batch; without it they may not."""
 
     quantization: Literal["auto", "none", "int8"] = "auto"
-    """Arithmetic of the matrix products: int8 takes int8 weights per channel and activations per row; auto takes
-    it for a bfloat16 model on a CPU if it raises perplexity by less than 1 %."""
+    """Arithmetic of the matrix products, for every model on a CPU: int8 takes weights and activations in groups of
+    64 with a scale each; auto takes it for a bfloat16 model if it raises perplexity by less than 1 %."""
 
     policy: Literal["fcfs"] = "fcfs"
     """Who is admitted next and who is preempted: first come, first served."""

@@ -10,10 +10,12 @@ import torch
 
 from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
-from scheduler.fused_model import FAMILIES, FusedModel, Mode, can_fuse
+from scheduler.cuda_graphs import CudaGraphs
+from scheduler.fused_model import FusedModel, Mode, can_fuse
 from scheduler.kv_cache import KVCache, choose_num_blocks
 from scheduler.messages import EngineInfo
 from scheduler.model import PagedModel, UnsupportedModelError, choose_device, choose_dtype, load_model
+from scheduler.packed_linear import obstacle, pack_linears
 from scheduler.quantization import (
     MAX_COST,
     Cost,
@@ -59,10 +61,21 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     num_blocks = choose_num_blocks(config, paged.layers, model_max_len=paged.max_len, dtype=dtype, device=device)
     max_model_len = min(config.max_model_len or paged.max_len, num_blocks * config.block_size)
     model, arithmetic = _choose_execution(config, paged, backend, dtype, model_path, max_model_len, num_threads)
+    spare_blocks = 0  # blocks that no sequence is given
+    if config.cuda_graphs and device.type == "cuda" and backend.name == "flex":
+        model = CudaGraphs(
+            model,
+            max_rows=config.max_num_seqs,
+            table_width=-(-max_model_len // config.block_size),
+            spare_block=num_blocks,
+            block_size=config.block_size,
+            device=device,
+        )
+        spare_blocks = 1
     cache = KVCache(
         paged.layers,
         backend,
-        num_blocks=num_blocks,
+        num_blocks=num_blocks + spare_blocks,
         block_size=config.block_size,
         dtype=dtype,
         device=device,
@@ -101,38 +114,42 @@ def _choose_execution(
     num_threads: int,
 ) -> tuple[StepModel, str]:
     """The model as it will run, and the name of its products' arithmetic."""
-    if not (config.fused and backend.name == "native" and can_fuse(paged)):
+    reason = obstacle(paged.device, dtype)
+    if reason is not None:
         if config.quantization == "int8":
-            raise UnsupportedModelError(
-                f"--quantization int8 needs the native decoder: a CPU, native attention, --fused, and a model of "
-                f"the families {', '.join(sorted(FAMILIES))}"
-            )
+            raise UnsupportedModelError(f"--quantization int8: {reason}")
         paged.module.to(dtype)  # type: ignore[arg-type]
         return paged, _name(dtype)
 
-    def fused(mode: Mode) -> FusedModel:
-        return FusedModel(paged, mode, max_len=max_model_len, num_threads=num_threads)
+    fused = config.fused and backend.name == "native" and can_fuse(paged)
+    if not fused:
+        paged.module.to(dtype)  # type: ignore[arg-type]
+
+    def packed(mode: Mode) -> StepModel:
+        if fused:
+            return FusedModel(paged, mode, max_len=max_model_len, num_threads=num_threads)
+        return pack_linears(paged, mode, num_threads)
 
     unquantized: Mode = "f32" if dtype == torch.float32 else "bf16"
     if config.quantization == "int8":
-        return fused("int8"), "int8"
+        return packed("int8"), "int8"
     if config.quantization == "none" or unquantized == "f32":
-        return fused(unquantized), _name(dtype)
+        return packed(unquantized), _name(dtype)
 
     cost = remembered_cost(model_path)
     if cost is None:
         logger.info("measuring what int8 costs this model (once)")
         tokens = text_tokens(model_path)
         cost = Cost(
-            int8=perplexity(fused("int8"), backend, tokens, dtype),
-            unquantized=perplexity(fused(unquantized), backend, tokens, dtype),
+            int8=perplexity(packed("int8"), backend, tokens, dtype),
+            unquantized=perplexity(packed(unquantized), backend, tokens, dtype),
         )
         remember_cost(model_path, cost)
     if cost.share < MAX_COST:
         logger.info("--quantization auto takes int8: %s", cost)
-        return fused("int8"), "int8"
+        return packed("int8"), "int8"
     logger.info("--quantization auto leaves int8 alone: %s", cost)
-    return fused(unquantized), _name(dtype)
+    return packed(unquantized), _name(dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

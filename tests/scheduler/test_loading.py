@@ -28,8 +28,10 @@ def test_the_llama_family_is_fused_and_others_are_not(tmp_path: Path) -> None:
 
 def test_what_was_asked_for_by_name_and_cannot_be_is_refused(tmp_path: Path) -> None:
     tiny_model("gpt_neox", num_key_value_heads=6).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="int8 needs the native decoder"):
-        EngineCore(EngineConfig(quantization="int8"), str(tmp_path))
+    with pytest.raises(
+        UnsupportedModelError, match="int8: the native products take float32 and bfloat16, not float16"
+    ):
+        EngineCore(EngineConfig(quantization="int8", dtype="float16"), str(tmp_path))
     with pytest.raises(BackendError, match="a multiple of 16"):
         EngineCore(EngineConfig(attention_backend="native", dtype="float32"), str(tmp_path))
     with pytest.raises(BackendError, match="--block-size must be a multiple of 16"):

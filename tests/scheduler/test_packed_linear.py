@@ -1,0 +1,79 @@
+"""Native products under transformers' modules: near float32 in every mode, and the model given stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scheduler.attention import PackedBatch
+from scheduler.attention.torch_backend import TorchAttention
+from scheduler.config import EngineConfig
+from scheduler.engine import EngineCore
+from scheduler.fused_model import Mode
+from scheduler.kv_cache import KVCache
+from scheduler.model import PagedModel, load_model
+from scheduler.packed_linear import PackedLinear, pack_linears
+from scheduler.request import SamplingParams
+from tests.scheduler.engine_runs import run_all
+from tests.scheduler.test_families import FAMILIES, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def logits(model: PagedModel, num_tokens: int = 40) -> torch.Tensor:
+    """Of every token of one prompt."""
+    rows = torch.arange(num_tokens)
+    batch = PackedBatch(
+        input_ids=rows * 7 % 190 + 3,
+        positions=rows,
+        slot_mapping=rows,
+        query_start=torch.tensor([0, num_tokens], dtype=torch.int32),
+        context_lens=torch.tensor([num_tokens], dtype=torch.int32),
+        block_tables=torch.arange(3, dtype=torch.int32).unsqueeze(0),
+        sample_rows=rows,
+        query_lens=[num_tokens],
+        contexts=[num_tokens],
+    )
+    cache = KVCache(
+        model.layers, TorchAttention(), num_blocks=3, block_size=16, dtype=model.module.dtype, device=CPU
+    )
+    return model.forward(batch, cache).float()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_mode_gives_the_models_logits(name: str, tmp_path: Path) -> None:
+    family, changes = FAMILIES[name]
+    tiny_model(family, **changes).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), CPU)
+    expected = logits(model)
+    modes: dict[Mode, float] = {"f32": 1e-5, "bf16": 0.05, "int8": 0.1}
+    for mode, tolerance in modes.items():
+        packed = pack_linears(model, mode, num_threads=2)
+        assert not any(type(module) is nn.Linear for module in packed.module.modules())
+        error = (logits(packed) - expected).norm() / expected.norm()
+        assert error < tolerance, f"{mode}: {error:.2g}"
+    # With tied weights, head and embedding are one tensor: packing the head must leave the embedding.
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_int8_for_a_family_that_is_not_fused(dtype: str, tmp_path: Path) -> None:
+    tiny_model("olmo2").save_pretrained(tmp_path)
+    core = EngineCore(EngineConfig(quantization="int8", dtype=dtype), str(tmp_path))
+    assert core.info.products == "int8"
+    run = run_all(
+        core, [[5, 6, 7], [9] * 40], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, seed=0)
+    )
+    assert [len(tokens) for tokens in run.tokens] == [8, 8]
+
+
+@pytest.mark.parametrize("mode", ["int8", "bf16", "f32"])
+def test_a_row_of_a_layer_does_not_depend_on_its_company(mode: Mode) -> None:
+    layer = PackedLinear(nn.Linear(70, 50), mode, num_threads=2)
+    x = torch.randn(2, 9, 70)
+    together = layer(x)
+    assert together.shape == (2, 9, 50)
+    assert torch.equal(layer(x[1, 4:5]), together[1, 4:5])
