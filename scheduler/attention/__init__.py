@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scheduler.attention.flex_backend import FlexAttention
 from scheduler.attention.interface import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
@@ -34,15 +35,20 @@ def choose_backend(
 
     Raises `BackendError` for a backend asked for by name that cannot.
     """
-    if name == "torch" or (name == "auto" and device.type != "cpu"):
+    if name == "torch":
         return TorchAttention()
-    reason = NativeAttention.obstacle(specs, block_size, dtype, device)
-    if reason is None:
-        try:
-            return NativeAttention(num_threads)
-        except NativeBuildError as error:
-            reason = str(error)
-    if name == "native":
-        raise BackendError(f"--attention-backend native: {reason}")
+    if name == "flex" or (name == "auto" and device.type == "cuda"):
+        reason = FlexAttention.obstacle(specs, block_size, device)
+        if reason is None:
+            return FlexAttention(device)
+    else:
+        reason = NativeAttention.obstacle(specs, block_size, dtype, device)
+        if reason is None:
+            try:
+                return NativeAttention(num_threads)
+            except NativeBuildError as error:
+                reason = str(error)
+    if name != "auto":
+        raise BackendError(f"--attention-backend {name}: {reason}")
     logger.warning("attention falls back to plain torch, which is many times slower: %s", reason)
     return TorchAttention()

@@ -1,0 +1,211 @@
+"""Paged attention for GPUs: torch's FlexAttention, compiled into one kernel that reads the blocks in place."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from scheduler.attention.interface import LayerSpec, PackedBatch
+
+TILE = 64
+"""Queries of one sequence that share a pass over its blocks, in a step that is not decoding alone."""
+
+QUERY_BLOCK = 128
+"""FlexAttention's block of queries: a tile is within one."""
+
+MAX_KERNELS = 64
+"""One for each kind of layer and height of tile, and more for sizes of one: torch's own limit is 8."""
+
+
+class FlexAttention:
+    """Cuts the batch into tiles of consecutive queries of one sequence; each visits its sequence's blocks.
+
+    A step that is decoding alone has tiles of one query. They are made of the batch's tensors and nothing on the
+    host, so that such a step can be captured as a CUDA graph. Keys and values are laid out
+    [num_blocks, block_size, num_kv_heads, head size].
+    """
+
+    name = "flex"
+
+    def __init__(self, device: torch.device) -> None:
+        # Elsewhere it is for checking, and runs as torch operators over the whole pool.
+        self._kernel: Callable[..., Tensor] = attend_tiles
+        if device.type == "cuda":
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_KERNELS)
+            # With fullgraph it is an error, and not just slow, if a kernel cannot be made.
+            self._kernel = torch.compile(attend_tiles, dynamic=False, fullgraph=True)
+        self._batch: PackedBatch | None = None
+        self._tiles: Tiles | None = None
+        self._visits: dict[int | None, tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def obstacle(specs: Sequence[LayerSpec], block_size: int, device: torch.device) -> str | None:
+        """Why FlexAttention cannot serve these layers, or None if it can."""
+        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+            return "FlexAttention is compiled by triton, which is not installed"
+        if block_size < 16 or block_size & (block_size - 1) != 0:
+            return f"--block-size must be a power of two and at least 16 for FlexAttention, not {block_size}"
+        if any(min(spec.key_dim, spec.value_dim) < 16 for spec in specs):
+            return "FlexAttention wants keys and values of at least 16 numbers"
+        return None
+
+    def allocate(
+        self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        shape = (num_blocks, block_size, spec.num_kv_heads)
+        # Zeros, because a value that is masked out is still multiplied by zero, and must not be a NaN.
+        return (
+            torch.zeros(*shape, spec.key_dim, dtype=dtype, device=device),
+            torch.zeros(*shape, spec.value_dim, dtype=dtype, device=device),
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        batch: PackedBatch,
+        spec: LayerSpec,
+    ) -> Tensor:
+        keys, values = cache
+        keys.flatten(0, 1)[batch.slot_mapping] = key.to(keys.dtype)
+        values.flatten(0, 1)[batch.slot_mapping] = value.to(values.dtype)
+        if self._tiles is None or batch is not self._batch:
+            self._batch, self._tiles, self._visits = batch, Tiles.of(batch, keys.shape[0], keys.shape[1]), {}
+        window = spec.sliding_window
+        if window not in self._visits:
+            self._visits[window] = self._tiles.visits(batch, keys.shape[1], window)
+        tiles, (counts, blocks) = self._tiles, self._visits[window]
+        queries = query[tiles.rows].transpose(1, 2)
+        for tensor in (queries, tiles.sequences, tiles.positions, tiles.places, counts, blocks):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        torch._dynamo.maybe_mark_dynamic(blocks, 3)
+        output = self._kernel(
+            queries,
+            keys,
+            values,
+            tiles.sequences,
+            tiles.positions,
+            tiles.places,
+            counts,
+            blocks,
+            scale=spec.scaling,
+            window=window,
+            softcap=spec.softcap,
+        )
+        return output.transpose(1, 2).flatten(0, 1)[tiles.order]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a batch's rows lie in tiles of one height, and where in the pool each sequence's blocks are."""
+
+    rows: Tensor
+    """[tiles, height] int64: the batch's row at each place; a tile that is not full repeats its last."""
+    order: Tensor
+    """[T] int64: where each of the batch's rows is among those of all tiles."""
+    sequences: Tensor
+    """[tiles] int64: whose queries they are."""
+    positions: Tensor
+    """[tiles, height] int32: each query's place in its sequence."""
+    places: Tensor
+    """[S, num_blocks + 1] int32: which of the sequence's blocks a block of the pool is, -1 if none; the last
+    column takes what the block tables hold beyond a context."""
+
+    @classmethod
+    def of(cls, batch: PackedBatch, num_blocks: int, block_size: int) -> Tiles:
+        device = batch.positions.device
+        if max(batch.query_lens) == 1:
+            order = sequences = torch.arange(len(batch.query_lens), device=device)
+            rows = order.unsqueeze(1)
+        else:
+            lengths = np.array(batch.query_lens)
+            ends = np.cumsum(lengths)
+            tiles = -(-lengths // TILE)
+            owners = np.repeat(np.arange(len(lengths)), tiles)
+            within = np.arange(len(owners)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+            starts = (ends - lengths)[owners] + within * TILE
+            laid = np.minimum(starts[:, None] + np.arange(TILE), ends[owners, None] - 1)
+            # Of the places that show a row, the first is its own: the others repeat it to fill the tile.
+            _, first = np.unique(laid, return_index=True)
+            rows, order, sequences = (
+                torch.from_numpy(array).to(device, non_blocking=True) for array in (laid, first, owners)
+            )
+        columns = torch.arange(batch.block_tables.shape[1], dtype=torch.int32, device=device)
+        held = columns * block_size < batch.context_lens.unsqueeze(1)
+        places = torch.full((len(batch.query_lens), num_blocks + 1), -1, dtype=torch.int32, device=device)
+        tables = torch.where(held, batch.block_tables, num_blocks).long()
+        places.scatter_(1, tables, columns.expand_as(batch.block_tables))
+        return cls(rows, order, sequences, batch.positions[rows].int(), places)
+
+    def visits(self, batch: PackedBatch, block_size: int, window: int | None) -> tuple[Tensor, Tensor]:
+        """The blocks that hold what each tile's queries see: how many, [tiles, 1, 1], and which,
+        [tiles, 1, 1, longest table], both int32."""
+        first = torch.zeros_like(self.positions[:, 0])
+        if window is not None:
+            first = (self.positions[:, 0] - window + 1).clamp(min=0) // block_size
+        counts = self.positions[:, -1] // block_size + 1 - first
+        width = batch.block_tables.shape[1]
+        columns = first.unsqueeze(1) + torch.arange(width, device=first.device)
+        blocks = batch.block_tables[self.sequences].gather(1, columns.clamp(max=width - 1))
+        return counts[:, None, None].int(), blocks[:, None, None].int()
+
+
+def attend_tiles(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sequences: Tensor,
+    positions: Tensor,
+    places: Tensor,
+    counts: Tensor,
+    blocks: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of `query`, [tiles, num_heads, height, key_dim], over a layer's whole pool: which slots a query
+    sees is the mask's to say, and which blocks are worth a visit is `counts` and `blocks`."""
+    num_blocks, block_size, num_kv_heads = keys.shape[:3]
+    num_heads, height = query.shape[1:3]
+
+    def visible(tile: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
+        place = places[sequences[tile], slot // block_size]
+        distance = positions[tile, row] - (place * block_size + slot % block_size)
+        seen = (place >= 0) & (distance >= 0)
+        return seen if window is None else seen & (distance < window)
+
+    def capped(score: Tensor, tile: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    mask = BlockMask.from_kv_blocks(
+        counts,
+        blocks,
+        BLOCK_SIZE=(QUERY_BLOCK, block_size),
+        mask_mod=visible,
+        seq_lengths=(height, num_blocks * block_size),
+        compute_q_blocks=False,
+    )
+    # The kernel for one query lays the heads that share a KV head side by side, as rows of one product.
+    group = num_heads // num_kv_heads
+    rows = TILE if height == TILE else max(16, 1 << (group - 1).bit_length())
+    output: Tensor = flex_attention(
+        query,
+        keys.flatten(0, 1).transpose(0, 1).unsqueeze(0),
+        values.flatten(0, 1).transpose(0, 1).unsqueeze(0),
+        score_mod=None if softcap is None else capped,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=group > 1,
+        kernel_options={"BLOCK_M": rows, "BLOCK_N": min(block_size, 64)},
+    )
+    return output
