@@ -63,7 +63,7 @@ def record(num_requests: int, num_seats: int) -> tuple[list[Turn], list[int]]:
                     is_prompt = chunk.start < chunk.sequence.num_prompt_tokens
                     request = int(chunk.sequence.request.request_id)
                     turns.append(Turn(step, chunk.sequence.seat, request, is_prompt))
-                sampled = core.runner.execute(plan)
+                sampled = core.runner.sample(plan, core.runner.forward(plan))
                 tokens = [one.token_id for one in sampled if one.token_id is not None]
                 bar.update(len(core.scheduler.commit(plan, tokens)))
             queue.append(core.scheduler.num_waiting)

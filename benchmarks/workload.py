@@ -39,25 +39,25 @@ def _log_uniform(rng: random.Random, low: int, high: int) -> int:
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _words(rng: random.Random, count: int) -> str:
+def words(rng: random.Random, count: int) -> str:
     return " ".join(rng.choices(_WORDS, k=count))
 
 
 def _chat(rng: random.Random, index: int) -> LoadRequest:
-    return LoadRequest(_words(rng, _log_uniform(rng, 16, 384)), _log_uniform(rng, 16, 192))
+    return LoadRequest(words(rng, _log_uniform(rng, 16, 384)), _log_uniform(rng, 16, 192))
 
 
 def _summarise(rng: random.Random, index: int) -> LoadRequest:
-    return LoadRequest(_words(rng, rng.randint(400, 1200)), rng.randint(32, 128))
+    return LoadRequest(words(rng, rng.randint(400, 1200)), rng.randint(32, 128))
 
 
 def _long_context(rng: random.Random, index: int) -> LoadRequest:
-    return LoadRequest(_words(rng, rng.randint(1500, 3000)), rng.randint(16, 64))
+    return LoadRequest(words(rng, rng.randint(1500, 3000)), rng.randint(16, 64))
 
 
 def _shared_prefix(rng: random.Random, index: int) -> LoadRequest:
-    system = _words(random.Random(0), 400)
-    return LoadRequest(f"{system} {_words(rng, rng.randint(16, 64))}", _log_uniform(rng, 16, 128))
+    system = words(random.Random(0), 400)
+    return LoadRequest(f"{system} {words(rng, rng.randint(16, 64))}", _log_uniform(rng, 16, 128))
 
 
 def _multi_turn(rng: random.Random, index: int) -> LoadRequest:
@@ -65,7 +65,7 @@ def _multi_turn(rng: random.Random, index: int) -> LoadRequest:
     conversation, turn = divmod(index, 4)
     history = random.Random(f"conversation {conversation}")
     return LoadRequest(
-        " ".join(_words(history, _log_uniform(history, 16, 128)) for _ in range(turn + 1)),
+        " ".join(words(history, _log_uniform(history, 16, 128)) for _ in range(turn + 1)),
         _log_uniform(rng, 16, 96),
     )
 

@@ -7,8 +7,9 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
-from typing import Self
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from typing import Self, Unpack
 
 import msgspec
 import zmq
@@ -21,16 +22,23 @@ from scheduler.messages import (
     AddRequest,
     EngineFailed,
     EngineInfo,
+    EngineState,
     FromEngine,
     Launch,
+    Recorded,
+    RecordTrace,
+    SequenceOutput,
     Shutdown,
+    Snapshot,
     StepOutputs,
+    StepStats,
     ToEngine,
+    Watch,
 )
 from scheduler.metrics import EngineMetrics
 from scheduler.model_source import ModelNotFoundError, resolve_model
-from scheduler.request import Request, SamplingParams
-from scheduler.stream import Delta, RequestStream, make_request
+from scheduler.request import DeadlineError, FinishReason, Request, SamplingParams
+from scheduler.stream import Delta, Ownership, RequestStream, make_request
 from scheduler.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,6 +62,7 @@ class _Client:
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.stream = RequestStream(request, tokenizer)
         self.queue: asyncio.Queue[Delta | EngineDeadError] = asyncio.Queue()
+        self.first_token_at: float | None = None
         self.last_token_at: dict[int, float] = {}
 
 
@@ -74,10 +83,21 @@ class AsyncEngine:
         self.config = config
         self.error: str | None = None
         """None while the engine is well, else why it is not."""
-        self._metrics = EngineMetrics(registry or CollectorRegistry(), config.model)
+        self.metrics = EngineMetrics(registry or CollectorRegistry(), config.model)
+        self.listeners: list[Callable[[StepStats], None]] = []
+        """Called with what each step did, before its tokens reach the streams."""
+        self.latency_listeners: list[Callable[[float, bool], None]] = []
+        """Called with each token's latency in seconds, and whether it is the request's first: then it counts from
+        the request's arrival, else from the token before."""
+        self.state = EngineState(0, 0, 0, 0, 0.0)
+        """As of the last step."""
+        self.snapshot = Snapshot([], b"")
+        """The batch and the blocks as last seen, while `watch` is on."""
+        self._recordings: dict[int, asyncio.Future[bytes]] = {}
         self._clients: dict[str, _Client] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._num_requests = 0
+        self._num_recordings = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._ready: asyncio.Future[EngineInfo]
         self._process: asyncio.subprocess.Process | None = None
@@ -159,6 +179,9 @@ class AsyncEngine:
         self.error = self.error or reason
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
+        for recorded in self._recordings.values():
+            if not recorded.done():
+                recorded.set_exception(EngineDeadError(self.error))
         for client in self._clients.values():
             client.queue.put_nowait(EngineDeadError(self.error))
 
@@ -170,13 +193,13 @@ class AsyncEngine:
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        user: str = "anonymous",
-        cache_salt: str = "",
+        **ownership: Unpack[Ownership],
     ) -> AsyncGenerator[Delta, None]:
         """Yield what each step adds, until all `params.n` sequences have ended.
 
         Nothing is submitted before the first item is asked for; closing or cancelling the generator aborts the
-        request. Raises `InvalidRequestError` before the first item, and `EngineDeadError` at any time.
+        request. Raises `InvalidRequestError` or `DeadlineError` before the first item, and `EngineDeadError` at
+        any time.
         """
         if self.error is not None:
             raise EngineDeadError(self.error)
@@ -186,22 +209,44 @@ class AsyncEngine:
             prompt_token_ids,
             params,
             self.info,
-            user=user,
-            cache_salt=cache_salt,
+            **ownership,
         )
         client = _Client(request, self.tokenizer)
         self._clients[request.request_id] = client
+        self.metrics.record_request(request.user)
         try:
             await self._send(AddRequest(request))
             while not client.stream.finished or not client.queue.empty():
                 item = await client.queue.get()
                 if isinstance(item, EngineDeadError):
                     raise item
+                if item.finish_reason is FinishReason.TIMEOUT and item.error is not None:
+                    raise DeadlineError(item.error)
                 yield item
         finally:
             del self._clients[request.request_id]
+            self.metrics.record_departure(request.user, was_running=bool(client.last_token_at))
             if not client.stream.finished and self.error is None:
                 await self._send(AbortRequest(request.request_id))
+
+    async def watch(self, interval: float | None) -> None:
+        """Keep `snapshot` up to date, every `interval` seconds at most; None: no more."""
+        await self._send(Watch(interval))
+
+    async def record_trace(self, num_steps: int) -> bytes:
+        """The next steps as a JSON array of Chrome trace events; returns when they are done."""
+        self._num_recordings += 1
+        recorded: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._recordings[self._num_recordings] = recorded
+        await self._send(RecordTrace(self._num_recordings, num_steps))
+        return await recorded
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait for their first token, by user."""
+        return dict(
+            Counter(client.stream.request.user for client in self._clients.values() if not client.last_token_at)
+        )
 
     async def _send(self, message: ToEngine) -> None:
         await self._requests.send(self._encoder.encode(message))
@@ -213,9 +258,14 @@ class AsyncEngine:
             message = decoder.decode(await self._outputs.recv())
             match message:
                 case EngineInfo():
+                    self.metrics.record_engine(message)
                     self._ready.set_result(message)
                 case EngineFailed():
                     self._ready.set_exception(EngineStartError(message.message))
+                case Recorded():
+                    recorded = self._recordings.pop(message.number)
+                    if not recorded.done():  # else whoever asked has gone
+                        recorded.set_result(message.events)
                 case StepOutputs():
                     try:
                         await self._publish(message)
@@ -224,28 +274,47 @@ class AsyncEngine:
 
     async def _publish(self, message: StepOutputs) -> None:
         now = time.monotonic()
-        self._metrics.record_state(message.state)
+        self.metrics.record_state(message.state)
+        self.state = message.state
+        if message.snapshot is not None:
+            self.snapshot = message.snapshot
         if message.step is not None:
-            self._metrics.record_step(message.step)
+            self.metrics.record_step(message.step, message.publishing)
+            for listener in self.listeners:
+                listener(message.step)
         for output in message.outputs:
             if output.finish_reason is not None:
-                self._metrics.record_finished_sequence(output.finish_reason)
+                self.metrics.record_finished_sequence(output.finish_reason)
             client = self._clients.get(output.request_id)
             delta = client.stream.push(output) if client is not None else None
             if client is None or delta is None:
                 continue
             if delta.token_ids:
-                self._record_token(client, delta.index, now)
+                self._record_token(client, output, now)
             client.queue.put_nowait(delta)
             if client.stream.finished:
-                self._metrics.record_finished_request(now - client.stream.request.arrival_time)
+                self._record_end(client, now)
             if delta.finish_reason is not None and output.finish_reason is None:  # met a stop string
                 await self._send(AbortRequest(output.request_id, output.index))
 
-    def _record_token(self, client: _Client, index: int, now: float) -> None:
-        last = client.last_token_at.get(index)
+    def _record_token(self, client: _Client, output: SequenceOutput, now: float) -> None:
+        request = client.stream.request
+        self.metrics.record_tokens(request.user, len(output.token_ids))
+        last = client.last_token_at.get(output.index)
         if last is not None:
-            self._metrics.record_next_token(now - last)
+            self.metrics.record_next_token(now - last)
+            self._tell_latency(now - last, is_first=False)
         elif not client.last_token_at:
-            self._metrics.record_first_token(now - client.stream.request.arrival_time)
-        client.last_token_at[index] = now
+            client.first_token_at = now
+            self.metrics.record_first_token(request.user, now - request.arrival_time, output.queue_time)
+            self._tell_latency(now - request.arrival_time, is_first=True)
+        client.last_token_at[output.index] = now
+
+    def _tell_latency(self, seconds: float, *, is_first: bool) -> None:
+        for listener in self.latency_listeners:
+            listener(seconds, is_first)
+
+    def _record_end(self, client: _Client, now: float) -> None:
+        if client.first_token_at is not None:
+            arrival = client.stream.request.arrival_time
+            self.metrics.record_finished_request(now - arrival, now - client.first_token_at)

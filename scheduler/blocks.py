@@ -69,6 +69,21 @@ class BlockPool:
         """Blocks that some sequence refers to."""
         return self.num_blocks - self.num_free
 
+    def map(self, num_cells: int) -> bytes:
+        """The pool as a picture: one byte for each block, or for each group of neighbours where there are more
+        blocks than `num_cells`. 0: free; 1: cached; 2: used; 3: shared by several sequences. A group shows the
+        highest of its blocks."""
+        states = bytearray(self.num_blocks)
+        for block in self._cached:
+            states[block] = 1
+        for block, count in enumerate(self._references):
+            if count:
+                states[block] = 2 if count == 1 else 3
+        width = -(-self.num_blocks // num_cells)
+        if width == 1:
+            return bytes(states)
+        return bytes(max(states[start : start + width]) for start in range(0, self.num_blocks, width))
+
     def references(self, block: int) -> int:
         """How many sequences refer to `block`."""
         return self._references[block]

@@ -87,8 +87,25 @@ class EngineConfig(BaseSettings):
     """Arithmetic of the matrix products, for every model on a CPU: int8 takes weights and activations in groups of
     64 with a scale each; auto takes it for a bfloat16 model if it raises perplexity by less than 1 %."""
 
-    policy: Literal["fcfs"] = "fcfs"
-    """Who is admitted next and who is preempted: first come, first served."""
+    policy: Literal["fair", "priority", "fcfs"] = "fair"
+    """Who is admitted next and who gives way: fair shares the machine between users by their weights, priority
+    goes by class and then arrival, fcfs by arrival alone."""
+
+    output_token_price: Annotated[float, Field(gt=0)] = 2.0
+    """What an output token counts in a user's service, in prompt tokens (policy fair)."""
+
+    cached_token_price: Annotated[float, Field(ge=0)] = 0.05
+    """What a prompt token counts that the prefix cache spared (policy fair)."""
+
+    target_itl_ms: Annotated[float, Field(gt=0)] | None = None
+    """Promise to running streams: chunks of prompts are cut so that a step, as far as the engine has learned what
+    steps cost, stays under this many milliseconds."""
+
+    trace: Path | None = None
+    """Write every step to this file as Chrome trace events, to be opened in Perfetto."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How log lines look; json has one object a line, with the request's id, user and figures as fields."""
 
     threads: PositiveInt | None = None
     """Threads of the forward pass; by default one for each core this process may use."""

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
 
 from scheduler.blocks import BlockPool
 from scheduler.config import EngineConfig
+from scheduler.fair import FairShare, Prices
 from scheduler.loading import load
-from scheduler.messages import EngineState, SequenceOutput, StepOutputs, StepStats
-from scheduler.policy import FirstComeFirstServed
-from scheduler.request import FinishReason, InvalidRequestError, Request, Sequence
+from scheduler.messages import (
+    EngineState,
+    Phases,
+    Received,
+    SeatView,
+    SequenceOutput,
+    Snapshot,
+    StepOutputs,
+    StepStats,
+)
+from scheduler.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.request import DeadlineError, FinishReason, InvalidRequestError, Request, Sequence
 from scheduler.runner import Runner
 from scheduler.sampler import SampledToken
-from scheduler.scheduler import Chunk, Plan, Scheduler
+from scheduler.scheduler import Chunk, Pace, Plan, Scheduler
+from scheduler.step_cost import StepCost
 
 logger = logging.getLogger(__name__)
+
+
+MAP_CELLS = 1024
+"""Cells of a snapshot's picture of the block pool, at most."""
+
+
+class StepObserver(Protocol):
+    """Looks at steps; see trace.py."""
+
+    def step(self, plan: Plan, started: float, stats: StepStats, ended: Iterable[Sequence]) -> None:
+        """A step that began at `started` (monotonic clock) is over, and these sequences ended in it."""
 
 
 class EngineCore:
@@ -24,18 +50,22 @@ class EngineCore:
     def __init__(self, config: EngineConfig, model_path: str) -> None:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
-        self.info = loaded.info
+        self.cost = StepCost()
         self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size)
+        self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
+        self._policy = make_policy(config.policy, self._prices)
         self.scheduler = Scheduler(
             self.pool,
-            FirstComeFirstServed(),
+            self._policy,
             max_num_seqs=config.max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens or default_budget(config, loaded.device.type),
+            max_batched_tokens=token_budget(config, loaded.device.type),
             max_model_len=loaded.info.max_model_len,
             vocab_size=loaded.info.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
             prefix_caching=config.prefix_caching,
+            pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
         )
+        self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
         self.runner = Runner(
             loaded.model,
@@ -44,6 +74,10 @@ class EngineCore:
             num_seats=self.scheduler.num_seats,
             max_model_len=loaded.info.max_model_len,
         )
+        self.observers: list[StepObserver] = []
+        """Told of every step, once it is over."""
+        self._last_end: float | None = None
+        """When the last step ended, if it left work to do."""
 
     @property
     def has_work(self) -> bool:
@@ -54,19 +88,39 @@ class EngineCore:
         return EngineState(
             num_running=self.scheduler.num_running,
             num_waiting=self.scheduler.num_waiting,
-            kv_cache_usage=self.pool.num_used / self.pool.num_blocks,
+            num_used_blocks=self.pool.num_used,
+            num_cached_blocks=self.pool.num_cached,
+            fairness_gap=self._policy.gap if isinstance(self._policy, FairShare) else 0.0,
         )
 
     def add(self, request: Request) -> list[SequenceOutput]:
-        """Queue a request. If it can never be served, the outputs say so; otherwise there are none yet."""
+        """Queue a request. If it can never be served, or not in time, the outputs say so; otherwise there are none
+        yet."""
         try:
+            if request.deadline is not None:
+                self._check_deadline(request, request.deadline - time.monotonic())
             self.scheduler.add(request)
-        except InvalidRequestError as error:
+        except (InvalidRequestError, DeadlineError) as error:
+            reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
             return [
-                SequenceOutput(request.request_id, index, [], finish_reason=FinishReason.ERROR, error=str(error))
+                SequenceOutput(request.request_id, index, [], finish_reason=reason, error=str(error))
                 for index in range(request.params.n)
             ]
         return []
+
+    def _check_deadline(self, request: Request, seconds_left: float) -> None:
+        """Raise `DeadlineError` for a request that would be late even if nobody else were served meanwhile."""
+        params = request.params
+        budget = self.scheduler.max_batched_tokens
+        num_prompt_tokens = len(request.prompt_token_ids) + self._policy.tokens_ahead(request)
+        num_output_tokens = (params.max_tokens if params.ignore_eos else None) or max(1, params.min_tokens)
+        needed = num_prompt_tokens / budget * self.cost.predict(budget, 0)
+        needed += (num_output_tokens - 1) * self.cost.predict(1, num_prompt_tokens)
+        if needed > seconds_left:
+            raise DeadlineError(
+                f"the answer would take {needed:.1f} s at least, with what waits before it, and the request's "
+                f"timeout ends in {max(0.0, seconds_left):.1f} s"
+            )
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
         """End a request, or one of its sequences, at once; unknown ids are ignored."""
@@ -74,42 +128,99 @@ class EngineCore:
 
     def step(self) -> StepOutputs:
         """Run one step: every running sequence moves on, and those that end leave."""
-        started = time.perf_counter()
+        clock = Stopwatch()
+        expired = self.scheduler.expire(time.monotonic())
         plan = self.scheduler.schedule()
-        sampled, outputs = self._execute(plan)
+        now = time.monotonic()
+        for sequence in plan.admitted:
+            sequence.seated_time = now
+        planning = clock.lap()
+        sampled, failed, sampling_time = self._execute(plan)
+        executing = clock.lap() - sampling_time
         # Taken now: committing moves the sequences on.
         sampling = plan.sampling
-        num_prompt_tokens = sum(
-            max(0, min(chunk.end, chunk.sequence.num_prompt_tokens) - chunk.start)
-            for chunk in plan.chunks
-            if chunk.sequence.num_preemptions == 0
-        )
-        self.scheduler.commit(plan, [token.token_id for token in sampled if token.token_id is not None])
+        tokens = [token.token_id for token in sampled if token.token_id is not None]
+        ended = expired + self.scheduler.commit(plan, tokens)
+        now = time.monotonic()
+        for sequence in sampling:
+            if sequence.first_token_time is None:
+                sequence.first_token_time = now
+        outputs = [_output(sequence) for sequence in expired] + failed
         outputs += [_output(sequence, token) for sequence, token in zip(sampling, sampled, strict=True)]
         if not self.has_work and self.pool.num_used > 0:
             logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
+        phases = Phases(planning, executing, sampling_time, clock.lap())
+        self._learn(plan, clock)
         step = StepStats(
-            duration=time.perf_counter() - started,
+            duration=clock.total,
             num_tokens=plan.num_tokens,
-            num_prompt_tokens=num_prompt_tokens,
+            num_prompt_tokens=sum(work.prompt for work in plan.work),
             num_cached_tokens=plan.num_cached_tokens,
             num_sampled_tokens=len(sampled),
             num_preemptions=len(plan.preempted),
+            num_yielded=plan.num_yielded,
+            num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
+            phases=phases,
+            users=self._received(plan, clock.total),
         )
+        for observer in self.observers:
+            observer.step(plan, clock.started, step, ended)
         return StepOutputs(outputs, self.state, step)
 
-    def _execute(self, plan: Plan) -> tuple[list[SampledToken], list[SequenceOutput]]:
-        """Execute the plan. A sequence that makes it fail is taken out of the plan and ended; the others go on."""
+    def snapshot(self) -> Snapshot:
+        """Who sits where, and the state of the blocks."""
+        seats = [
+            SeatView(
+                seat=sequence.seat or 0,
+                request_id=sequence.request.request_id,
+                index=sequence.index,
+                user=sequence.request.user,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_computed_tokens=sequence.num_computed_tokens,
+                num_output_tokens=sequence.num_output_tokens,
+                max_tokens=sequence.request.params.max_tokens or 0,
+            )
+            for sequence in self.scheduler.running.values()
+        ]
+        return Snapshot(seats, self.pool.map(MAP_CELLS))
+
+    def _learn(self, plan: Plan, clock: Stopwatch) -> None:
+        """What streams feel is the time from one step's end to the next: what comes between counts too."""
+        if plan.chunks:
+            since = clock.started if self._last_end is None else self._last_end
+            self.cost.observe(plan.num_tokens, plan.attended, clock.now - since)
+        self._last_end = clock.now if self.has_work else None
+
+    def _received(self, plan: Plan, duration: float) -> dict[str, Received]:
+        """What the step did for each user."""
+        service: dict[str, float] = {}
+        tokens: dict[str, int] = {}
+        for chunk, work in zip(plan.chunks, plan.work, strict=True):
+            user = chunk.sequence.request.user
+            service[user] = service.get(user, 0.0) + self._prices.service(work)
+            tokens[user] = tokens.get(user, 0) + chunk.length
+        per_token = duration / max(1, plan.num_tokens)
+        return {user: Received(service[user], per_token * count) for user, count in tokens.items()}
+
+    def _execute(self, plan: Plan) -> tuple[list[SampledToken], list[SequenceOutput], float]:
+        """Execute the plan. A sequence that makes it fail is taken out of the plan and ended; the others go on.
+        The last result is the time that sampling took."""
         failed: list[SequenceOutput] = []
+        sampling = Stopwatch()
+        if not plan.chunks:  # all that was to run ran out of time
+            return [], [], 0.0
         try:
-            sampled = self.runner.execute(plan)
+            logits = self.runner.forward(plan)
+            sampling = Stopwatch()
+            sampled = self.runner.sample(plan, logits)
         except Exception:
             # One request must not take the others with it: find out which by running them one at a time.
             logger.exception("a step of %d sequences failed; running them one at a time", len(plan.chunks))
             chunks, plan.chunks, sampled = plan.chunks, [], []
             for chunk in chunks:
                 try:
-                    sampled += self.runner.execute(Plan([chunk]))
+                    alone = Plan([chunk])
+                    sampled += self.runner.sample(alone, self.runner.forward(alone))
                     plan.chunks.append(chunk)
                 except Exception:
                     logger.exception("request %s failed", chunk.sequence.request.request_id)
@@ -120,7 +231,7 @@ class EngineCore:
                 logger.error("request %s: the model's logits are not numbers", chunk.sequence.request.request_id)
                 plan.chunks.remove(chunk)
                 failed.append(self._fail(chunk, "the model's output for this request is not a number"))
-        return [token for token in sampled if token.token_id is not None], failed
+        return [token for token in sampled if token.token_id is not None], failed, sampling.lap()
 
     def _fail(self, chunk: Chunk, message: str) -> SequenceOutput:
         self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
@@ -136,10 +247,51 @@ def _output(sequence: Sequence, sampled: SampledToken | None = None, error: str 
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         num_cached_tokens=sequence.num_cached_tokens,
+        queue_time=(
+            sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
+        ),
         error=error,
     )
 
 
-def default_budget(config: EngineConfig, device_type: str) -> int:
-    """Tokens in a step. A CPU is busy with few: more would only make everybody's next token wait for prompts."""
-    return max(2048 if device_type == "cuda" else 128, 2 * config.max_num_seqs)
+def make_policy(name: str, prices: Prices) -> Policy:
+    """The policy that `--policy` names."""
+    match name:
+        case "fair":
+            return FairShare(prices)
+        case "priority":
+            return PriorityFirst()
+        case "fcfs":
+            return FirstComeFirstServed()
+    raise ValueError(f"unknown policy {name!r}")
+
+
+def token_budget(config: EngineConfig, device_type: str) -> int:
+    """Tokens in a step. A CPU is busy with few: more would only make everybody's next token wait for prompts. With
+    a latency target, steps are as long as the target allows."""
+    if config.max_batched_tokens is not None:
+        return config.max_batched_tokens
+    few = device_type == "cpu" and config.target_itl_ms is None
+    return max(128 if few else 2048, 2 * config.max_num_seqs)
+
+
+class Stopwatch:
+    """Laps, and the time since it was made."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._last = self._last, time.monotonic()
+        return self._last - before
+
+    @property
+    def now(self) -> float:
+        """When the last lap ended."""
+        return self._last
+
+    @property
+    def total(self) -> float:
+        """Seconds of all laps."""
+        return self._last - self.started

@@ -5,11 +5,14 @@ Started by AsyncEngine as `python -m scheduler.engine_process`, with its setting
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -18,18 +21,24 @@ from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
 from scheduler.kv_cache import KVCacheTooSmallError
+from scheduler.logs import configure
 from scheduler.messages import (
     AbortRequest,
     AddRequest,
     EngineFailed,
     FromEngine,
     Launch,
+    Recorded,
+    RecordTrace,
     SequenceOutput,
     Shutdown,
+    Snapshot,
     StepOutputs,
     ToEngine,
+    Watch,
 )
 from scheduler.model import UnsupportedModelError
+from scheduler.trace import Recording, TraceFile
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +49,8 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; the parent decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=Launch)
-    logging.basicConfig(level=launch.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = EngineConfig.model_construct(**launch.config)
+    configure(launch.log_level, config.log_format)
     context = zmq.Context()
     requests = context.socket(zmq.PULL)
     requests.connect(launch.requests_address)
@@ -52,7 +62,8 @@ def main() -> None:
         outputs.send(encoder.encode(message))
 
     try:
-        core = EngineCore(EngineConfig.model_construct(**launch.config), launch.model_path)
+        core = EngineCore(config, launch.model_path)
+        trace = TraceFile(Path(config.trace)) if config.trace is not None else None
     except (UnsupportedModelError, BackendError, KVCacheTooSmallError, OSError) as error:
         send(EngineFailed(f"cannot serve {launch.model_path}: {error}"))
     except Exception as error:
@@ -60,36 +71,80 @@ def main() -> None:
         send(EngineFailed(f"the engine could not start: {type(error).__name__}: {error}"))
     else:
         send(core.info)
-        serve(core, requests, send)
+        with contextlib.closing(trace) if trace is not None else contextlib.nullcontext():
+            if trace is not None:
+                core.observers.append(trace)
+            EngineLoop(core, send).run(requests)
     finally:
         context.destroy(linger=1000)
 
 
-def serve(core: EngineCore, requests: zmq.Socket[bytes], send: Callable[[FromEngine], None]) -> None:
-    """Alternate between intake and step until told to shut down, or until the parent is gone."""
-    decoder = msgspec.msgpack.Decoder(ToEngine)
-    parent = os.getppid()
-    while os.getppid() == parent:
-        # Busy: take what has arrived and go on. Idle: wait.
-        intake: list[SequenceOutput] = []
-        received = False
-        timeout = 0 if core.has_work else IDLE_POLL_MS
-        while requests.poll(timeout):
-            timeout = 0
-            received = True
-            message = decoder.decode(requests.recv())
-            match message:
-                case AddRequest(request):
-                    intake += core.add(request)
-                case AbortRequest(request_id, index):
-                    intake += core.abort(request_id, index)
-                case Shutdown():
+class EngineLoop:
+    """Alternates between intake and step, and answers those who look on."""
+
+    def __init__(self, core: EngineCore, send: Callable[[FromEngine], None]) -> None:
+        self._core = core
+        self._send = send
+        self._intake: list[SequenceOutput] = []
+        self._publishing = 0.0
+        self._watch_interval: float | None = None
+        self._next_look = 0.0
+        self._recordings: dict[int, Recording] = {}
+
+    def run(self, requests: zmq.Socket[bytes]) -> None:
+        """Until told to shut down, or until the parent is gone."""
+        decoder = msgspec.msgpack.Decoder(ToEngine)
+        parent = os.getppid()
+        while os.getppid() == parent:
+            # Busy: take what has arrived and go on. Idle: wait.
+            timeout = 0 if self._core.has_work else IDLE_POLL_MS
+            received = False
+            while requests.poll(timeout):
+                timeout = 0
+                received = True
+                message = decoder.decode(requests.recv())
+                if isinstance(message, Shutdown):
                     return
-        if core.has_work:
-            result = core.step()
-            send(StepOutputs(intake + result.outputs, result.state, result.step))
-        elif received:
-            send(StepOutputs(intake, core.state))
+                self._take(message)
+            if self._core.has_work:
+                self._step()
+            elif received:
+                snapshot = self._look(time.monotonic())
+                self._send(StepOutputs(self._intake, self._core.state, snapshot=snapshot))
+                self._intake = []
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case AddRequest(request):
+                self._intake += self._core.add(request)
+            case AbortRequest(request_id, index):
+                self._intake += self._core.abort(request_id, index)
+            case Watch(interval):
+                self._watch_interval = interval
+            case RecordTrace(number, num_steps):
+                self._recordings[number] = Recording(num_steps)
+                self._core.observers.append(self._recordings[number])
+
+    def _look(self, now: float) -> Snapshot | None:
+        """A snapshot, if somebody watches and it is time for one. Before the engine idles it always is: no later
+        one would show that all have left."""
+        if self._watch_interval is None or (now < self._next_look and self._core.has_work):
+            return None
+        self._next_look = now + self._watch_interval
+        return self._core.snapshot()
+
+    def _step(self) -> None:
+        result = self._core.step()
+        started = time.monotonic()
+        snapshot = self._look(started)
+        outputs = self._intake + result.outputs
+        self._send(StepOutputs(outputs, result.state, result.step, self._publishing, snapshot))
+        self._intake = []
+        self._publishing = time.monotonic() - started
+        for number, recording in list(self._recordings.items()):
+            if recording.is_done:
+                self._send(Recorded(number, recording.encode()))
+                self._core.observers.remove(self._recordings.pop(number))
 
 
 if __name__ == "__main__":

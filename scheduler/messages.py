@@ -34,7 +34,22 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Finish the current step, then leave."""
 
 
-ToEngine = AddRequest | AbortRequest | Shutdown
+class Watch(msgspec.Struct, frozen=True, tag=True):
+    """Send a `Snapshot` along at most this often; None: no more of them."""
+
+    interval: float | None
+    """Seconds."""
+
+
+class RecordTrace(msgspec.Struct, frozen=True, tag=True):
+    """Record the next steps as trace events, and send them when they are done."""
+
+    number: int
+    """What `Recorded` will be known by."""
+    num_steps: int
+
+
+ToEngine = AddRequest | AbortRequest | Watch | RecordTrace | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +70,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     num_cached_tokens: int = 0
+    queue_time: float = 0.0
+    """Seconds from the request's arrival to the sequence's first seat; 0 if it never had one."""
     error: str | None = None
 
 
@@ -63,8 +80,30 @@ class EngineState(msgspec.Struct, frozen=True, array_like=True):
 
     num_running: int
     num_waiting: int
-    kv_cache_usage: float
-    """Share of the block pool held by sequences, 0 to 1; a cached block nobody references counts as free."""
+    num_used_blocks: int
+    num_cached_blocks: int
+    """Blocks that nobody refers to but whose content can still be shared."""
+    fairness_gap: float
+    """How far the counters of the users who wait are apart, in prompt tokens per weight."""
+
+
+class Phases(msgspec.Struct, frozen=True, array_like=True):
+    """Where a step's time went, in seconds."""
+
+    plan: float
+    execute: float
+    """The forward pass."""
+    sample: float
+    commit: float
+
+
+class Received(msgspec.Struct, frozen=True, array_like=True):
+    """One user's part of a step."""
+
+    service: float
+    """In prompt tokens, as the fair policy counts them."""
+    seconds: float
+    """Of the step's duration, in proportion to the tokens computed."""
 
 
 class StepStats(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +119,13 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """Prompt tokens that the prefix cache spared the sequences admitted in this step."""
     num_sampled_tokens: int
     num_preemptions: int
+    num_yielded: int
+    """Those among the preemptions that gave a seat to another user, rather than for want of blocks."""
+    num_lookup_tokens: int
+    """Prompt tokens that were looked up in the prefix cache."""
+    phases: Phases
+    users: dict[str, Received]
+    """What the users whose sequences took part received."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag=True):
@@ -95,6 +141,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     attention_backend: str
     products: str
     """Arithmetic of the matrix products: int8, bfloat16, float16 or float32."""
+    num_seats: int = 0
+    """How many sequences at most share a step."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
@@ -103,12 +151,43 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class SeatView(msgspec.Struct, frozen=True, array_like=True):
+    """Who sits on a seat, and how far they are."""
+
+    seat: int
+    request_id: str
+    index: int
+    user: str
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    max_tokens: int
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """The batch and the block pool at one moment, for those who watch."""
+
+    seats: list[SeatView]
+    blocks: bytes
+    """The state of each block, or of each of as many groups of neighbours as fit: see `BlockPool.map`."""
+
+
+class Recorded(msgspec.Struct, frozen=True, tag=True):
+    """The trace that `RecordTrace` asked for: a JSON array of Chrome trace events."""
+
+    number: int
+    events: bytes
+
+
 class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     """What happened since the last such message; `step` is None if nothing was computed."""
 
     outputs: list[SequenceOutput]
     state: EngineState
     step: StepStats | None = None
+    publishing: float = 0.0
+    """Seconds that it took to send the message before this one."""
+    snapshot: Snapshot | None = None
 
 
-FromEngine = EngineInfo | EngineFailed | StepOutputs
+FromEngine = EngineInfo | EngineFailed | StepOutputs | Recorded

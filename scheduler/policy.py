@@ -1,57 +1,160 @@
-"""Who is admitted next, and who gives way when blocks run out."""
+"""Who is admitted next, and who gives way: what the scheduler asks of a policy, and the two that know only order.
+
+The default, fair shares between users, is in fair.py.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection
-from typing import Protocol
+import heapq
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple, Protocol, TypeAlias
 
-from scheduler.request import Sequence
+from scheduler.request import Request, Sequence
+
+Rank: TypeAlias = tuple[float, ...]
+"""Lower goes earlier."""
+
+
+class Work(NamedTuple):
+    """What one step did for one sequence for the first time, in tokens. What is computed again after a preemption
+    does not count: it is not the user's doing."""
+
+    sequence: Sequence
+    prompt: int = 0
+    cached: int = 0
+    """Prompt tokens that the prefix cache spared."""
+    output: int = 0
 
 
 class Policy(Protocol):
-    """The queue of waiting sequences, and the choice of a victim. No method may take O(queue length)."""
+    """The queue of waiting sequences, and the order among all. No method may take O(queue length)."""
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence arrives."""
+        """A new sequence waits."""
 
-    def requeue(self, sequence: Sequence) -> None:
-        """A preempted sequence comes back, to be resumed."""
+    def withdraw(self, sequence: Sequence) -> None:
+        """A waiting sequence has ended: aborted, or out of time."""
 
-    def remove(self, sequence: Sequence) -> None:
-        """A waiting sequence leaves the queue: admitted, or aborted."""
+    def seat(self, sequence: Sequence) -> None:
+        """A waiting sequence got a seat."""
+
+    def unseat(self, sequence: Sequence) -> None:
+        """A running sequence lost its seat, and waits to be resumed."""
+
+    def leave(self, sequence: Sequence) -> None:
+        """A running sequence has ended."""
+
+    def charge(self, work: Work) -> None:
+        """A running sequence was served."""
 
     def peek(self) -> Sequence | None:
-        """The sequence to admit next, or None if nobody waits."""
+        """The sequence to admit next, or None if nobody may be admitted."""
+
+    def rank(self, sequence: Sequence) -> Rank:
+        """In which order prompts take what a step's token budget leaves, whether running or still to be seated."""
+
+    def is_newcomer(self, sequence: Sequence) -> bool:
+        """Whether a sequence that was just seated should not wait for a whole step of all the others."""
+
+    def tokens_ahead(self, request: Request) -> int:
+        """Tokens of waiting sequences that are sure to be computed before the new request's."""
 
     def victim(self, running: Collection[Sequence]) -> Sequence:
-        """The sequence among `running` (never empty) to preempt when blocks run out."""
+        """The sequence among `running` (never empty) to preempt when running sequences are out of blocks."""
+
+    def yielding(self, candidate: Sequence, running: Collection[Sequence]) -> Iterator[Sequence]:
+        """Running sequences that should give up their seats to the waiting `candidate`, the first to go first."""
 
     def __len__(self) -> int:
         """How many wait."""
 
 
-class FirstComeFirstServed:
-    """Admit in order of arrival; preempt the latest arrival, and let it be the first to resume."""
+class WaitingQueue:
+    """Waiting sequences, lowest rank first; a rank does not change while its sequence waits."""
 
-    def __init__(self) -> None:
-        self._queue: OrderedDict[tuple[str, int], Sequence] = OrderedDict()
+    def __init__(self, rank: Callable[[Sequence], Rank]) -> None:
+        self._rank = rank
+        self._heap: list[tuple[Rank, int, Sequence]] = []
+        self._members: set[tuple[str, int]] = set()
+        self._serials = itertools.count()
+        self.num_tokens = 0
+        """Of all members."""
 
-    def add(self, sequence: Sequence) -> None:
-        self._queue[sequence.key] = sequence
-
-    def requeue(self, sequence: Sequence) -> None:
-        self._queue[sequence.key] = sequence
-        self._queue.move_to_end(sequence.key, last=False)
+    def push(self, sequence: Sequence) -> None:
+        self.num_tokens += sequence.num_tokens
+        self._members.add(sequence.key)
+        heapq.heappush(self._heap, (self._rank(sequence), next(self._serials), sequence))
 
     def remove(self, sequence: Sequence) -> None:
-        del self._queue[sequence.key]
+        self.num_tokens -= sequence.num_tokens
+        self._members.remove(sequence.key)  # its entry goes when it comes to the top
+
+    @property
+    def first(self) -> Sequence | None:
+        while self._heap and self._heap[0][2].key not in self._members:
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+class FirstComeFirstServed:
+    """Admit in order of arrival; preempt the latest arrival, which is then the first to resume."""
+
+    def __init__(self) -> None:
+        self._queue = WaitingQueue(self.rank)
+
+    def add(self, sequence: Sequence) -> None:
+        self._queue.push(sequence)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        self._queue.remove(sequence)
+
+    def seat(self, sequence: Sequence) -> None:
+        self._queue.remove(sequence)
+
+    def unseat(self, sequence: Sequence) -> None:
+        self._queue.push(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        pass
+
+    def charge(self, work: Work) -> None:
+        pass
 
     def peek(self) -> Sequence | None:
-        return next(iter(self._queue.values()), None)
+        return self._queue.first
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return (sequence.arrival,)
+
+    def is_newcomer(self, sequence: Sequence) -> bool:
+        return False
+
+    def tokens_ahead(self, request: Request) -> int:
+        return self._queue.num_tokens
 
     def victim(self, running: Collection[Sequence]) -> Sequence:
-        return max(running, key=lambda sequence: sequence.arrival)
+        return max(running, key=self.rank)
+
+    def yielding(self, candidate: Sequence, running: Collection[Sequence]) -> Iterator[Sequence]:
+        return iter(())
 
     def __len__(self) -> int:
         return len(self._queue)
+
+
+class PriorityFirst(FirstComeFirstServed):
+    """Admit by priority, then arrival; a request of a higher class takes the seat of a lower one's."""
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return (sequence.request.priority, sequence.arrival)
+
+    def tokens_ahead(self, request: Request) -> int:
+        return 0  # all of them may be less urgent
+
+    def yielding(self, candidate: Sequence, running: Collection[Sequence]) -> Iterator[Sequence]:
+        lower = [sequence for sequence in running if sequence.request.priority > candidate.request.priority]
+        return iter(sorted(lower, key=self.rank, reverse=True))

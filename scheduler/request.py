@@ -7,6 +7,9 @@ import time
 
 import msgspec
 
+ANONYMOUS = "anonymous"
+"""The user of every request while there are no keys."""
+
 
 class InvalidRequestError(ValueError):
     """The request cannot be served as it is; the message tells the client what to change.
@@ -19,6 +22,10 @@ class InvalidRequestError(ValueError):
         self.param = param
 
 
+class DeadlineError(RuntimeError):
+    """The request cannot be answered by its deadline; the message says why."""
+
+
 class FinishReason(enum.StrEnum):
     """Why a sequence ended."""
 
@@ -28,6 +35,8 @@ class FinishReason(enum.StrEnum):
     """It reached `max_tokens`."""
     ABORT = "abort"
     """The client cancelled it or went away."""
+    TIMEOUT = "timeout"
+    """Its deadline passed."""
     ERROR = "error"
     """It failed inside the engine; the log has the traceback."""
 
@@ -88,7 +97,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int]
     params: SamplingParams
     """With `max_tokens` and `seed` resolved to numbers."""
-    user: str = "anonymous"
+    user: str = ANONYMOUS
+    """Whose it is: who is served, and who is charged."""
+    weight: float = 1.0
+    """The user's share, relative to other users' (policy `fair`)."""
+    max_running: int | None = None
+    """How many of the user's sequences may run at once; None: any number."""
+    priority: int = 0
+    """Lower goes earlier: among the user's own requests (`fair`), or among all (`priority`)."""
+    deadline: float | None = None
+    """When it ends, answered or not: seconds on the machine's monotonic clock."""
     cache_salt: str = ""
     """Prefixes are shared only between requests of the same salt."""
     arrival_time: float = msgspec.field(default_factory=time.monotonic)
@@ -117,14 +135,17 @@ class Sequence:
         "arrival",
         "block_table",
         "finish_reason",
+        "first_token_time",
         "index",
         "num_cached_tokens",
+        "num_charged_tokens",
         "num_computed_tokens",
         "num_preemptions",
         "num_prompt_tokens",
         "prefix",
         "request",
         "seat",
+        "seated_time",
         "status",
         "stop_reason",
         "token_ids",
@@ -137,11 +158,17 @@ class Sequence:
         """Its place in the order of all arrivals, given by the scheduler."""
         self.seat: int | None = None
         """While running: its row in the batch, from 0 to the number of seats less one."""
+        self.seated_time: float | None = None
+        """When it got its first seat, on the monotonic clock."""
+        self.first_token_time: float | None = None
+        """When its first token was sampled, on the monotonic clock."""
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         """Prompt tokens that the prefix cache spared at first admission."""
+        self.num_charged_tokens = 0
+        """Prompt tokens that are on the user's account: what is computed again is not charged again."""
         self.num_preemptions = 0
         self.block_table: list[int] = []
         self.prefix: list[int] = []

@@ -32,9 +32,12 @@ class Runner:
         self._owners: list[list[int] | None] = [None] * num_seats
         self._filled = [0] * num_seats
 
-    def execute(self, plan: Plan) -> list[SampledToken]:
-        """Run one forward pass over the plan's chunks, and sample a token for each of `plan.sampling`."""
-        logits = self.model.forward(self.pack(plan.chunks), self.cache)
+    def forward(self, plan: Plan) -> torch.Tensor:
+        """Run one forward pass over the plan's chunks; returns a row of logits for each of `plan.sampling`."""
+        return self.model.forward(self.pack(plan.chunks), self.cache)
+
+    def sample(self, plan: Plan, logits: torch.Tensor) -> list[SampledToken]:
+        """Sample a token for each of `plan.sampling`."""
         rows = [
             SamplingRow(sequence.request.params, sequence.index, sequence.num_tokens) for sequence in plan.sampling
         ]

@@ -8,12 +8,14 @@ token budget, so that a long prompt never stalls the others.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from scheduler.blocks import BlockPool
-from scheduler.policy import Policy
+from scheduler.blocks import BlockPool, Prefix
+from scheduler.policy import Policy, Work
 from scheduler.request import FinishReason, InvalidRequestError, Request, Sequence, Status
+from scheduler.step_cost import StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,23 @@ class Chunk:
     sequence: Sequence
     start: int
     length: int
+    seat: int
+    """Where the sequence sits while the step runs; it may have left when the step is looked at."""
+
+    @classmethod
+    def of(cls, sequence: Sequence, length: int) -> Chunk:
+        """A running sequence's next `length` tokens."""
+        assert sequence.seat is not None
+        return cls(sequence, sequence.num_computed_tokens, length, sequence.seat)
 
     @property
     def end(self) -> int:
         return self.start + self.length
+
+    @property
+    def attended(self) -> int:
+        """Keys that its queries look at."""
+        return self.length * (self.start + self.end + 1) // 2
 
     @property
     def samples(self) -> bool:
@@ -39,19 +54,104 @@ class Plan:
     """What one step computes. The chunks' order is the order of the packed batch."""
 
     chunks: list[Chunk]
-    num_cached_tokens: int = 0
-    """Prompt tokens of newly admitted sequences that the prefix cache spared."""
+    admitted: list[Sequence] = field(default_factory=list)
+    """Sequences that got their first seat."""
     preempted: list[Sequence] = field(default_factory=list)
     """Sequences that lost their seat while this plan was made."""
+    num_yielded: int = 0
+    """How many of them gave way to somebody who waited, rather than for want of blocks."""
+    work: list[Work] = field(default_factory=list)
+    """What was done for whom; known once the plan is committed."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens of the newly admitted that the prefix cache spared."""
+        return sum(sequence.num_cached_tokens for sequence in self.admitted)
 
     @property
     def num_tokens(self) -> int:
         return sum(chunk.length for chunk in self.chunks)
 
     @property
+    def attended(self) -> int:
+        """Keys that the step's queries look at."""
+        return sum(chunk.attended for chunk in self.chunks)
+
+    @property
     def sampling(self) -> list[Sequence]:
         """The sequences whose next token this step samples, in the batch's order."""
         return [chunk.sequence for chunk in self.chunks if chunk.samples]
+
+
+MIN_PROMPT_TOKENS = 16
+"""What a step computes of prompts at least, whatever the latency target: they must not starve."""
+
+
+EXPRESS_TOKENS = 64
+"""Prompt tokens at most that a step computes for newcomers alone."""
+
+EXPRESS_EVERY = 4
+"""Steps of all that come between two steps for newcomers alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A promise to the running streams: no step longer than `seconds`, as far as `cost` can tell."""
+
+    cost: StepCost
+    seconds: float
+
+
+class _Draft:
+    """A plan in the making: the budget that is left, and chunks that may still be dropped."""
+
+    def __init__(self, budget: int, pace: Pace | None) -> None:
+        self.budget = budget
+        self.preempted: list[Sequence] = []
+        self.num_yielded = 0
+        self.admitted: list[Sequence] = []
+        self._pace = pace
+        self._num_tokens = 0
+        self._attended = 0
+        self._has_streams = False
+        self._chunks: dict[tuple[str, int], Chunk] = {}
+
+    def decode(self, sequence: Sequence) -> None:
+        """The one token that a running sequence has yet to compute."""
+        self._has_streams = True
+        self._add(Chunk.of(sequence, 1))
+
+    def prefill(self, sequence: Sequence) -> None:
+        """As much of a running sequence's prompt as the budget and the streams' pace allow."""
+        length = min(sequence.num_tokens - sequence.num_computed_tokens, self.budget)
+        if self._pace is not None and self._has_streams:
+            start = sequence.num_computed_tokens
+            room = self._pace.cost.prompt_tokens_within(
+                self._pace.seconds, self._num_tokens, self._attended, start
+            )
+            if room < length:
+                length = max(room, min(length, MIN_PROMPT_TOKENS))
+                self.budget = length  # and nothing after it
+        if length > 0:
+            self._add(Chunk.of(sequence, length))
+
+    def _add(self, chunk: Chunk) -> None:
+        self._chunks[chunk.sequence.key] = chunk
+        self._num_tokens += chunk.length
+        self._attended += chunk.attended
+        self.budget -= chunk.length
+
+    def drop(self, sequence: Sequence) -> None:
+        """A running sequence was preempted: its tokens go back to the budget."""
+        self.preempted.append(sequence)
+        chunk = self._chunks.pop(sequence.key, None)
+        if chunk is not None:
+            self.budget += chunk.length
+            self._num_tokens -= chunk.length
+            self._attended -= chunk.attended
+
+    def plan(self) -> Plan:
+        return Plan(list(self._chunks.values()), self.admitted, self.preempted, self.num_yielded)
 
 
 class Scheduler:
@@ -72,6 +172,7 @@ class Scheduler:
         vocab_size: int,
         eos_token_ids: Iterable[int] = (),
         prefix_caching: bool = True,
+        pace: Pace | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -81,10 +182,13 @@ class Scheduler:
         self.vocab_size = vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
         self.prefix_caching = prefix_caching
+        self.pace = pace
         self.running: dict[tuple[str, int], Sequence] = {}
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._free_seats = list(range(self.num_seats))  # a heap: low seats are taken first
         self._num_arrivals = 0
+        self._num_steps_since_express = EXPRESS_EVERY
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap: the next to pass first
 
     @property
     def num_running(self) -> int:
@@ -115,8 +219,20 @@ class Scheduler:
         for sequence in sequences:
             self._num_arrivals += 1
             sequence.arrival = self._num_arrivals
+            if request.deadline is not None:
+                heapq.heappush(self._deadlines, (request.deadline, sequence.arrival, sequence))
             self.policy.add(sequence)
         return sequences
+
+    def expire(self, now: float) -> list[Sequence]:
+        """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, sequence = heapq.heappop(self._deadlines)
+            if sequence.status is not Status.FINISHED:
+                self.finish(sequence, FinishReason.TIMEOUT)
+                expired.append(sequence)
+        return expired
 
     def abort(self, request_id: str, index: int | None = None) -> list[Sequence]:
         """End a request's unfinished sequences, or the one of that index, in whatever state, and return them.
@@ -130,96 +246,122 @@ class Scheduler:
     # Planning -------------------------------------------------------------------------------------------
 
     def schedule(self) -> Plan:
-        """Plan the next step: running sequences first, decodes before chunks of prompts, then admissions.
+        """Plan the next step: running sequences decode first, then prompts, in the policy's order, take what is
+        left of the budget, be they running or still to be seated.
 
         Takes O(running sequences), plus the prompts of those admitted, however many wait.
         """
-        planned: dict[tuple[str, int], Chunk] = {}
-        plan = Plan(chunks=[])
-        budget = self.max_batched_tokens
+        step = _Draft(self.max_batched_tokens, self.pace)
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running.values():
             remaining = sequence.num_tokens - sequence.num_computed_tokens
             (decoding if remaining == 1 else prefilling).append(sequence)
-
-        for sequence in decoding + prefilling:
-            length = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            if length == 0 or sequence.status is not Status.RUNNING:
-                continue
-            for victim in self._make_room(sequence, sequence.num_computed_tokens + length):
-                plan.preempted.append(victim)
-                if (dropped := planned.pop(victim.key, None)) is not None:
-                    budget += dropped.length
+        for sequence in decoding:
+            self._make_room(sequence, step)
             if sequence.status is Status.RUNNING:
-                planned[sequence.key] = Chunk(sequence, sequence.num_computed_tokens, length)
-                budget -= length
+                step.decode(sequence)
 
         # After a preemption nobody is admitted: the blocks just freed are the running sequences' to grow into.
-        while not plan.preempted and budget > 0 and self._free_seats:
-            candidate = self.policy.peek()
-            if candidate is None or not self._admit(candidate):
+        may_admit = not step.preempted
+        rank = self.policy.rank
+        prompts = deque(sorted(prefilling, key=rank))
+        while step.budget > 0:
+            candidate = self.policy.peek() if may_admit else None
+            if candidate is not None and not (prompts and rank(prompts[0]) < rank(candidate)):
+                may_admit = self._seat(candidate, step)
+            elif prompts:
+                sequence = prompts.popleft()
+                if sequence.status is Status.RUNNING:
+                    step.prefill(sequence)
+            else:
                 break
-            if candidate.num_preemptions == 0:
-                plan.num_cached_tokens += candidate.num_cached_tokens
-            length = min(candidate.num_tokens - candidate.num_computed_tokens, budget)
-            planned[candidate.key] = Chunk(candidate, candidate.num_computed_tokens, length)
-            budget -= length
-
-        plan.chunks = list(planned.values())
+        plan = step.plan()
+        self._num_steps_since_express += 1
+        if self._num_steps_since_express > EXPRESS_EVERY and (express := self._express(plan)):
+            plan.chunks = express
+            self._num_steps_since_express = 0
         return plan
 
-    def _make_room(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
-        """Grow the block table to hold `num_tokens`, preempting others, or the sequence itself, if it must."""
-        preempted = []
+    def _express(self, plan: Plan) -> list[Chunk]:
+        """The short prompts of users who had nobody seated until now. Where a step computes them alone, their first
+        tokens are out in a fraction of the time that a step of all takes, and all the others lose little."""
+        seated = {sequence.key for sequence in plan.admitted if self.policy.is_newcomer(sequence)}
+        chunks = [chunk for chunk in plan.chunks if chunk.sequence.key in seated and chunk.samples]
+        return chunks if sum(chunk.length for chunk in chunks) <= EXPRESS_TOKENS else []
+
+    def _make_room(self, sequence: Sequence, step: _Draft) -> None:
+        """Give a decoding sequence the block for its next token, preempting others, or itself, if it must."""
         while sequence.status is Status.RUNNING:
-            missing = self.pool.blocks_for(num_tokens) - len(sequence.block_table)
+            missing = self.pool.blocks_for(sequence.num_tokens) - len(sequence.block_table)
             if missing <= self.pool.num_free:
                 if missing > 0:
                     sequence.block_table += self.pool.allocate(missing)
                 break
             victim = self.policy.victim(self.running.values())
             self.preempt(victim)
-            preempted.append(victim)
-        return preempted
+            step.drop(victim)
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence a seat, and blocks for all its known tokens; False if they are not there."""
-        pool = self.pool
-        prefix = None
-        num_shared = 0
-        available = pool.num_free
-        if self.prefix_caching:
-            prefix = pool.lookup(sequence.token_ids, sequence.request.cache_salt)
-            num_shared = len(prefix.blocks)
-            available = pool.num_free_after_sharing(prefix.blocks)
-        missing = pool.blocks_for(sequence.num_tokens) - num_shared
+    def _seat(self, candidate: Sequence, step: _Draft) -> bool:
+        """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
+        prefix = self._cached_prefix(candidate)
+        missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
         # One block each is left for the running sequences, or the next step would preempt at once.
-        if missing + len(self.running) > available:
-            return False
-        if prefix is not None:
-            pool.share(prefix.blocks)
-            sequence.block_table = prefix.blocks
-            sequence.prefix = prefix.identities
-        sequence.block_table = sequence.block_table + pool.allocate(missing)
-        sequence.num_computed_tokens = num_shared * pool.block_size
-        if sequence.num_preemptions == 0:
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-        self.policy.remove(sequence)
+        spare = self.pool.num_free_after_sharing(prefix.blocks) - missing - len(self.running)
+        seats = len(self._free_seats)
+        going: list[Sequence] = []
+        if spare < 0 or seats == 0:
+            for sequence in self.policy.yielding(candidate, self.running.values()):
+                going.append(sequence)
+                seats += 1
+                spare += 1 + sum(self.pool.references(block) == 1 for block in sequence.block_table)
+                if spare >= 0:
+                    break
+            else:
+                return False
+        for sequence in going:
+            self.preempt(sequence)
+            step.drop(sequence)
+            step.num_yielded += 1
+        if going:  # what they held may be evicted, or be part of the prefix
+            prefix = self._cached_prefix(candidate)
+            missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
+            if missing + len(self.running) > self.pool.num_free_after_sharing(prefix.blocks):
+                return False
+        self._admit(candidate, prefix)
+        if candidate.num_preemptions == 0:
+            step.admitted.append(candidate)
+        step.prefill(candidate)
+        return True
+
+    def _cached_prefix(self, sequence: Sequence) -> Prefix:
+        if not self.prefix_caching:
+            return Prefix([], [])
+        return self.pool.lookup(sequence.token_ids, sequence.request.cache_salt)
+
+    def _admit(self, sequence: Sequence, prefix: Prefix) -> None:
+        """Give a waiting sequence a seat, and blocks for all its known tokens."""
+        self.pool.share(prefix.blocks)
+        sequence.prefix = prefix.identities
+        missing = self.pool.blocks_for(sequence.num_tokens) - len(prefix.blocks)
+        sequence.block_table = prefix.blocks + self.pool.allocate(missing)
+        sequence.num_computed_tokens = len(prefix.blocks) * self.pool.block_size
         sequence.status = Status.RUNNING
         sequence.seat = heapq.heappop(self._free_seats)
         self.running[sequence.key] = sequence
-        return True
+        self.policy.seat(sequence)
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens = sequence.num_charged_tokens = sequence.num_computed_tokens
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's seat and blocks; its full blocks stay cached for its return."""
-        self._leave(sequence)
+        self._vacate(sequence)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         sequence.num_computed_tokens = 0
-        self.policy.requeue(sequence)
+        self.policy.unseat(sequence)
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _vacate(self, sequence: Sequence) -> None:
         assert sequence.seat is not None
         self.pool.free(sequence.block_table)
         sequence.block_table = []
@@ -242,6 +384,10 @@ class Scheduler:
             chunk.sequence.num_computed_tokens = chunk.end
             if self.prefix_caching:
                 self._publish_full_blocks(chunk.sequence)
+        sampled = {sequence.key for sequence in sampling}
+        plan.work = [self._work(chunk, chunk.sequence.key in sampled) for chunk in plan.chunks]
+        for work in plan.work:
+            self.policy.charge(work)
         finished = []
         for sequence, token in zip(sampling, tokens, strict=True):
             sequence.token_ids.append(token)
@@ -250,6 +396,15 @@ class Scheduler:
                 self.finish(sequence, reason)
                 finished.append(sequence)
         return finished
+
+    def _work(self, chunk: Chunk, samples: bool) -> Work:
+        sequence = chunk.sequence
+        is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and sequence.num_output_tokens == 0
+        cached = sequence.num_cached_tokens if is_first else 0
+        charged = max(sequence.num_charged_tokens, min(chunk.end, sequence.num_prompt_tokens))
+        prompt = charged - sequence.num_charged_tokens
+        sequence.num_charged_tokens = charged
+        return Work(sequence, prompt, cached, int(samples))
 
     def _publish_full_blocks(self, sequence: Sequence) -> None:
         size = self.pool.block_size
@@ -274,9 +429,10 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, waiting or running, and give back all that it holds."""
         if sequence.status is Status.RUNNING:
-            self._leave(sequence)
+            self._vacate(sequence)
+            self.policy.leave(sequence)
         elif sequence.status is Status.WAITING:
-            self.policy.remove(sequence)
+            self.policy.withdraw(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         siblings = self._live[sequence.request.request_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import msgspec
 
@@ -35,14 +36,23 @@ class Delta:
     """With the finish reason `error`: what to tell the client."""
 
 
+class Ownership(TypedDict, total=False):
+    """Whose a request is and how it is to be treated; `Request` explains each."""
+
+    user: str
+    weight: float
+    max_running: int | None
+    priority: int
+    deadline: float | None
+    cache_salt: str
+
+
 def make_request(
     request_id: str,
     prompt_token_ids: list[int],
     params: SamplingParams,
     info: EngineInfo,
-    *,
-    user: str = "anonymous",
-    cache_salt: str = "",
+    **ownership: Unpack[Ownership],
 ) -> Request:
     """A request that the engine described by `info` can serve. What the client left open becomes a number: the
     longest answer that fits, and a random seed. Raises `InvalidRequestError` if it can never fit."""
@@ -55,8 +65,7 @@ def make_request(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
         params=msgspec.structs.replace(params, **changes),
-        user=user,
-        cache_salt=cache_salt,
+        **ownership,
     )
     check_fits(
         request,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -12,7 +14,6 @@ from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
 from scheduler.kv_cache import KVCache, KVCacheTooSmallError
 from scheduler.request import FinishReason, Request, SamplingParams
-from scheduler.sampler import SampledToken
 from scheduler.scheduler import Plan
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import tiny_model
@@ -89,14 +90,14 @@ def test_a_request_that_fails_does_not_take_the_others_with_it(
     tiny_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = make_core(tiny_path)
-    execute = core.runner.execute
+    forward = core.runner.forward
 
-    def failing(plan: Plan) -> list[SampledToken]:
+    def failing(plan: Plan) -> torch.Tensor:
         if any(chunk.sequence.request.request_id == "bad" and chunk.start > 5 for chunk in plan.chunks):
             raise ZeroDivisionError("a programming error")
-        return execute(plan)
+        return forward(plan)
 
-    monkeypatch.setattr(core.runner, "execute", failing)
+    monkeypatch.setattr(core.runner, "forward", failing)
     for name in ("good", "bad", "fine"):
         core.add(request(name))
     ends = run_to_end(core)
@@ -145,3 +146,22 @@ def test_a_pool_too_small_for_the_asked_length_is_refused_with_what_to_do(tiny_p
 def test_a_small_pool_shortens_the_longest_length_when_none_was_asked_for(tiny_path: str) -> None:
     core = make_core(tiny_path, kv_cache_memory="200kB")
     assert core.info.max_model_len == core.info.num_blocks * 16 < 512
+
+
+def test_a_deadline_ends_a_request_and_an_unreachable_one_is_refused_at_once(
+    tiny_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = make_core(tiny_path)
+    late = msgspec.structs.replace(request("late", max_tokens=200), deadline=time.monotonic() + 3600)
+    assert core.add(late) == []
+    core.step()
+    (sequence,) = core.scheduler.running.values()
+    core.scheduler._deadlines[0] = (time.monotonic(), 1, sequence)
+    (output,) = core.step().outputs
+    assert output.finish_reason is FinishReason.TIMEOUT
+    assert not core.has_work
+    assert "failed" not in caplog.text, "a step with nothing left to do does nothing"
+    hopeless = msgspec.structs.replace(request("hopeless"), deadline=time.monotonic())
+    (refusal,) = core.add(hopeless)
+    assert refusal.finish_reason is FinishReason.TIMEOUT
+    assert "the answer would take" in (refusal.error or "")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scheduler.blocks import BlockPool
-from scheduler.policy import FirstComeFirstServed
+from scheduler.fair import FairShare, Prices
+from scheduler.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence, Status
 from scheduler.scheduler import Plan, Scheduler
 
@@ -25,10 +28,11 @@ def make_scheduler(
     max_batched_tokens: int = 16,
     max_model_len: int = 100,
     prefix_caching: bool = True,
+    policy: Policy | None = None,
 ) -> Scheduler:
     return Scheduler(
         BlockPool(num_blocks, block_size),
-        FirstComeFirstServed(),
+        FirstComeFirstServed() if policy is None else policy,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
         max_model_len=max_model_len,
@@ -237,6 +241,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         max_batched_tokens=st.integers(1, 20),
         prefix_caching=st.booleans(),
+        policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
     )
     def start(
         self,
@@ -245,6 +250,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         max_batched_tokens: int,
         prefix_caching: bool,
+        policy: Callable[[], Policy],
     ) -> None:
         self.capacity = num_blocks * block_size
         self.scheduler = make_scheduler(
@@ -254,6 +260,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_batched_tokens=max_batched_tokens,
             max_model_len=self.capacity,
             prefix_caching=prefix_caching,
+            policy=policy(),
         )
         self.kv: list[int | None] = [None] * self.capacity
         self.sequences: list[Sequence] = []
@@ -263,11 +270,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt=st.lists(st.integers(1, 2), min_size=1, max_size=24),
         max_tokens=st.integers(1, 12),
         n=st.integers(1, 2),
+        user=st.sampled_from("abc"),
+        priority=st.integers(0, 2),
     )
-    def arrive(self, prompt: list[int], max_tokens: int, n: int) -> None:
+    def arrive(self, prompt: list[int], max_tokens: int, n: int, user: str, priority: int) -> None:
         name = str(len(self.sequences))
+        newcomer = msgspec.structs.replace(
+            request(name, prompt, max_tokens, n=n), user=user, weight=1.0 + ord(user) % 3, priority=priority
+        )
         try:
-            self.sequences += self.scheduler.add(request(name, prompt, max_tokens, n=n))
+            self.sequences += self.scheduler.add(newcomer)
         except InvalidRequestError:
             assert len(prompt) + max_tokens > self.capacity
 

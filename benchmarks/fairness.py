@@ -1,0 +1,214 @@
+"""How fair the machine is to several users: a noisy neighbour, weights, and what fairness costs.
+
+python -m benchmarks.fairness neighbour    # one user floods, another sends small requests; with a picture
+python -m benchmarks.fairness weights      # three backlogged users of weights 1, 2 and 4
+python -m benchmarks.fairness cost         # equal users: throughput of fair against fcfs
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.load import LoadClient, Outcome, RunResult
+from benchmarks.own_server import OwnServer, own_server
+from benchmarks.workload import LoadRequest, make_requests, words
+from scheduler.config import DEFAULT_MODEL
+
+POLICIES = ("fair", "fcfs")
+FLOOD = 128
+"""Requests that the noisy neighbour sends at once, of 128 words and 96 tokens each."""
+
+
+def client(server: OwnServer) -> LoadClient:
+    return LoadClient(server.url, DEFAULT_MODEL, keys=list(server.keys.values()))
+
+
+def throughput(outcomes: list[Outcome]) -> float:
+    """Output tokens per second, from the first request to the last answer."""
+    start, end = min(outcome.sent for outcome in outcomes), max(outcome.ended for outcome in outcomes)
+    return sum(outcome.num_tokens for outcome in outcomes) / (end - start)
+
+
+# A noisy neighbour --------------------------------------------------------------------------------------
+
+
+def flood(seed: int) -> list[LoadRequest]:
+    rng = random.Random(f"flood {seed}")
+    return [LoadRequest(words(rng, 128), 96, user=0) for _ in range(FLOOD)]
+
+
+async def guest(client: LoadClient, seed: int, is_over: Callable[[], bool], most: int) -> RunResult:
+    """The second user: small requests, one after the other."""
+    rng = random.Random(f"guest {seed}")
+    outcomes: list[Outcome] = []
+    start = time.perf_counter()
+    while len(outcomes) < most and not is_over():
+        request = LoadRequest(words(rng, 8), 8, user=1)
+        before = time.perf_counter() - start
+        result = await client.closed_loop([request], 1)
+        (outcome,) = result.outcomes
+        outcome.sent += before
+        outcome.ended += before
+        outcome.arrivals = [at + before for at in outcome.arrivals]
+        outcomes.append(outcome)
+        await asyncio.sleep(0.05)
+    return RunResult(outcomes, time.perf_counter() - start)
+
+
+async def neighbour(server: OwnServer, seed: int) -> tuple[RunResult, RunResult, RunResult, RunResult]:
+    """The guest on an idle server, the flood alone, then both: (idle guest, flood alone, guest, flood)."""
+    load = client(server)
+    await load.closed_loop(make_requests("chat", 16, seed=seed, num_users=2), 16)  # warm
+    idle = await guest(load, seed, lambda: False, 40)
+    alone = await load.closed_loop(flood(seed), FLOOD)
+    both = asyncio.create_task(load.closed_loop(flood(seed + 1), FLOOD))
+    await asyncio.sleep(0.2)
+    visiting = await guest(load, seed + 1, both.done, 1000)
+    return idle, alone, visiting, await both
+
+
+def run_neighbour(args: argparse.Namespace) -> None:
+    runs = {}
+    for policy in tqdm(POLICIES, desc="noisy neighbour", unit="policy"):
+        with own_server("--policy", policy, users={"flood": 1, "guest": 1}) as server:
+            runs[policy] = asyncio.run(neighbour(server, args.seed))
+    print("policy   guest's TTFT: idle p50   under the flood: p50   worst       flood alone   with the guest")
+    for policy, (idle, alone, visiting, flooding) in runs.items():
+        usual = statistics.median(outcome.ttft for outcome in idle.outcomes)
+        waits = [outcome.ttft for outcome in visiting.outcomes]
+        middle, worst = statistics.median(waits), max(waits)
+        before, after = throughput(alone.outcomes), throughput(flooding.outcomes)
+        print(
+            f"{policy:6} {1000 * usual:19.0f} ms {1000 * middle:15.0f} ms ({middle / usual:.1f}x)"
+            f" {1000 * worst:7.0f} ms ({worst / usual:.1f}x) {before:9.0f} tok/s {after:8.0f} tok/s "
+            f"({after / before - 1:+.1%})"
+        )
+    draw_neighbour(
+        {policy: (visiting, flooding) for policy, (_, _, visiting, flooding) in runs.items()}, args.picture
+    )
+
+
+def draw_neighbour(runs: dict[str, tuple[RunResult, RunResult]], file: Path) -> None:
+    """For each policy: how long each of the guest's requests waited, over the flood's tokens per second."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, panels = plt.subplots(1, len(runs), figsize=(11, 3.4), constrained_layout=True, sharey=True)
+    for axes, (policy, (visiting, flooding)) in zip(panels, runs.items(), strict=True):
+        arrivals = [at for outcome in flooding.outcomes for at in outcome.arrivals]
+        edges = np.arange(0, max(arrivals) + 0.5, 0.5)
+        counts, _ = np.histogram(arrivals, bins=edges)
+        rates = axes.twinx()
+        rates.fill_between(edges[:-1], counts / 0.5, step="post", color="#9db4cc", alpha=0.45)
+        rates.set_ylim(0, None)
+        if axes is panels[-1]:
+            rates.set_ylabel("flood: tokens per second", color="#5f7d99")
+        else:
+            rates.set_yticklabels([])
+        axes.set_zorder(rates.get_zorder() + 1)
+        axes.patch.set_visible(False)
+        sent = [outcome.sent + 0.2 for outcome in visiting.outcomes]
+        axes.scatter(sent, [1000 * outcome.ttft for outcome in visiting.outcomes], s=14, color="#e07b00")
+        axes.set_yscale("log")
+        axes.set_title(f"--policy {policy}", fontsize=10)
+        axes.set_xlabel("seconds after the flood of 128 requests")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("guest: ms to the first token", color="#e07b00")
+    figure.savefig(file, dpi=120)
+
+
+# Weights ------------------------------------------------------------------------------------------------
+
+WEIGHTS = {"one": 1.0, "two": 2.0, "four": 4.0}
+LENGTHS = {"one": (16, 180), "two": (500, 24), "four": (120, 80)}
+"""Words of prompt and tokens of answer of each user: as different as they come."""
+
+
+async def backlog(server: OwnServer, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Each user's service before and after `seconds` in which all of them always have requests waiting."""
+    load = client(server)
+    rng = random.Random(0)
+    stop = time.monotonic() + seconds + 20
+
+    async def worker(user: int, prompt: int, answer: int) -> None:
+        while time.monotonic() < stop:
+            request = LoadRequest(words(rng, round(prompt * rng.uniform(0.5, 1.5))), answer, user=user)
+            await load.closed_loop([request], 1)
+
+    workers = [
+        asyncio.create_task(worker(user, *LENGTHS[name])) for user, name in enumerate(WEIGHTS) for _ in range(64)
+    ]
+    await asyncio.sleep(8)  # until all have begun
+    before = await server.metrics("carousel_user_service_tokens_total")
+    for _ in tqdm(range(round(seconds)), desc="weights 1, 2, 4", unit="s"):
+        await asyncio.sleep(1)
+    after = await server.metrics("carousel_user_service_tokens_total")
+    for task in workers:
+        task.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    return before, after
+
+
+def run_weights(args: argparse.Namespace) -> None:
+    with own_server(users=WEIGHTS) as server:
+        before, after = asyncio.run(backlog(server, args.seconds))
+    received = {user: after[user] - before[user] for user in WEIGHTS}
+    total = sum(received.values())
+    print(f"user    weight  prompt words  answer tokens  share of service in {args.seconds:g} s  off by")
+    for user, weight in WEIGHTS.items():
+        share, fair = received[user] / total, weight / sum(WEIGHTS.values())
+        prompt, answer = LENGTHS[user]
+        print(f"{user:6} {weight:7g} {prompt:13} {answer:14} {share:28.1%} {share / fair - 1:+7.1%}")
+
+
+# What fairness costs ------------------------------------------------------------------------------------
+
+
+def run_cost(args: argparse.Namespace) -> None:
+    users = {f"user{number}": 1.0 for number in range(4)}
+    rates: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    with (
+        own_server("--policy", "fair", users=users) as fair,
+        own_server("--policy", "fcfs", users=users) as fcfs,
+    ):
+        servers = {"fair": fair, "fcfs": fcfs}
+        for turn in tqdm(range(2 * args.rounds), desc="fair, fcfs", unit="turn"):
+            policy = POLICIES[(turn + turn // 2) % 2]  # a, b, b, a, ...
+            requests = make_requests("chat", 320, seed=args.seed + turn // 2, num_users=len(users))
+            result = asyncio.run(client(servers[policy]).closed_loop(requests, 96))
+            rates[policy].append(throughput(result.outcomes))
+    for policy, values in rates.items():
+        print(
+            f"{policy}: {statistics.median(values):.0f} tok/s (of {', '.join(f'{value:.0f}' for value in values)})"
+        )
+    print(f"fair / fcfs = {statistics.median(rates['fair']) / statistics.median(rates['fcfs']):.3f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["neighbour", "weights", "cost"])
+    parser.add_argument("--seconds", type=float, default=60, help="weights: how long (default: 60)")
+    parser.add_argument("--rounds", type=int, default=3, help="cost: turns of each policy (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
+    parser.add_argument(
+        "--picture", type=Path, default=Path("docs/neighbour.png"), help="neighbour: (default: docs/neighbour.png)"
+    )
+    args = parser.parse_args()
+    {"neighbour": run_neighbour, "weights": run_weights, "cost": run_cost}[args.what](args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""A `carousel serve` of one's own for a benchmark, with users and their keys."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+CAROUSEL = Path(sys.executable).with_name("carousel")
+START_SECONDS = 120
+
+
+@dataclass(slots=True)
+class OwnServer:
+    """Where it is, and who may use it."""
+
+    url: str
+    pid: int
+    keys: dict[str, str] = field(default_factory=dict)
+
+    async def metrics(self, name: str) -> dict[str, float]:
+        """A metric's values by user, or under "" where it has no users."""
+        async with aiohttp.ClientSession() as session, session.get(self.url + "/metrics") as response:
+            text = await response.text()
+        found = re.findall(rf"^{name}{{([^}}]*)}} (\S+)$", text, re.MULTILINE)
+        users = ((re.search(r'user="([^"]*)"', labels), value) for labels, value in found)
+        return {match[1] if match else "": float(value) for match, value in users}
+
+    def memory(self) -> int:
+        """Bytes that the server and its engine hold for themselves."""
+        server = psutil.Process(self.pid)
+        return sum(process.memory_info().rss for process in [server, *server.children()])
+
+
+@contextmanager
+def own_server(*flags: str, users: Mapping[str, float] | None = None) -> Iterator[OwnServer]:
+    """Start it, with users of the given weights if there are any, and stop it at the end."""
+    with tempfile.TemporaryDirectory(prefix="carousel-bench-") as folder:
+        keys = {
+            name: _add_user(name, weight, Path(folder) / "users.yaml") for name, weight in (users or {}).items()
+        }
+        command = [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", *flags]
+        if keys:
+            command += ["--users", f"{folder}/users.yaml"]
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            yield OwnServer(_wait(process, log), process.pid, keys)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def _add_user(name: str, weight: float, file: Path) -> str:
+    command = [CAROUSEL, "users", "add", name, "--users", file, "--weight", str(weight)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while not (found := re.search(r"^Serving .* at (http://\S+)", log.read_text(), re.MULTILINE)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"carousel serve did not start:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
+    return found[1]
+

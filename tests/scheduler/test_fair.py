@@ -1,0 +1,243 @@
+"""Fair shares: who is admitted, who gives way, and how far two users' service can drift apart."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, defaultdict
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.fair import MIN_TURN, QUANTUM, FairShare, Prices
+from scheduler.policy import Policy, PriorityFirst
+from scheduler.request import FinishReason, Request
+from scheduler.scheduler import Plan, Scheduler
+from tests.scheduler.test_scheduler import make_scheduler, request
+
+PRICES = Prices()
+
+
+def fair_scheduler(
+    seats: int = 8, budget: int = 64, num_blocks: int = 4000, policy: Policy | None = None
+) -> Scheduler:
+    return make_scheduler(
+        num_blocks=num_blocks,
+        block_size=16,
+        max_num_seqs=seats,
+        max_batched_tokens=budget,
+        max_model_len=2000,
+        policy=FairShare(PRICES) if policy is None else policy,
+    )
+
+
+class Users:
+    """Sends requests of several users, each with its own lengths, and keeps account of what each received."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.service: dict[str, float] = defaultdict(float)
+        self.live: Counter[str] = Counter()
+        self.most_in_a_step = 0.0
+        self._names = itertools.count()
+
+    def send(
+        self, user: str, prompt: int, max_tokens: int, *, weight: float = 1.0, count: int = 1, **fields: object
+    ) -> list[Request]:
+        sent = []
+        for _ in range(count):
+            new = request(f"{user}{next(self._names)}", prompt, max_tokens, ignore_eos=True)
+            sent.append(msgspec.structs.replace(new, user=user, weight=weight, **fields))
+            self.scheduler.add(sent[-1])
+        self.live[user] += count
+        return sent
+
+    def step(self) -> Plan:
+        plan = self.scheduler.schedule()
+        for sequence in self.scheduler.commit(plan, [7] * len(plan.sampling)):
+            self.live[sequence.request.user] -= 1
+        total = 0.0
+        for work in plan.work:
+            service = PRICES.service(work)
+            self.service[work.sequence.request.user] += service
+            total += service
+        self.most_in_a_step = max(self.most_in_a_step, total)
+        return plan
+
+    @property
+    def seats(self) -> Counter[str]:
+        return Counter(sequence.request.user for sequence in self.scheduler.running.values())
+
+    def num_waiting(self, user: str) -> int:
+        return self.live[user] - self.seats[user]
+
+
+def test_a_newcomer_gets_a_seat_at_once_from_one_who_holds_them_all() -> None:
+    users = Users(fair_scheduler())
+    users.send("flood", 20, 200, count=50)
+    for _ in range(40):
+        users.step()
+    assert users.seats == {"flood": 8}
+    users.send("guest", 20, 50)
+    plan = users.step()
+    assert users.seats == {"flood": 7, "guest": 1}
+    assert [sequence.request.user for sequence in plan.preempted] == ["flood"]
+    assert plan.num_yielded == 1
+
+
+def test_a_newcomers_short_prompt_is_computed_alone_but_seldom() -> None:
+    users = Users(fair_scheduler())
+    users.send("flood", 20, 200, count=50)
+    for _ in range(40):
+        users.step()
+    users.send("guest", 20, 1)
+    assert [chunk.sequence.request.user for chunk in users.step().chunks] == ["guest"]
+    users.send("guest", 20, 1)
+    assert len(users.step().chunks) == 8, "the others had to wait just now"
+    for _ in range(4):
+        users.step()
+    users.send("guest", 100, 1)
+    assert len(users.step().chunks) == 8, "a long prompt would hold them up"
+
+
+def test_who_gave_way_resumes_from_the_cache_and_is_not_charged_again() -> None:
+    users = Users(fair_scheduler(seats=2))
+    users.send("flood", 32, 200, count=2)
+    for _ in range(40):
+        users.step()
+    _, newest = users.scheduler.running.values()
+    users.send("guest", 32, 2)
+    assert users.step().preempted == [newest]
+    users.step()
+    resumed = next(chunk for chunk in users.step().chunks if chunk.sequence is newest)
+    assert resumed.start >= newest.num_tokens - 1 - 16, "all but the last, unfinished block come from the cache"
+    while users.scheduler.has_work:
+        users.step()
+    assert users.service["flood"] == 2 * (32 + PRICES.output * 200)
+
+
+def test_nobody_else_waiting_the_whole_machine_is_ones_own() -> None:
+    users = Users(fair_scheduler())
+    users.send("alone", 20, 20, count=30)
+    for _ in range(10):
+        users.step()
+    assert users.seats == {"alone": 8}
+
+
+@pytest.mark.parametrize("seats", [4, 8, 32])
+def test_service_follows_the_weights_whatever_the_lengths(seats: int) -> None:
+    users = Users(fair_scheduler(seats, budget=2 * seats + 32))
+    rng = random.Random(1)
+    lengths = {"one": (20, 200), "two": (400, 10), "four": (100, 60)}
+    weights = {"one": 1.0, "two": 2.0, "four": 4.0}
+    for _ in range(6000):
+        for user, (prompt, answer) in lengths.items():
+            if users.num_waiting(user) < 3:
+                factor = rng.uniform(0.5, 1.5)
+                users.send(user, round(prompt * factor), round(answer * factor), weight=weights[user])
+        users.step()
+    total = sum(users.service.values())
+    shares = {user: users.service[user] / total for user in weights}
+    assert shares == pytest.approx({"one": 1 / 7, "two": 2 / 7, "four": 4 / 7}, rel=0.05)
+
+
+def test_idling_earns_no_credit() -> None:
+    users = Users(fair_scheduler())
+    users.send("steady", 20, 100, count=400)
+    users.send("comes and goes", 20, 100)
+    for _ in range(2000):
+        users.step()
+    before = dict(users.service)
+    users.send("comes and goes", 20, 100, count=400)
+    for _ in range(2000):
+        users.step()
+    gained = {user: users.service[user] - before[user] for user in before}
+    assert gained["comes and goes"] == pytest.approx(gained["steady"], rel=0.05)
+
+
+def test_requests_one_at_a_time_earn_no_credit_either() -> None:
+    users = Users(fair_scheduler())
+    users.send("steady", 20, 100, count=1000)
+    for _ in range(2000):
+        if not users.seats["trickle"]:
+            users.send("trickle", 5, 10)
+        users.step()
+    before = dict(users.service)
+    users.send("trickle", 20, 100, count=1000)
+    for _ in range(2000):
+        users.step()
+    gained = {user: users.service[user] - before[user] for user in before}
+    assert gained["trickle"] == pytest.approx(gained["steady"], rel=0.05)
+
+
+def test_within_a_user_priority_then_arrival() -> None:
+    users = Users(fair_scheduler(seats=1))
+    late, urgent, soon = (users.send("me", 20, 2, priority=priority)[0] for priority in (5, 0, 1))
+    order = []
+    while users.scheduler.has_work:
+        order += [sequence.request.request_id for sequence in users.step().admitted]
+    assert order == [urgent.request_id, soon.request_id, late.request_id]
+
+
+def test_no_more_of_a_user_run_than_their_limit() -> None:
+    users = Users(fair_scheduler())
+    users.send("limited", 20, 30, count=10, max_running=2)
+    users.send("other", 20, 30, count=3)
+    most = 0
+    while users.scheduler.has_work:
+        users.step()
+        most = max(most, users.seats["limited"])
+    assert most == 2
+
+
+def test_the_priority_policy_takes_the_seat_of_a_lower_class() -> None:
+    users = Users(fair_scheduler(seats=2, policy=PriorityFirst()))
+    users.send("batch", 20, 100, count=5, priority=1000)
+    users.step()
+    users.send("interactive", 20, 5)
+    users.step()
+    assert users.seats == {"batch": 1, "interactive": 1}
+
+
+def test_a_deadline_ends_a_request_in_the_queue_and_on_its_seat() -> None:
+    users = Users(fair_scheduler(seats=1))
+    users.send("me", 20, 100, deadline=10.0)
+    users.send("me", 20, 100, deadline=5.0)
+    users.send("me", 20, 100)
+    users.step()
+    (running,) = users.scheduler.running.values()
+    assert users.scheduler.expire(4.0) == []
+    (waiting,) = users.scheduler.expire(5.0)
+    assert waiting.finish_reason is FinishReason.TIMEOUT
+    assert users.scheduler.expire(11.0) == [running]
+    assert users.scheduler.num_running == 0
+    users.step()
+    assert users.scheduler.num_running == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_two_backlogged_users_never_drift_apart_by_more_than_the_bound(data: st.DataObject) -> None:
+    seats = data.draw(st.integers(1, 12))
+    budget = data.draw(st.integers(seats, 80))
+    users = Users(fair_scheduler(seats, budget))
+    lengths = st.tuples(st.integers(1, 300), st.integers(1, 300))
+    weight = st.sampled_from([0.5, 1.0, 2.0, 5.0])
+    backlogged = {name: (data.draw(weight), data.draw(lengths)) for name in ("a", "b")}
+    passing = {name: (data.draw(weight), data.draw(lengths)) for name in ("c", "d")}
+    rng = random.Random(data.draw(st.integers(0, 1000)))
+    drifts = []
+    for _ in range(600):
+        for name, (of, (prompt, answer)) in backlogged.items():
+            while users.num_waiting(name) <= seats:
+                users.send(name, rng.randint(1, prompt), rng.randint(1, answer), weight=of)
+        for name, (of, (prompt, answer)) in passing.items():
+            if rng.random() < 0.02:
+                users.send(name, prompt, answer, weight=of, count=rng.randint(1, 6))
+        users.step()
+        drifts.append(users.service["a"] / backlogged["a"][0] - users.service["b"] / backlogged["b"][0])
+    lesser = min(of for of, _ in backlogged.values())
+    bound = 2 * (QUANTUM + (MIN_TURN + 2) * users.most_in_a_step) / lesser
+    assert max(drifts) - min(drifts) <= bound
