@@ -193,14 +193,16 @@ def run_cost(args: argparse.Namespace) -> None:
         print(
             f"{policy}: {statistics.median(values):.0f} tok/s (of {', '.join(f'{value:.0f}' for value in values)})"
         )
-    print(f"fair / fcfs = {statistics.median(rates['fair']) / statistics.median(rates['fcfs']):.3f}")
+    ratios = [ours / theirs for ours, theirs in zip(rates["fair"], rates["fcfs"], strict=True)]
+    each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    print(f"fair / fcfs on the same requests: {statistics.median(ratios):.3f} (of {each})")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["neighbour", "weights", "cost"])
     parser.add_argument("--seconds", type=float, default=60, help="weights: how long (default: 60)")
-    parser.add_argument("--rounds", type=int, default=3, help="cost: turns of each policy (default: 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="cost: turns of each policy (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
     parser.add_argument(
         "--picture", type=Path, default=Path("docs/neighbour.png"), help="neighbour: (default: docs/neighbour.png)"

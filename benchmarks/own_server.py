@@ -74,4 +74,3 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
             raise RuntimeError(f"carousel serve did not start:\n{log.read_text()[-2000:]}")
         time.sleep(0.1)
     return found[1]
-

@@ -13,6 +13,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
 
+from server.app_keys import USER
+
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -28,7 +30,7 @@ class Trace:
     """What is known of one HTTP request while it is served."""
 
     request_id: str
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.monotonic)
     response_id: str = ""
     """The id that the answer carries, where it carries one."""
     prompt_tokens: int = 0
@@ -37,14 +39,32 @@ class Trace:
     ttft: float | None = None
     """Seconds to the first token."""
 
-    def line(self, request: web.BaseRequest, status: int, seconds: float) -> str:
+    def log(self, request: web.BaseRequest, status: int, seconds: float, level: int = logging.INFO) -> None:
+        """Write the request's line. As JSON, its figures are fields."""
         path = request.rel_url.raw_path  # still percent-encoded: a path cannot forge a line
         line = f"{request.method} {path} {status} {1000 * seconds:.0f}ms [{self.request_id}]"
+        fields: dict[str, object] = {
+            "method": request.method,
+            "path": path,
+            "status": status,
+            "seconds": seconds,
+            "request_id": self.request_id,
+        }
+        if (user := request.get(USER)) is not None:
+            line += f" user={user.name}"
+            fields["user"] = user.name
         if self.response_id:
             line += f" {self.response_id} prompt={self.prompt_tokens} completion={self.completion_tokens}"
+            fields |= {
+                "response_id": self.response_id,
+                "prompt_tokens": self.prompt_tokens,
+                "cached_tokens": self.cached_tokens,
+                "completion_tokens": self.completion_tokens,
+            }
         if self.ttft is not None:
             line += f" ttft={1000 * self.ttft:.0f}ms"
-        return line
+            fields["ttft_seconds"] = self.ttft
+        logger.log(level, line, extra=fields)
 
 
 _TRACE = web.RequestKey("trace", Trace)
@@ -72,12 +92,12 @@ async def log_departures(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except (asyncio.CancelledError, ConnectionError):
-        logger.info(trace.line(request, _CLIENT_CLOSED_REQUEST, time.perf_counter() - trace.started))
+        trace.log(request, _CLIENT_CLOSED_REQUEST, time.monotonic() - trace.started)
         raise
 
 
 class AccessLogger(AbstractAccessLogger):
-    """One line for each request: method, path, status, time and id; for a generation also its tokens.
+    """One line for each request: method, path, status, time, id and user; for a generation also its tokens.
 
     Probes that find all well are for debugging only: they come every few seconds and say nothing.
     """
@@ -85,7 +105,7 @@ class AccessLogger(AbstractAccessLogger):
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         quiet = request.path in _PROBES and response.status == 200
         level = logging.DEBUG if quiet else logging.INFO
-        self.logger.log(level, trace_of(request).line(request, response.status, time))
+        trace_of(request).log(request, response.status, time, level)
 
     @property
     def enabled(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -10,32 +11,71 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from scheduler.async_engine import AsyncEngine, EngineDeadError
+from scheduler.messages import StepStats
 from server.access_log import log_departures, name_response
-from server.app_keys import CONFIG, ENGINE, REGISTRY, STARTED
+from server.admission import tell_limits
+from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, REGISTRY, STARTED, USERS
+from server.authentication import authenticate
 from server.chat import create_chat_completion
 from server.completions import create_completion
 from server.config import MAX_BODY_BYTES, ServeConfig
 from server.errors import answer_errors
 from server.generation import check_model
+from server.ledger import Ledger
+from server.limits import Limits
 from server.openai_responses import Health, Model, ModelList, json_response
+from server.otel import Spans
+from server.trace import record_trace
+from server.usage import get_usage
+from server.users import UserDirectory
 
 
 def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegistry) -> web.Application:
-    """The application. It starts the engine when it starts, and stops it at its end."""
+    """The application. It starts the engine when it starts, and stops it at its end. Raises `UsersFileError`."""
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[log_departures, answer_errors])
+    if config.users is not None:
+        app[USERS] = UserDirectory(config.users)
+        app.middlewares.append(authenticate)
+        app.cleanup_ctx.append(_following_of_users)
+    if config.otlp_endpoint is not None:
+        spans = Spans(config.otlp_endpoint)
+        app.middlewares.append(spans.middleware)
+        app.cleanup_ctx.append(spans.lifetime)
     app[CONFIG] = config
     app[ENGINE] = engine
+    app[LEDGER] = Ledger(config.ledger_file)
+    app[LIMITS] = Limits(
+        max_queued_requests=config.max_queued_requests, max_queued_tokens=config.max_queued_tokens
+    )
     app[REGISTRY] = registry
     app[STARTED] = int(time.time())
-    app.cleanup_ctx.append(_engine_lifetime)
-    app.on_response_prepare.append(name_response)
+    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime])
+    app.on_response_prepare.extend([name_response, tell_limits])
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/chat/completions", create_chat_completion)
+    app.router.add_get("/v1/usage", get_usage)
+    app.router.add_post("/v1/trace", record_trace)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{model:.+}", retrieve_model)
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+async def _following_of_users(app: web.Application) -> AsyncIterator[None]:
+    watching = asyncio.create_task(app[USERS].watch())
+    yield
+    watching.cancel()
+
+
+async def _ledger_lifetime(app: web.Application) -> AsyncIterator[None]:
+    def account(step: StepStats) -> None:
+        for user, received in step.users.items():
+            app[LEDGER].add(user, engine_seconds=received.seconds)
+
+    app[ENGINE].listeners.append(account)
+    async with app[LEDGER]:  # opened before the engine and closed after it, so that nothing it does is missed
+        yield
 
 
 async def _engine_lifetime(app: web.Application) -> AsyncIterator[None]:

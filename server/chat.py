@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from scheduler.async_engine import Delta
 from scheduler.messages import TokenLogprobs
 from scheduler.tokenizer import Tokenizer
+from server.admission import admitted
 from server.app_keys import CONFIG, ENGINE
 from server.generation import answer, check_model, tokenize
 from server.openai_requests import ChatRequest
@@ -30,6 +31,7 @@ from server.openai_responses import (
 )
 
 
+@admitted
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     body = ChatRequest.model_validate_json(await request.read())
     check_model(request, body.model)

@@ -16,9 +16,13 @@ from pydantic import ValidationError
 
 from benchmarks import flags as bench_flags
 from scheduler.config import ConfigFileError, EngineConfig
+from scheduler.logs import configure
 from scheduler.request import InvalidRequestError, SamplingParams
+from server import usage_command, users_command
 from server.config import ServeConfig
 from server.flags import ConfigFlags, problems
+from server.ledger import LedgerError
+from server.users import UsersFileError
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses, besides 0; the last is the shell's for a Ctrl-C."""
@@ -30,6 +34,9 @@ An option is also an environment variable (--block-size: CAROUSEL_BLOCK_SIZE) an
 
 
 _BENCH = "Load-test any OpenAI-compatible server: throughput, latency, goodput."
+_TOP = "Watch a running server in the terminal: seats, blocks, speed, users."
+_USERS = "Say who may use a server: add, list, disable and enable users, and give them new keys."
+_USAGE = "Tell who used how much on which day."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(args, *problems(error), status=WRONG_USAGE)
     except InvalidRequestError as error:
         return _complain(args, str(error), status=WRONG_USAGE)
-    except ConfigFileError as error:
+    except (ConfigFileError, UsersFileError, LedgerError) as error:
         return _complain(args, str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -63,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(_add_command(commands, "serve", "Serve a model over HTTP, with OpenAI's API."))
     _add_generate(_add_command(commands, "generate", "Answer one prompt on the terminal."))
     _add_bench(commands.add_parser("bench", help=_BENCH, description=_BENCH, allow_abbrev=False))
+    _add_top(commands.add_parser("top", help=_TOP, description=_TOP, allow_abbrev=False))
+    users_command.add_arguments(commands.add_parser("users", help=_USERS, description=_USERS, allow_abbrev=False))
+    usage_command.add_arguments(commands.add_parser("usage", help=_USAGE, description=_USAGE, allow_abbrev=False))
     return parser
 
 
@@ -83,15 +93,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
     def run(args: argparse.Namespace) -> int:
         config = flags.read(args)
-        logging.basicConfig(
-            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        configure(config.log_level.upper(), config.log_format)
         from scheduler.async_engine import EngineStartError
+        from server.otel import OtelMissingError
         from server.serve import CannotListenError, serve
 
         try:
             _run_until_signal(serve(config))
-        except (EngineStartError, CannotListenError) as error:
+        except (EngineStartError, CannotListenError, OtelMissingError) as error:
             return _complain(args, str(error))
         return 0
 
@@ -151,6 +160,26 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         from benchmarks import bench
 
         return bench.run(args)
+
+    parser.set_defaults(run=run)
+
+
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "carousel top [options]"
+    parser.add_argument("--url", default=bench_flags.LOOPBACK, help=f"(default: {bench_flags.LOOPBACK})")
+    parser.add_argument(
+        "--interval", type=float, default=1.0, metavar="S", help="Seconds from one look to the next. (default: 1)"
+    )
+    parser.add_argument("--once", action="store_true", help="Look for one interval, print the picture, and leave.")
+
+    def run(args: argparse.Namespace) -> int:
+        from server.top import TopError, top
+
+        try:
+            _run_until_signal(top(args.url, args.interval, once=args.once))
+        except TopError as error:
+            return _complain(args, str(error))
+        return 0
 
     parser.set_defaults(run=run)
 

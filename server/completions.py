@@ -12,12 +12,14 @@ from msgspec import UNSET, UnsetType
 from scheduler.async_engine import Delta
 from scheduler.messages import TokenLogprobs
 from scheduler.tokenizer import Tokenizer
+from server.admission import admitted
 from server.app_keys import CONFIG, ENGINE
 from server.generation import answer, check_model, tokenize
 from server.openai_requests import CompletionRequest
 from server.openai_responses import Completion, CompletionChoice, CompletionLogprobs, Usage, finite
 
 
+@admitted
 async def create_completion(request: web.Request) -> web.StreamResponse:
     body = CompletionRequest.model_validate_json(await request.read())
     check_model(request, body.model)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scheduler.config import EngineConfig
+from scheduler.config import EngineConfig, PositiveInt
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Largest request body; far more than the longest prompt that any model here could read."""
+
+
+def ledger_of(users: Path) -> Path:
+    """Where the ledger is if nobody says otherwise: next to the users file."""
+    return users.with_name(f"{users.stem}.ledger.sqlite3")
 
 
 class ServeConfig(EngineConfig):
@@ -24,11 +30,35 @@ class ServeConfig(EngineConfig):
     served_model_name: str | None = None
     """Name of the model in the API; by default the value of --model."""
 
+    users: Path | None = None
+    """YAML file of the users and the hashes of their keys; `carousel users` makes and edits it. Changes to it are
+    read while the server runs. By default nobody needs a key."""
+
+    ledger: Path | None = None
+    """SQLite file that keeps who used how much on which day; by default, with --users, it is next to that file
+    (users.yaml: users.ledger.sqlite3)."""
+
+    max_queued_requests: PositiveInt = 1024
+    """Requests that may wait for their first token, over all users; more are refused with status 429."""
+
+    max_queued_tokens: PositiveInt = 1_000_000
+    """Tokens that the prompts of waiting requests may have together; more are refused with status 429."""
+
+    otlp_endpoint: str | None = None
+    """Send a span for each generation there, by OpenTelemetry's protocol over HTTP (http://127.0.0.1:4318/v1/traces);
+    needs the extra `otel`."""
+
     access_log: bool = True
     """Log one line for each request."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages to log."""
+
+    @property
+    def ledger_file(self) -> Path | None:
+        if self.ledger is None and self.users is not None:
+            return ledger_of(self.users)
+        return self.ledger
 
     @property
     def model_name(self) -> str:

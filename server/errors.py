@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
 from scheduler.async_engine import EngineDeadError
-from scheduler.request import InvalidRequestError
+from scheduler.request import DeadlineError, InvalidRequestError
 from server.access_log import trace_of
+from server.app_keys import ENGINE, user_of
 from server.config import MAX_BODY_BYTES
+from server.limits import LimitExceededError
 from server.openai_responses import ErrorBody, ErrorContent, json_response
 from server.validation import place, sentence
 
 MAX_PROBLEMS = 8
 """How many things wrong with a request are told at once."""
+
+NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients would otherwise send a request that met its deadline again."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +39,47 @@ class ApiError(Exception):
         type: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        rejection: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
+        self.rejection = rejection
+        """In a word, for the metrics: why a request that was right by itself was refused."""
         self.body = ErrorBody(ErrorContent(message, type, param, code))
 
 
 def as_api_error(error: Exception, request: web.Request) -> ApiError:
-    """What the client may know of an exception. One that nobody foresaw is logged, not told."""
+    """What the client is told of an exception. A refusal is counted; what nobody foresaw is logged, not told."""
+    answer = _told(error, request)
+    if answer.rejection is not None:
+        request.app[ENGINE].metrics.record_rejection(user_of(request).name, answer.rejection)
+    return answer
+
+
+def _told(error: Exception, request: web.Request) -> ApiError:
     match error:
         case ApiError():
             return error
+        case LimitExceededError():
+            return ApiError(
+                429,
+                str(error),
+                type=error.type,
+                code=error.code,
+                headers=error.headers,
+                rejection=error.reason,
+            )
+        case DeadlineError():
+            return ApiError(
+                408,
+                str(error),
+                type="timeout",
+                code="deadline_unreachable",
+                headers=NO_RETRY,
+                rejection="deadline",
+            )
         case InvalidRequestError():
             return ApiError(400, str(error), param=error.param)
         case ValidationError():
@@ -57,7 +93,11 @@ def as_api_error(error: Exception, request: web.Request) -> ApiError:
             return ApiError(413, f"the request body is larger than {limit} MiB", code="body_too_large")
         case web.HTTPMethodNotAllowed():
             allowed = " or ".join(sorted(error.allowed_methods))
-            return ApiError(405, f"{request.path} answers {allowed}, not {request.method}")
+            return ApiError(
+                405,
+                f"{request.path} answers {allowed}, not {request.method}",
+                headers={"Allow": error.headers["Allow"]},
+            )
         case web.HTTPNotFound():
             return ApiError(404, f"there is nothing at {request.path}", code="not_found")
         case web.HTTPException():
@@ -81,5 +121,4 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         raise
     except Exception as error:
         answer = as_api_error(error, request)
-        headers = {"Allow": error.headers["Allow"]} if isinstance(error, web.HTTPMethodNotAllowed) else None
-        return json_response(answer.body, status=answer.status, headers=headers)
+        return json_response(answer.body, status=answer.status, headers=answer.headers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -14,15 +14,20 @@ from aiohttp import web
 
 from scheduler.async_engine import Delta
 from scheduler.request import FinishReason, SamplingParams
+from scheduler.stream import Ownership
 from server.access_log import Trace, trace_of
-from server.app_keys import CONFIG, ENGINE
-from server.errors import ApiError, as_api_error
+from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, user_of
+from server.errors import NO_RETRY, ApiError, as_api_error
+from server.metering import Meter
 from server.openai_requests import GenerationRequest
 from server.openai_responses import PromptTokensDetails, Usage, json_response
 from server.sse import EventStream
 
 LONG_TEXT = 8192
 """Characters from which text is tokenized in a thread, so that other streams do not wait (about 2 ms)."""
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 T = TypeVar("T")
 
@@ -106,22 +111,25 @@ async def _generate(
     params: SamplingParams,
     trace: Trace,
 ) -> AsyncGenerator[tuple[int, Delta], None]:
-    """What each step adds to each choice. Counts as it goes; a failed sequence fails the whole request."""
-    trace.prompt_tokens = sum(map(len, prompts))
-    cached = [0] * len(prompts)
+    """What each step adds to each choice, counted as it comes. A failed sequence fails the whole request."""
+    user = user_of(request)
+    ownership = Ownership(
+        user=user.name,
+        weight=user.weight,
+        max_running=user.limits.max_running,
+        priority=user.engine_priority + body.priority,
+        deadline=_deadline(request, body, trace),
+        cache_salt=body.cache_salt,
+    )
+    meter = Meter(user.name, prompts, trace, request[ADMISSION], request.app[LEDGER])
     engine = request.app[ENGINE]
     streams = [
-        engine.generate(prompt, params, request_id=f"{trace.response_id}-{place}", cache_salt=body.cache_salt)
+        engine.generate(prompt, params, request_id=f"{trace.response_id}-{place}", **ownership)
         for place, prompt in enumerate(prompts)
     ]
     async with aclosing(_interleaved(streams)) as deltas:
         async for place, delta in deltas:
-            if trace.ttft is None:
-                trace.ttft = time.perf_counter() - trace.started
-            trace.completion_tokens += len(delta.token_ids)
-            if delta.index == 0:  # the others find what this one computed: no saving over n = 1
-                cached[place] = delta.num_cached_tokens
-                trace.cached_tokens = sum(cached)
+            meter.count(place, delta)
             match delta.finish_reason:
                 case FinishReason.ERROR:
                     raise ApiError(
@@ -129,7 +137,25 @@ async def _generate(
                     )
                 case FinishReason.ABORT:
                     raise ApiError(503, "the request was aborted", type="server_error", code="aborted")
+                case FinishReason.TIMEOUT:
+                    raise ApiError(
+                        408,
+                        f"the request's deadline passed after {trace.completion_tokens} tokens of the answer",
+                        type="timeout",
+                        code="timeout",
+                        headers=NO_RETRY,
+                    )
             yield place * params.n + delta.index, delta
+
+
+def _deadline(request: web.Request, body: GenerationRequest, trace: Trace) -> float | None:
+    """When the answer has to be there, on the monotonic clock: the sooner of what body and header say."""
+    seconds = [] if body.timeout is None else [body.timeout]
+    if (header := request.headers.get(TIMEOUT_HEADER)) is not None:
+        if not (_SECONDS.fullmatch(header) and float(header) > 0):
+            raise ApiError(400, f"{TIMEOUT_HEADER} should be a number of seconds above 0, got {header[:40]!r}")
+        seconds.append(float(header))
+    return trace.started + min(seconds) if seconds else None
 
 
 async def _interleaved(

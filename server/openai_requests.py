@@ -97,7 +97,11 @@ class GenerationRequest(_Body):
     ignore_eos: bool = False
     min_p: float = 0.0
     min_tokens: Count = 0
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Among the user's own class: lower goes earlier."""
     stop_token_ids: TokenIds = []
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds from the request's arrival to the end of its answer."""
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
 
     # These change nothing in the answer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
@@ -31,13 +32,16 @@ class CannotListenError(RuntimeError):
 
 
 async def serve(config: ServeConfig) -> None:
-    """Serve until cancelled. Raises `CannotListenError` or `EngineStartError` where it cannot begin."""
+    """Serve until cancelled. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError` or
+    `EngineStartError`."""
     access_log.logger.disabled = not config.access_log
     # The port is taken before the model loads, so that nobody waits just to read that it is in use.
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as listener:
         with _explained(config):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((config.host, config.port))
+        if config.users is None and not _is_loopback(listener.getsockname()[0]):
+            logger.warning("whoever reaches %s can use this server; --users FILE asks for keys", config.host)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         runner = web.AppRunner(
@@ -70,8 +74,13 @@ def _explained(config: ServeConfig) -> Iterator[None]:
         raise CannotListenError(reason) from error
 
 
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
 def _announce(config: ServeConfig, port: int) -> None:
     url = f"http://[{config.host}]:{port}" if ":" in config.host else f"http://{config.host}:{port}"
     print(f"Serving {config.model_name} at {url} (Ctrl-C stops it)", flush=True)
     body = '{"prompt": "Once upon a time", "max_tokens": 64, "stream": true}'
-    print(f"Try it: curl -N {url}/v1/completions -d '{body}'", flush=True)
+    key = ' -H "Authorization: Bearer $KEY"' if config.users is not None else ""
+    print(f"Try it: curl -N {url}/v1/completions{key} -d '{body}'", flush=True)

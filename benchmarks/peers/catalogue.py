@@ -133,7 +133,8 @@ def _transformers(folder: Path, model: Path, port: int) -> list[str]:
     return [
         f"{folder}/venv/bin/transformers", "serve", str(model), "--port", str(port), "--host", "127.0.0.1",
         "--continuous-batching", "--dtype", "bfloat16",
-        "--cb-block-size", "32", "--cb-num-blocks", str(NUM_SEATS * 1024 // 32),  # else it takes most of the memory
+        # Or it takes most of the memory, and the others swap.
+        "--cb-block-size", "32", "--cb-num-blocks", str(NUM_SEATS * 1024 // 32),
     ]  # fmt: skip
 
 

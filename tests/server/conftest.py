@@ -9,7 +9,8 @@ import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
 
 from scheduler.tokenizer import Tokenizer
-from tests.server.serving import Server
+from tests.server.serving import Json, Server
+from tests.server.users_server import UsersServer
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -31,6 +32,24 @@ def client(server: Server) -> Iterator[OpenAI]:
 async def async_client(server: Server) -> AsyncIterator[AsyncOpenAI]:
     async with server.async_client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def users_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[UsersServer]:
+    """Eight seats, a short queue, and users of each kind."""
+    users: dict[str, Json] = {
+        "alice": {},
+        "bob": {"weight": 2.0, "priority": "high"},
+        "carol": {},
+        "one-at-a-time": {"limits": {"max_running": 1}},
+        "one-a-minute": {"limits": {"requests_per_minute": 1}},
+        "twenty-tokens": {"limits": {"requests_per_minute": 100, "tokens_per_minute": 20}},
+        "one-and-one": {"limits": {"max_running": 1, "max_queued": 1}},
+    }
+    queue = ["--max-queued-requests", "16", "--max-queued-tokens", "2000"]
+    folder = tmp_path_factory.mktemp("users_server")
+    with UsersServer(folder, users, "--max-num-seqs", "8", *queue) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

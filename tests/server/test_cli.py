@@ -19,7 +19,7 @@ def test_help_explains_every_knob_and_its_default() -> None:
         assert f"--{name.replace('_', '-')}" in help_text
         assert " ".join(str(field.description).split()) in " ".join(help_text.split())
         if field.default is not None and not isinstance(field.default, bool):
-            assert f"(default: {field.default})" in help_text
+            assert f"(default: {field.default})" in " ".join(help_text.split())
     assert "--no-prefix-caching" in help_text
     assert "(default: on)" in help_text
     assert "--kv-cache-memory SIZE" in help_text

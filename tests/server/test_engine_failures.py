@@ -35,6 +35,7 @@ class ScriptedEngine:
     def __init__(self, *script: Delta | Exception) -> None:
         self._script = script
         self.num_running = 0
+        self.listeners: list[object] = []
 
     async def __aenter__(self) -> Self:
         return self

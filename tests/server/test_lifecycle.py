@@ -67,6 +67,7 @@ async def test_when_the_engine_dies_clients_are_told(tmp_path: Path) -> None:
         status, answer = await server.get("/health")
         assert status == 503
         assert "ended unexpectedly" in answer["error"]["message"]
+        assert await server.metric("carousel_engine_up") == 0
         with pytest.raises(openai.InternalServerError, match="ended unexpectedly") as refused:
             client.completions.create(model=MODEL, prompt="Anyone there?")
         assert refused.value.status_code == 503
