@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, peer: Peer, process: subprocess.Popen[bytes], url: str, model: str) -> None:
         self.peer = peer
-        self.client = LoadClient(url, model, no_eos=peer.no_eos)
+        self.client = LoadClient(url, model, no_eos=peer.no_eos, keep_alive=peer.keep_alive)
         self._process = process
 
     def pause(self) -> None:

@@ -81,7 +81,8 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 class LoadClient:
     """Sends requests to one server. `keys`: one API key for each user, or none. `no_eos`: what in a request's body
-    keeps this server from ending an answer before its length, so that all servers do the same work."""
+    keeps this server from ending an answer before its length, so that all servers do the same work. `keep_alive`:
+    use a connection again."""
 
     def __init__(
         self,
@@ -92,12 +93,14 @@ class LoadClient:
         keys: Sequence[str] = (),
         timeout: float = 300,
         no_eos: Mapping[str, object] = MappingProxyType({"ignore_eos": True}),
+        keep_alive: bool = True,
     ) -> None:
         self._path = url.rstrip("/") + ("/v1/completions" if endpoint == "completions" else "/v1/chat/completions")
         self._model = model
         self._is_chat = endpoint != "completions"
         self._keys = list(keys)
         self._no_eos = no_eos
+        self._keep_alive = keep_alive
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     async def closed_loop(
@@ -138,8 +141,7 @@ class LoadClient:
             return RunResult(list(outcomes), time.perf_counter() - start)
 
     def _session(self) -> aiohttp.ClientSession:
-        # A connection for each request: some servers close theirs after a stream, and do not say so.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive)
         return aiohttp.ClientSession(connector=connector, timeout=self._timeout)
 
     def _body(self, request: LoadRequest) -> bytes:

@@ -17,10 +17,10 @@ from scheduler.attention.torch_backend import TorchAttention
 from scheduler.blocks import BlockPool
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
+from scheduler.fair import FairShare, Prices
 from scheduler.kv_cache import KVCache
 from scheduler.loading import usable_cpus
 from scheduler.model_source import resolve_model
-from scheduler.policy import FirstComeFirstServed
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
@@ -78,11 +78,11 @@ def attention(backend: AttentionBackend, num_sequences: int, context: int, repet
 
 
 def planning(num_running: int, num_waiting: int) -> float:
-    """Milliseconds of one schedule() and commit()."""
+    """Milliseconds of one schedule() and commit() under the default policy, with 20 users."""
     pool = BlockPool(200_000, 16)
     scheduler = Scheduler(
         pool,
-        FirstComeFirstServed(),
+        FairShare(Prices()),
         max_num_seqs=num_running,
         max_batched_tokens=16 * num_running,
         max_model_len=4096,
@@ -90,7 +90,9 @@ def planning(num_running: int, num_waiting: int) -> float:
     )
     params = SamplingParams(max_tokens=4000, seed=0)
     for index in range(num_running + num_waiting):
-        scheduler.add(Request(request_id=str(index), prompt_token_ids=[index % 1000] * 16, params=params))
+        prompt = [index % 1000] * 16
+        user = f"user{index % 20}"
+        scheduler.add(Request(request_id=str(index), prompt_token_ids=prompt, params=params, user=user))
 
     def step() -> None:
         plan = scheduler.schedule()
@@ -140,7 +142,7 @@ def main() -> None:
     print(f"                               torch  {attention(plain, 32, 512, 3):8.1f} ms")
     both, single = attention(native, 1, 8000, 20), attention(NativeAttention(1), 1, 8000, 20)
     print(f"  1 sequence of 8,000 tokens   native {both:8.1f} ms, {single:.1f} ms with one thread")
-    print("planning one step (schedule and commit)")
+    print("planning one step (schedule and commit), fair shares between 20 users")
     print(f"  256 running, 100,000 waiting        {planning(256, 100_000):8.2f} ms")
     print("one decode step of the default model, in the default mode")
     for count in (1, 8, 32, 256):

@@ -95,11 +95,15 @@ async def flood(server: OwnServer, seconds: float, seed: int) -> None:
     print(f"{len(done)} answered, {len(refused)} refused, {failed} failed otherwise")
     print(f"refusals answered in {1000 * answer.p50:.0f} ms (p50), {1000 * answer.p99:.0f} ms (p99)")
     mebibytes = [round(each / 2**20) for each in (before, *memory)]
+    preempted = sum((await server.metrics("carousel_preemptions_total")).values())
+    print(f"{preempted:.0f} sequences gave up their seat and resumed")
     print(f"memory of server and engine, MiB, before and every 10 s: {', '.join(map(str, mebibytes))}")
 
 
 def run_flood(args: argparse.Namespace) -> None:
-    with own_server(users={f"user{number}": 1.0 for number in range(NUM_USERS)}) as server:
+    # A pool that the warm-up fills: a larger one goes on taking memory until every block has been used once.
+    users = {f"user{number}": 1.0 for number in range(NUM_USERS)}
+    with own_server("--kv-cache-memory", "1GiB", users=users) as server:
         asyncio.run(flood(server, args.seconds, args.seed))
 
 

@@ -33,8 +33,12 @@ class OwnServer:
         async with aiohttp.ClientSession() as session, session.get(self.url + "/metrics") as response:
             text = await response.text()
         found = re.findall(rf"^{name}{{([^}}]*)}} (\S+)$", text, re.MULTILINE)
-        users = ((re.search(r'user="([^"]*)"', labels), value) for labels, value in found)
-        return {match[1] if match else "": float(value) for match, value in users}
+        values: dict[str, float] = {}
+        for labels, value in found:
+            match = re.search(r'user="([^"]*)"', labels)
+            user = match[1] if match else ""
+            values[user] = values.get(user, 0.0) + float(value)
+        return values
 
     def memory(self) -> int:
         """Bytes that the server and its engine hold for themselves."""

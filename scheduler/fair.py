@@ -169,7 +169,8 @@ class FairShare:
         return (self._of(sequence).counter, *_within_user(sequence))
 
     def is_newcomer(self, sequence: Sequence) -> bool:
-        return len(self._of(sequence).running) == 1
+        account = self._of(sequence)
+        return len(account.running) == 1 and not account.waiting
 
     def tokens_ahead(self, request: Request) -> int:
         account = self._accounts.get(request.user)

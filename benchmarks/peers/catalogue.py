@@ -36,6 +36,8 @@ class Peer:
     """Whether /v1/models names what is served; else it is ready when /health says so, and goes by its folder."""
     no_eos: Mapping[str, object] = field(default_factory=lambda: {"ignore_eos": True})
     """What in a request keeps an answer from ending before its length."""
+    keep_alive: bool = True
+    """False for a server that closes a connection after a stream, and does not say so."""
 
 
 class PeerError(RuntimeError):
@@ -151,7 +153,7 @@ PEERS = [
         {"VLLM_CPU_OMP_THREADS_BIND": _CORES, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"},
     ),
     Peer("openvino-genai", "int8 weights", _install_openvino, _openvino, has_server=False),
-    Peer("llama.cpp", "Q4_1", _install_llama_cpp, _llama_cpp),
+    Peer("llama.cpp", "Q4_1", _install_llama_cpp, _llama_cpp, keep_alive=False),
     Peer(
         "transformers",
         "bf16",

@@ -100,6 +100,8 @@ def test_a_newcomers_short_prompt_is_computed_alone_but_seldom() -> None:
         users.step()
     users.send("guest", 100, 1)
     assert len(users.step().chunks) == 8, "a long prompt would hold them up"
+    users.send("guest", 20, 1, count=2)
+    assert len(users.step().chunks) == 8, "who asks for more is not in such a hurry"
 
 
 def test_who_gave_way_resumes_from_the_cache_and_is_not_charged_again() -> None:
