@@ -67,7 +67,7 @@ def own_server(*flags: str, users: Mapping[str, float] | None = None) -> Iterato
 
 
 def _add_user(name: str, weight: float, file: Path) -> str:
-    command = [CAROUSEL, "users", "add", name, "--users", file, "--weight", str(weight)]
+    command = [str(CAROUSEL), "users", "add", name, "--users", str(file), "--weight", str(weight)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
 
 

@@ -177,6 +177,7 @@ class AsyncEngine:
 
     def _fail_all(self, reason: str) -> None:
         self.error = self.error or reason
+        self.metrics.record_engine_end()
         if not self._ready.done():
             self._ready.set_exception(EngineStartError(reason))
         for recorded in self._recordings.values():

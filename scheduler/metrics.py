@@ -36,8 +36,11 @@ class EngineMetrics:
         # The engine, between two steps.
         self._model = model
         self._info = gauge(
-            "engine_info", "1; the labels say what was loaded.", "device", "dtype", "products", "attention_backend"
+            "engine_info",
+            "1; the labels say what was loaded, and how large the KV pool is.",
+            *("device", "dtype", "products", "attention_backend", "block_size", "num_gpu_blocks"),
         )
+        self._up = gauge("engine_up", "1 while the engine's process lives, 0 when it has ended.").labels(model)
         self._num_blocks = 1
         self._num_seats = gauge("seats", "Sequences that can share a step.").labels(model)
         self._running = gauge("requests_running", "Sequences that have a seat in the batch.").labels(model)
@@ -124,10 +127,15 @@ class EngineMetrics:
         return self._model, user
 
     def record_engine(self, info: EngineInfo) -> None:
-        self._info.labels(self._model, info.device, info.dtype, info.products, info.attention_backend).set(1)
+        loaded = (info.device, info.dtype, info.products, info.attention_backend)
+        self._info.labels(self._model, *loaded, info.block_size, info.num_blocks).set(1)
+        self._up.set(1)
         self._num_seats.set(info.num_seats)
         self._block_size.set(info.block_size)
         self._num_blocks = info.num_blocks
+
+    def record_engine_end(self) -> None:
+        self._up.set(0)
 
     def record_state(self, state: EngineState) -> None:
         self._running.set(state.num_running)

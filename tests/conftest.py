@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from transformers import PreTrainedModel
 
 import scheduler
 from scheduler.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from tests.server.serving import Server
 
 ALICE = (Path(scheduler.__file__).parent / "data" / "alice.txt").read_text()
 NUM_TOKENS = 64
@@ -64,6 +69,15 @@ def model_path() -> str:
     from scheduler.model_source import resolve_model
 
     return resolve_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
+    """The default model in float32, shared by all tests that leave it alive."""
+    from tests.server.serving import Server
+
+    with Server(tmp_path_factory.mktemp("server") / "log", "--dtype", "float32") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def test_prompts_are_cut_for_the_streams_and_only_for_them() -> None:
     scheduler.add(request("first", 1500, max_tokens=100))
     assert run_step(scheduler).num_tokens == 1500, "nobody streams yet"
     scheduler.add(request("second", 3000, max_tokens=100))
-    chunks = []
+    chunks: list[int] = []
     while scheduler.num_running < 2 or chunks[-1] > 1:
         plan = run_step(scheduler)
         chunks.append(plan.num_tokens - 1)

@@ -22,7 +22,7 @@ NUM_STEPS = 200
 @pytest.fixture(scope="module")
 def traced(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Event], list[Event], Run]:
     """A run with preemptions: the events of its first 200 steps, those in its trace file, and its record."""
-    core = EngineCore(EngineConfig(kv_cache_memory="20MB", max_model_len=300), model_path)  # type: ignore[arg-type]
+    core = EngineCore(EngineConfig(kv_cache_memory="20MB", max_model_len=300), model_path)
     file = tmp_path_factory.mktemp("trace") / "trace.json"
     recording, trace = Recording(NUM_STEPS), TraceFile(file)
     core.observers += [recording, trace]

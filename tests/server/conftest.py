@@ -1,4 +1,4 @@
-"""One server for most tests, and its clients."""
+"""Clients of the server that most tests share, and a server with users."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ from tests.server.serving import Json, Server
 from tests.server.users_server import UsersServer
 
 MODEL = "SmolLM2-135M-Instruct"
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
-    """The default model in float32, shared by all tests that leave it alive."""
-    with Server(tmp_path_factory.mktemp("server") / "log", "--dtype", "float32") as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

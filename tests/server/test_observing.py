@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import aiohttp
 import pytest
@@ -90,7 +91,7 @@ async def test_json_logs_spans_and_traces(tmp_path: Path, model_path: str) -> No
     assert [event.name for event in span.events] == ["first token"]
 
 
-async def _post(session: aiohttp.ClientSession, url: str) -> tuple[int, list[dict[str, object]]]:
+async def _post(session: aiohttp.ClientSession, url: str) -> tuple[int, list[dict[str, Any]]]:
     async with session.post(url) as response:
         return response.status, await response.json()
 
