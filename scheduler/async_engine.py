@@ -27,9 +27,9 @@ from scheduler.messages import (
     Launch,
     Recorded,
     RecordTrace,
+    SeatView,
     SequenceOutput,
     Shutdown,
-    Snapshot,
     StepOutputs,
     StepStats,
     ToEngine,
@@ -91,7 +91,8 @@ class AsyncEngine:
         the request's arrival, else from the token before."""
         self.state = EngineState(0, 0, 0, 0, 0.0)
         """As of the last step."""
-        self.snapshot = Snapshot([], b"")
+        self.seats: list[SeatView] = []
+        self.block_map = b""
         """The batch and the blocks as last seen, while `watch` is on."""
         self._recordings: dict[int, asyncio.Future[bytes]] = {}
         self._clients: dict[str, _Client] = {}
@@ -231,7 +232,7 @@ class AsyncEngine:
                 await self._send(AbortRequest(request.request_id))
 
     async def watch(self, interval: float | None) -> None:
-        """Keep `snapshot` up to date, every `interval` seconds at most; None: no more."""
+        """Keep `seats` and `block_map` up to date, every `interval` seconds at most; None: no more."""
         await self._send(Watch(interval))
 
     async def record_trace(self, num_steps: int) -> bytes:
@@ -278,7 +279,8 @@ class AsyncEngine:
         self.metrics.record_state(message.state)
         self.state = message.state
         if message.snapshot is not None:
-            self.snapshot = message.snapshot
+            self.seats = message.snapshot.seats
+            self.block_map = message.snapshot.blocks or self.block_map
         if message.step is not None:
             self.metrics.record_step(message.step, message.publishing)
             for listener in self.listeners:

@@ -167,8 +167,8 @@ class EngineCore:
             observer.step(plan, clock.started, step, ended)
         return StepOutputs(outputs, self.state, step)
 
-    def snapshot(self) -> Snapshot:
-        """Who sits where, and the state of the blocks."""
+    def snapshot(self, *, with_blocks: bool) -> Snapshot:
+        """Who sits where, and perhaps the state of the blocks."""
         seats = [
             SeatView(
                 seat=sequence.seat or 0,
@@ -182,7 +182,7 @@ class EngineCore:
             )
             for sequence in self.scheduler.running.values()
         ]
-        return Snapshot(seats, self.pool.map(MAP_CELLS))
+        return Snapshot(seats, self.pool.map(MAP_CELLS) if with_blocks else None)
 
     def _learn(self, plan: Plan, clock: Stopwatch) -> None:
         """What streams feel is the time from one step's end to the next: what comes between counts too."""

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 1000
 
+MAP_SECONDS = 1.0
+"""The block pool's picture is made no more often than this: unlike the seats it takes a look at every block."""
+
 
 def main() -> None:
     # Ctrl-C reaches the whole process group; the parent decides when the engine stops.
@@ -89,6 +92,7 @@ class EngineLoop:
         self._publishing = 0.0
         self._watch_interval: float | None = None
         self._next_look = 0.0
+        self._next_map = 0.0
         self._recordings: dict[int, Recording] = {}
 
     def run(self, requests: zmq.Socket[bytes]) -> None:
@@ -131,7 +135,10 @@ class EngineLoop:
         if self._watch_interval is None or (now < self._next_look and self._core.has_work):
             return None
         self._next_look = now + self._watch_interval
-        return self._core.snapshot()
+        with_blocks = now >= self._next_map or not self._core.has_work
+        if with_blocks:
+            self._next_map = now + MAP_SECONDS
+        return self._core.snapshot(with_blocks=with_blocks)
 
     def _step(self) -> None:
         result = self._core.step()

@@ -168,8 +168,8 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """The batch and the block pool at one moment, for those who watch."""
 
     seats: list[SeatView]
-    blocks: bytes
-    """The state of each block, or of each of as many groups of neighbours as fit: see `BlockPool.map`."""
+    blocks: bytes | None
+    """The state of each block, or of groups of neighbours, as `BlockPool.map` has it; None: as before."""
 
 
 class Recorded(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,7 @@ from scheduler.async_engine import AsyncEngine, EngineDeadError
 from scheduler.messages import StepStats
 from server.access_log import log_departures, name_response
 from server.admission import tell_limits
-from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, REGISTRY, STARTED, USERS
+from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, LIVE, REGISTRY, STARTED, USERS
 from server.authentication import authenticate
 from server.chat import create_chat_completion
 from server.completions import create_completion
@@ -23,6 +23,8 @@ from server.errors import answer_errors
 from server.generation import check_model
 from server.ledger import Ledger
 from server.limits import Limits
+from server.live import Live
+from server.live_page import end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
 from server.openai_responses import Health, Model, ModelList, json_response
 from server.otel import Spans
 from server.trace import record_trace
@@ -47,9 +49,11 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[LIMITS] = Limits(
         max_queued_requests=config.max_queued_requests, max_queued_tokens=config.max_queued_tokens
     )
+    app[LIVE] = Live(engine, with_users=config.users is not None)
     app[REGISTRY] = registry
     app[STARTED] = int(time.time())
-    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime])
+    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime])
+    app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/chat/completions", create_chat_completion)
@@ -57,6 +61,10 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app.router.add_post("/v1/trace", record_trace)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{model:.+}", retrieve_model)
+    app.router.add_get("/", get_page)
+    app.router.add_get("/page/server.json", get_settings)
+    app.router.add_get("/page/{name}", get_page_file)
+    app.router.add_get("/live", get_live)
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     return app

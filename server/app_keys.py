@@ -9,12 +9,14 @@ from scheduler.async_engine import AsyncEngine
 from server.config import ServeConfig
 from server.ledger import Ledger
 from server.limits import Admission, Limits
+from server.live import Live
 from server.users import ANONYMOUS, User, UserDirectory
 
 CONFIG = web.AppKey("config", ServeConfig)
 ENGINE = web.AppKey("engine", AsyncEngine)
 LEDGER = web.AppKey("ledger", Ledger)
 LIMITS = web.AppKey("limits", Limits)
+LIVE = web.AppKey("live", Live)
 REGISTRY = web.AppKey("registry", CollectorRegistry)
 STARTED = web.AppKey("started", int)
 """Unix time."""

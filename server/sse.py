@@ -30,7 +30,10 @@ class EventStream:
         return cls(response)
 
     async def send(self, event: msgspec.Struct) -> None:
-        await self._response.write(b"data: %b\n\n" % encode(event))
+        await self.send_json(encode(event))
+
+    async def send_json(self, event: bytes) -> None:
+        await self._response.write(b"data: %b\n\n" % event)
 
     async def done(self) -> None:
         await self._response.write(b"data: [DONE]\n\n")
