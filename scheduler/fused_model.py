@@ -22,8 +22,8 @@ from scheduler.native import kernels
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
 Mode = Literal["int8", "bf16", "f32"]
-"""Arithmetic of the products. int8: weights of each output channel and activations of each row in groups of 64 with
-a scale of their own; the sums of a group have 32 bits."""
+"""Arithmetic of the products. int8: weights of each output channel and activations of each row in groups of 64
+with a scale each; the sums of a group have 32 bits."""
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 

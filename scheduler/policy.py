@@ -55,8 +55,8 @@ class Policy(Protocol):
         """In which order prompts take what a step's token budget leaves, whether running or still to be seated."""
 
     def is_newcomer(self, sequence: Sequence) -> bool:
-        """Whether a sequence that was just seated is all that its user asks for, and should not wait for a whole step
-        of all the others."""
+        """Whether a sequence that was just seated is all that its user asks for, and should not wait for a whole
+        step of all the others."""
 
     def tokens_ahead(self, request: Request) -> int:
         """Tokens of waiting sequences that are sure to be computed before the new request's."""

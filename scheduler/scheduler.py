@@ -284,8 +284,8 @@ class Scheduler:
         return plan
 
     def _express(self, plan: Plan) -> list[Chunk]:
-        """The short prompts of users who ask for nothing else. Where a step computes them alone, their first tokens
-        are out in a fraction of the time that a step of all takes, and all the others lose little."""
+        """The short prompts of users who ask for nothing else. Where a step computes them alone, their first
+        tokens are out in a fraction of the time that a step of all takes, and the others lose little."""
         seated = {sequence.key for sequence in plan.admitted if self.policy.is_newcomer(sequence)}
         chunks = [chunk for chunk in plan.chunks if chunk.sequence.key in seated and chunk.samples]
         return chunks if sum(chunk.length for chunk in chunks) <= EXPRESS_TOKENS else []
