@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from prometheus_client import CollectorRegistry
 
 from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
@@ -20,6 +21,8 @@ from scheduler.engine import EngineCore
 from scheduler.fair import FairShare, Prices
 from scheduler.kv_cache import KVCache
 from scheduler.loading import usable_cpus
+from scheduler.messages import EngineState, Phases, Received, StepStats
+from scheduler.metrics import EngineMetrics
 from scheduler.model_source import resolve_model
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
@@ -104,6 +107,24 @@ def planning(num_running: int, num_waiting: int) -> float:
     return milliseconds(step, 50)
 
 
+def recording(num_sequences: int) -> float:
+    """Milliseconds that the metrics of one decode step take, in the HTTP process."""
+    metrics = EngineMetrics(CollectorRegistry(), "model")
+    users = {f"user{number}": Received(10.0, 0.001) for number in range(8)}
+    phases = Phases(0.0001, 0.014, 0.0003, 0.0001)
+    step = StepStats(0.015, num_sequences, 0, 0, num_sequences, 0, 0, 0, phases, users)
+    state = EngineState(num_sequences, 0, 100, 10, 0.0)
+
+    def record() -> None:
+        metrics.record_state(state)
+        metrics.record_step(step, 0.0001)
+        for number in range(num_sequences):
+            metrics.record_tokens(f"user{number % 8}", 1)
+            metrics.record_next_token(0.015)
+
+    return milliseconds(record, 200)
+
+
 def step_parts(num_sequences: int) -> tuple[float, float]:
     """Milliseconds of a whole decode step of the default model, and of the model's part in it."""
     config = EngineConfig(max_num_seqs=num_sequences, max_model_len=512)
@@ -144,6 +165,7 @@ def main() -> None:
     print(f"  1 sequence of 8,000 tokens   native {both:8.1f} ms, {single:.1f} ms with one thread")
     print("planning one step (schedule and commit), fair shares between 20 users")
     print(f"  256 running, 100,000 waiting        {planning(256, 100_000):8.2f} ms")
+    print(f"recording the metrics of one step of 32 sequences of 8 users   {recording(32):8.3f} ms")
     print("one decode step of the default model, in the default mode")
     for count in (1, 8, 32, 256):
         step, model = step_parts(count)
