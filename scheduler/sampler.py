@@ -54,9 +54,9 @@ def sample(
     random = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if random:
         tokens[random] = _draw(_rows_of(logits, random), [rows[i] for i in random], scans)
-    # The maximum is NaN where any logit is, so one look at the maxima finds every broken row.
-    broken = (~torch.isfinite(best)).tolist()
-    ids = tokens.tolist()
+    # The maximum is NaN where any logit is, so one look at the maxima finds every broken row. Both come to the
+    # host together: on a GPU each transfer is a wait.
+    ids, broken = torch.stack([tokens, (~torch.isfinite(best)).long()]).tolist()
     logprobs = _logprobs(logits, tokens, rows, scans)
     return [
         SampledToken(None if broken[i] else ids[i], None if broken[i] else logprobs.get(i))
