@@ -23,11 +23,12 @@ from scheduler.messages import (
     StepOutputs,
     StepStats,
 )
+from scheduler.plan import Chunk, Pace, Plan
 from scheduler.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.request import DeadlineError, FinishReason, InvalidRequestError, Request, Sequence
 from scheduler.runner import Runner
 from scheduler.sampler import SampledToken
-from scheduler.scheduler import Chunk, Pace, Plan, Scheduler
+from scheduler.scheduler import Scheduler
 from scheduler.step_cost import StepCost
 
 logger = logging.getLogger(__name__)

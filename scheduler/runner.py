@@ -9,10 +9,10 @@ import torch
 from scheduler.attention import PackedBatch
 from scheduler.kv_cache import KVCache
 from scheduler.logits import LogitScans, NativeScans, TorchScans
+from scheduler.plan import Chunk, Plan
 from scheduler.quantization import StepModel
 from scheduler.request import Sequence
 from scheduler.sampler import SampledToken, SamplingRow, sample
-from scheduler.scheduler import Chunk, Plan
 
 
 class Runner:

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from scheduler.messages import StepStats
+from scheduler.plan import Plan
 from scheduler.request import Sequence
-from scheduler.scheduler import Plan
 
 _STEPS, _FIRST_SEAT = 1, 10
 """Track numbers."""

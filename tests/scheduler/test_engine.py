@@ -13,8 +13,8 @@ from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
 from scheduler.kv_cache import KVCache, KVCacheTooSmallError
+from scheduler.plan import Plan
 from scheduler.request import FinishReason, Request, SamplingParams
-from scheduler.scheduler import Plan
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import tiny_model
 

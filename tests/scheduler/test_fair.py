@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.fair import MIN_TURN, QUANTUM, FairShare, Prices
+from scheduler.plan import Plan
 from scheduler.policy import Policy, PriorityFirst
 from scheduler.request import FinishReason, Request
-from scheduler.scheduler import Plan, Scheduler
+from scheduler.scheduler import Scheduler
 from tests.scheduler.test_scheduler import make_scheduler, request
 
 PRICES = Prices()

@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.blocks import BlockPool
 from scheduler.fair import FairShare, Prices
+from scheduler.plan import Plan
 from scheduler.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence, Status
-from scheduler.scheduler import Plan, Scheduler
+from scheduler.scheduler import Scheduler
 
 EOS = 0
 

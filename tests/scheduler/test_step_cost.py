@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from scheduler.scheduler import MIN_PROMPT_TOKENS, Pace
+from scheduler.plan import MIN_PROMPT_TOKENS, Pace
 from scheduler.step_cost import StepCost
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 
