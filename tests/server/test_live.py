@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from benchmarks.screenshots import LAUNCH, chromium
 from server.live import FRAME_SECONDS
@@ -153,6 +153,12 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
+async def ask_for_a_long_answer(route: Route) -> None:
+    """What the model wants to say may be over before the test has looked."""
+    body = msgspec.json.decode(route.request.post_data or "{}")
+    await route.continue_(post_data=msgspec.json.encode(body | {"ignore_eos": True, "max_tokens": 4000}))
+
+
 @asynccontextmanager
 async def quiet_page(browser: Browser, server: Server) -> AsyncIterator[Page]:
     """A page that has nothing to complain of, and asks nobody but its server."""
@@ -162,6 +168,7 @@ async def quiet_page(browser: Browser, server: Server) -> AsyncIterator[Page]:
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
+    await page.route("**/v1/chat/completions", ask_for_a_long_answer)
     await page.goto(server.url)
     yield page
     await page.close()
