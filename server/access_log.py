@@ -1,4 +1,4 @@
-"""Follows each request: its id, and the one line it leaves in the log. Never what was said in it."""
+"""Follows each request: its id, and the one line it leaves in the log. Not what was said, unless asked to."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class Trace:
     completion_tokens: int = 0
     ttft: float | None = None
     """Seconds to the first token."""
+    prompts: list[str] = field(default_factory=list)
+    """What was asked, if it is to be logged."""
 
     def log(self, request: web.BaseRequest, status: int, seconds: float, level: int = logging.INFO) -> None:
         """Write the request's line. As JSON, its figures are fields."""
@@ -64,6 +66,9 @@ class Trace:
         if self.ttft is not None:
             line += f" ttft={1000 * self.ttft:.0f}ms"
             fields["ttft_seconds"] = self.ttft
+        if self.prompts:
+            line += f" asked={self.prompts!r}"
+            fields["prompts"] = self.prompts
         logger.log(level, line, extra=fields)
 
 

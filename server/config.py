@@ -51,6 +51,9 @@ class ServeConfig(EngineConfig):
     access_log: bool = True
     """Log one line for each request."""
 
+    log_prompts: bool = False
+    """Put what clients ask into the access log. Without it, nothing that was said is ever logged."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages to log."""
 

@@ -74,6 +74,8 @@ async def answer(
     """Generate for the prompts and send the answer, as a stream or in one piece."""
     trace = trace_of(request)
     trace.response_id = shape.id
+    if request.app[CONFIG].log_prompts:
+        trace.prompts = [request.app[ENGINE].tokenizer.decode(prompt) for prompt in prompts]
     # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
     async with aclosing(_generate(request, body, prompts, params, trace)) as deltas:
         if body.stream:

@@ -29,7 +29,7 @@ async def async_client(server: Server) -> AsyncIterator[AsyncOpenAI]:
 
 @pytest.fixture(scope="session")
 def users_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[UsersServer]:
-    """Eight seats, a short queue, and users of each kind."""
+    """Eight seats, a short queue, users of each kind, and a log of what they ask."""
     users: dict[str, Json] = {
         "alice": {},
         "bob": {"weight": 2.0, "priority": "high"},
@@ -41,7 +41,7 @@ def users_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> I
     }
     queue = ["--max-queued-requests", "16", "--max-queued-tokens", "2000"]
     folder = tmp_path_factory.mktemp("users_server")
-    with UsersServer(folder, users, "--max-num-seqs", "8", *queue) as server:
+    with UsersServer(folder, users, "--max-num-seqs", "8", "--log-prompts", *queue) as server:
         yield server
 
 

@@ -18,6 +18,7 @@ from openai import AsyncOpenAI
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.server.serving import Server, carousel
+from tests.server.users_server import UsersServer
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SECRET = "Open sesame and a pinch of salt"
@@ -94,6 +95,11 @@ async def test_json_logs_spans_and_traces(tmp_path: Path, model_path: str) -> No
 async def _post(session: aiohttp.ClientSession, url: str) -> tuple[int, list[dict[str, Any]]]:
     async with session.post(url) as response:
         return response.status, await response.json()
+
+
+async def test_prompts_are_logged_where_that_is_wanted(users_server: UsersServer) -> None:
+    await users_server.ask("carol", {"prompt": SECRET, "max_tokens": 1})
+    await users_server.until_logged(f"asked=['{SECRET}']")
 
 
 async def test_top_shows_who_is_served(server: Server, async_client: AsyncOpenAI) -> None:
