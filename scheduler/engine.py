@@ -91,7 +91,7 @@ class EngineCore:
             num_waiting=self.scheduler.num_waiting,
             num_used_blocks=self.pool.num_used,
             num_cached_blocks=self.pool.num_cached,
-            fairness_gap=self._policy.gap if isinstance(self._policy, FairShare) else 0.0,
+            fairness_gap=self._policy.gap,
         )
 
     def add(self, request: Request) -> list[SequenceOutput]:
@@ -113,7 +113,8 @@ class EngineCore:
         """Raise `DeadlineError` for a request that would be late even if nobody else were served meanwhile."""
         params = request.params
         budget = self.scheduler.max_batched_tokens
-        num_prompt_tokens = len(request.prompt_token_ids) + self._policy.tokens_ahead(request)
+        num_prompt_tokens = len(request.prompt_token_ids) - self.scheduler.num_cached_tokens(request)
+        num_prompt_tokens += self._policy.tokens_ahead(request)
         num_output_tokens = (params.max_tokens if params.ignore_eos else None) or max(1, params.min_tokens)
         needed = num_prompt_tokens / budget * self.cost.predict(budget, 0)
         needed += (num_output_tokens - 1) * self.cost.predict(1, num_prompt_tokens)

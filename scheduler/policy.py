@@ -67,6 +67,10 @@ class Policy(Protocol):
     def yielding(self, candidate: Sequence, running: Collection[Sequence]) -> Iterator[Sequence]:
         """Running sequences that should give up their seats to the waiting `candidate`, the first to go first."""
 
+    @property
+    def gap(self) -> float:
+        """How unequally those who wait were served: see `FairShare`; 0 for a policy that knows no users."""
+
     def __len__(self) -> int:
         """How many wait."""
 
@@ -142,6 +146,10 @@ class FirstComeFirstServed:
 
     def yielding(self, candidate: Sequence, running: Collection[Sequence]) -> Iterator[Sequence]:
         return iter(())
+
+    @property
+    def gap(self) -> float:
+        return 0.0
 
     def __len__(self) -> int:
         return len(self._queue)

@@ -93,6 +93,10 @@ class Scheduler:
             self.policy.add(sequence)
         return sequences
 
+    def num_cached_tokens(self, request: Request) -> int:
+        """How much of a new request's prompt need not be computed, as things stand."""
+        return len(self._cached_prefix(request.prompt_token_ids, request).blocks) * self.pool.block_size
+
     def expire(self, now: float) -> list[Sequence]:
         """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
         expired = []
@@ -173,7 +177,7 @@ class Scheduler:
 
     def _seat(self, candidate: Sequence, step: Draft) -> bool:
         """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
-        prefix = self._cached_prefix(candidate)
+        prefix = self._cached_prefix(candidate.token_ids, candidate.request)
         missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
         # One block each is left for the running sequences, or the next step would preempt at once.
         spare = self.pool.num_free_after_sharing(prefix.blocks) - missing - len(self.running)
@@ -193,7 +197,7 @@ class Scheduler:
             step.drop(sequence)
             step.num_yielded += 1
         if going:  # what they held may be evicted, or be part of the prefix
-            prefix = self._cached_prefix(candidate)
+            prefix = self._cached_prefix(candidate.token_ids, candidate.request)
             missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
             if missing + len(self.running) > self.pool.num_free_after_sharing(prefix.blocks):
                 return False
@@ -203,10 +207,10 @@ class Scheduler:
         step.prefill(candidate)
         return True
 
-    def _cached_prefix(self, sequence: Sequence) -> Prefix:
+    def _cached_prefix(self, token_ids: list[int], request: Request) -> Prefix:
         if not self.prefix_caching:
             return Prefix([], [])
-        return self.pool.lookup(sequence.token_ids, sequence.request.cache_salt)
+        return self.pool.lookup(token_ids, request.cache_salt)
 
     def _admit(self, sequence: Sequence, prefix: Prefix) -> None:
         """Give a waiting sequence a seat, and blocks for all its known tokens."""
