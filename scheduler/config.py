@@ -57,7 +57,8 @@ class EngineConfig(BaseSettings):
 
     max_batched_tokens: PositiveInt | None = None
     """Tokens at most computed in one step, over all sequences; a longer prompt is computed in chunks. Fewer keep
-    the streams smoother while prompts arrive; by default 2 a seat, and at least 128 on a CPU, 2048 on CUDA."""
+    the streams smoother while prompts arrive; by default 2 a seat, and at least 128 on a CPU, 2048 on CUDA or
+    with --target-itl-ms."""
 
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer, in tokens; by default what the model and the KV pool allow."""
