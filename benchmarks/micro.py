@@ -125,8 +125,8 @@ def recording(num_sequences: int) -> float:
     return milliseconds(record, 200)
 
 
-def step_parts(num_sequences: int) -> tuple[float, float]:
-    """Milliseconds of a whole decode step of the default model, and of the model's part in it."""
+def step_parts(num_sequences: int) -> tuple[float, float, float]:
+    """Milliseconds of a whole decode step of the default model, of the model's part in it, and of sampling."""
     config = EngineConfig(max_num_seqs=num_sequences, max_model_len=512)
     core = EngineCore(config, resolve_model(config.model))
     params = SamplingParams(max_tokens=100, temperature=0, seed=0, ignore_eos=True)
@@ -145,13 +145,16 @@ def step_parts(num_sequences: int) -> tuple[float, float]:
     core.model.forward = timed  # type: ignore[method-assign]
     steps: list[float] = []
     models: list[float] = []
+    samplings: list[float] = []
     while core.has_work:
         start = time.perf_counter()
         outputs = core.step()
         if outputs.step is not None and outputs.step.num_tokens == num_sequences:
             steps.append(time.perf_counter() - start)
             models.append(inside[-1])
-    return 1000 * statistics.median(steps), 1000 * statistics.median(models)
+            samplings.append(outputs.step.phases.sample)
+    step, model, sampling = (1000 * statistics.median(times) for times in (steps, models, samplings))
+    return step, model, sampling
 
 
 def main() -> None:
@@ -168,8 +171,12 @@ def main() -> None:
     print(f"recording the metrics of one step of 32 sequences of 8 users   {recording(32):8.3f} ms")
     print("one decode step of the default model, in the default mode")
     for count in (1, 8, 32, 256):
-        step, model = step_parts(count)
-        print(f"  {count:3} sequences   {step:7.1f} ms, of which outside the model {step - model:.2f} ms")
+        step, model, sampling = step_parts(count)
+        rest = step - model - sampling
+        print(
+            f"  {count:3} sequences   {step:7.1f} ms: sampling {sampling:.2f} ms, "
+            f"around model and sampling {rest:.2f} ms ({rest / step:.1%})"
+        )
 
 
 if __name__ == "__main__":
