@@ -59,10 +59,9 @@ def record(num_requests: int, num_seats: int) -> tuple[list[Turn], list[int]]:
             if core.has_work:
                 plan = schedule()
                 for chunk in plan.chunks:
-                    assert chunk.sequence.seat is not None
                     is_prompt = chunk.start < chunk.sequence.num_prompt_tokens
                     request = int(chunk.sequence.request.request_id)
-                    turns.append(Turn(step, chunk.sequence.seat, request, is_prompt))
+                    turns.append(Turn(step, chunk.seat, request, is_prompt))
                 sampled = core.runner.sample(plan, core.runner.forward(plan))
                 tokens = [one.token_id for one in sampled if one.token_id is not None]
                 bar.update(len(core.scheduler.commit(plan, tokens)))
