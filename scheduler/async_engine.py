@@ -236,7 +236,10 @@ class AsyncEngine:
         await self._send(Watch(interval))
 
     async def record_trace(self, num_steps: int) -> bytes:
-        """The next steps as a JSON array of Chrome trace events; returns when they are done."""
+        """The next steps as a JSON array of Chrome trace events; returns when they are done. Raises
+        `EngineDeadError`."""
+        if self.error is not None:
+            raise EngineDeadError(self.error)
         self._num_recordings += 1
         recorded: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._recordings[self._num_recordings] = recorded

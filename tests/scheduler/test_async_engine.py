@@ -94,6 +94,8 @@ async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(m
         assert engine.error is not None
         with pytest.raises(EngineDeadError):
             await anext(engine.generate([1], GREEDY))
+        with pytest.raises(EngineDeadError):
+            await engine.record_trace(1)
     finally:
         await engine.stop()
 
