@@ -178,9 +178,7 @@ class Scheduler:
     def _seat(self, candidate: Sequence, step: Draft) -> bool:
         """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
         prefix = self._cached_prefix(candidate.token_ids, candidate.request)
-        missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
-        # One block each is left for the running sequences, or the next step would preempt at once.
-        spare = self.pool.num_free_after_sharing(prefix.blocks) - missing - len(self.running)
+        spare = self._num_spare_blocks(candidate, prefix)
         seats = len(self._free_seats)
         going: list[Sequence] = []
         if spare < 0 or seats == 0:
@@ -198,14 +196,19 @@ class Scheduler:
             step.num_yielded += 1
         if going:  # what they held may be evicted, or be part of the prefix
             prefix = self._cached_prefix(candidate.token_ids, candidate.request)
-            missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
-            if missing + len(self.running) > self.pool.num_free_after_sharing(prefix.blocks):
+            if self._num_spare_blocks(candidate, prefix) < 0:
                 return False
         self._admit(candidate, prefix)
         if candidate.num_preemptions == 0:
             step.admitted.append(candidate)
         step.prefill(candidate)
         return True
+
+    def _num_spare_blocks(self, candidate: Sequence, prefix: Prefix) -> int:
+        """Blocks that are free beyond what a waiting sequence takes, and beyond one for each running sequence, or
+        the next step would preempt at once."""
+        missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
+        return self.pool.num_free_after_sharing(prefix.blocks) - missing - len(self.running)
 
     def _cached_prefix(self, token_ids: list[int], request: Request) -> Prefix:
         if not self.prefix_caching:
@@ -257,8 +260,7 @@ class Scheduler:
             chunk.sequence.num_computed_tokens = chunk.end
             if self.prefix_caching:
                 self._publish_full_blocks(chunk.sequence)
-        sampled = {sequence.key for sequence in sampling}
-        plan.work = [self._work(chunk, chunk.sequence.key in sampled) for chunk in plan.chunks]
+        plan.work = [self._work(chunk) for chunk in plan.chunks]
         for work in plan.work:
             self.policy.charge(work)
         finished = []
@@ -270,14 +272,15 @@ class Scheduler:
                 finished.append(sequence)
         return finished
 
-    def _work(self, chunk: Chunk, samples: bool) -> Work:
+    def _work(self, chunk: Chunk) -> Work:
+        """What a computed chunk did for its sequence, before the sampled token joins it."""
         sequence = chunk.sequence
         is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and sequence.num_output_tokens == 0
         cached = sequence.num_cached_tokens if is_first else 0
         charged = max(sequence.num_charged_tokens, min(chunk.end, sequence.num_prompt_tokens))
         prompt = charged - sequence.num_charged_tokens
         sequence.num_charged_tokens = charged
-        return Work(sequence, prompt, cached, int(samples))
+        return Work(sequence, prompt, cached, int(chunk.samples))
 
     def _publish_full_blocks(self, sequence: Sequence) -> None:
         size = self.pool.block_size
