@@ -20,22 +20,12 @@ from tqdm import tqdm
 
 from benchmarks.load import LoadClient, Outcome, RunResult
 from benchmarks.own_server import OwnServer, own_server
+from benchmarks.report import throughput
 from benchmarks.workload import LoadRequest, make_requests, words
-from scheduler.config import DEFAULT_MODEL
 
 POLICIES = ("fair", "fcfs")
 FLOOD = 128
 """Requests that the noisy neighbour sends at once, of 128 words and 96 tokens each."""
-
-
-def client(server: OwnServer) -> LoadClient:
-    return LoadClient(server.url, DEFAULT_MODEL, keys=list(server.keys.values()))
-
-
-def throughput(outcomes: list[Outcome]) -> float:
-    """Output tokens per second, from the first request to the last answer."""
-    start, end = min(outcome.sent for outcome in outcomes), max(outcome.ended for outcome in outcomes)
-    return sum(outcome.num_tokens for outcome in outcomes) / (end - start)
 
 
 # A noisy neighbour --------------------------------------------------------------------------------------
@@ -66,7 +56,7 @@ async def guest(client: LoadClient, seed: int, is_over: Callable[[], bool], most
 
 async def neighbour(server: OwnServer, seed: int) -> tuple[RunResult, RunResult, RunResult, RunResult]:
     """The guest on an idle server, the flood alone, then both: (idle guest, flood alone, guest, flood)."""
-    load = client(server)
+    load = server.client()
     await load.closed_loop(make_requests("chat", 16, seed=seed, num_users=2), 16)  # warm
     idle = await guest(load, seed, lambda: False, 40)
     alone = await load.closed_loop(flood(seed), FLOOD)
@@ -138,7 +128,7 @@ LENGTHS = {"one": (16, 180), "two": (500, 24), "four": (120, 80)}
 
 async def backlog(server: OwnServer, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
     """Each user's service before and after `seconds` in which all of them always have requests waiting."""
-    load = client(server)
+    load = server.client()
     rng = random.Random(0)
     stop = time.monotonic() + seconds + 20
 
@@ -187,7 +177,7 @@ def run_cost(args: argparse.Namespace) -> None:
         for turn in tqdm(range(2 * args.rounds), desc="fair, fcfs", unit="turn"):
             policy = POLICIES[(turn + turn // 2) % 2]  # a, b, b, a, ...
             requests = make_requests("chat", 320, seed=args.seed + turn // 2, num_users=len(users))
-            result = asyncio.run(client(servers[policy]).closed_loop(requests, 96))
+            result = asyncio.run(servers[policy].client().closed_loop(requests, 96))
             rates[policy].append(throughput(result.outcomes))
     for policy, values in rates.items():
         print(

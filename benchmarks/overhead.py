@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 from tqdm import tqdm
 
-from benchmarks.fairness import client, throughput
 from benchmarks.own_server import OwnServer, own_server
+from benchmarks.report import throughput
 from benchmarks.workload import make_requests
 
 CONCURRENCY = 32
@@ -51,7 +51,7 @@ async def watched(server: OwnServer) -> AsyncIterator[None]:
 async def turn(server: OwnServer, seed: int, *, on: bool) -> float:
     requests = make_requests("chat", 6 * CONCURRENCY, seed=seed)
     async with watched(server) if on else contextlib.nullcontext():
-        result = await client(server).closed_loop(requests, CONCURRENCY)
+        result = await server.client().closed_loop(requests, CONCURRENCY)
     return throughput(result.outcomes)
 
 

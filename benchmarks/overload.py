@@ -13,10 +13,9 @@ import sys
 
 from tqdm import tqdm
 
-from benchmarks.fairness import client, throughput
 from benchmarks.load import Outcome
 from benchmarks.own_server import OwnServer, own_server
-from benchmarks.report import Quantiles
+from benchmarks.report import Quantiles, throughput
 from benchmarks.workload import LoadRequest, arrival_times, make_requests, words
 
 NUM_STREAMS = 16
@@ -24,7 +23,7 @@ NUM_STREAMS = 16
 
 async def streams_and_prompts(server: OwnServer, seed: int) -> tuple[list[Outcome], list[Outcome]]:
     """16 streams that go on all the time, and long prompts that arrive among them: outcomes of both."""
-    load = client(server)
+    load = server.client()
     rng = random.Random(seed)
     streams = [LoadRequest(words(rng, 16), 256) for _ in range(3 * NUM_STREAMS)]
     prompts = [LoadRequest(words(rng, rng.randint(1000, 2500)), 16) for _ in range(16)]
@@ -62,7 +61,7 @@ NUM_USERS = 20
 
 
 async def flood(server: OwnServer, seconds: float, seed: int) -> None:
-    load = client(server)
+    load = server.client()
     requests = make_requests("chat", 320, seed=seed, num_users=NUM_USERS)
     await load.closed_loop(requests[:64], 64)  # warm
     full = await load.closed_loop(requests, 96)

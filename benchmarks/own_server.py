@@ -15,6 +15,10 @@ from pathlib import Path
 
 import aiohttp
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.load import LoadClient
+from scheduler.config import DEFAULT_MODEL
 
 CAROUSEL = Path(sys.executable).with_name("carousel")
 START_SECONDS = 120
@@ -28,16 +32,20 @@ class OwnServer:
     pid: int
     keys: dict[str, str] = field(default_factory=dict)
 
+    def client(self) -> LoadClient:
+        """Sends requests in the users' names."""
+        return LoadClient(self.url, DEFAULT_MODEL, keys=list(self.keys.values()))
+
     async def metrics(self, name: str) -> dict[str, float]:
         """A metric's values by user, or under "" where it has no users."""
         async with aiohttp.ClientSession() as session, session.get(self.url + "/metrics") as response:
             text = await response.text()
-        found = re.findall(rf"^{name}{{([^}}]*)}} (\S+)$", text, re.MULTILINE)
         values: dict[str, float] = {}
-        for labels, value in found:
-            match = re.search(r'user="([^"]*)"', labels)
-            user = match[1] if match else ""
-            values[user] = values.get(user, 0.0) + float(value)
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name:
+                    user = sample.labels.get("user", "")
+                    values[user] = values.get(user, 0.0) + sample.value
         return values
 
     def memory(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load import RunResult
+from benchmarks.load import Outcome, RunResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,12 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def throughput(outcomes: Sequence[Outcome]) -> float:
+    """Output tokens per second, from the first request to the last answer."""
+    start, end = min(outcome.sent for outcome in outcomes), max(outcome.ended for outcome in outcomes)
+    return sum(outcome.num_tokens for outcome in outcomes) / (end - start)
 
 
 def summarise(load: str, result: RunResult, slo: Slo) -> Summary:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 from playwright.async_api import Page, async_playwright, expect
 
-from benchmarks.load import LoadClient
 from benchmarks.own_server import OwnServer, own_server
 from benchmarks.workload import LoadRequest, make_requests
 
-MODEL = "SmolLM2-135M-Instruct"
 QUESTION = "Tell me a long story about a wooden horse that wants to see the world."
 USERS = ("alice", "bob", "carol", "dan", "erin", "frank")
 IN_FLIGHT = (2, 6, 4, 30, 5, 9)
@@ -38,7 +36,7 @@ def chromium() -> str | None:
 
 async def load(server: OwnServer) -> None:
     """Keep every user's requests in flight, until cancelled. One in three begins as others do."""
-    client = LoadClient(server.url, MODEL, keys=list(server.keys.values()))
+    client = server.client()
 
     async def one_user(user: int, concurrency: int) -> None:
         chats = make_requests("chat", 2000, seed=user)

@@ -67,6 +67,13 @@ class Users:
         self.most_in_a_step = max(self.most_in_a_step, total)
         return plan
 
+    def gains(self, num_steps: int) -> dict[str, float]:
+        """The service that each user receives in so many steps."""
+        before = dict(self.service)
+        for _ in range(num_steps):
+            self.step()
+        return {user: self.service[user] - before[user] for user in before}
+
     @property
     def seats(self) -> Counter[str]:
         return Counter(sequence.request.user for sequence in self.scheduler.running.values())
@@ -152,11 +159,8 @@ def test_idling_earns_no_credit() -> None:
     users.send("comes and goes", 20, 100)
     for _ in range(2000):
         users.step()
-    before = dict(users.service)
     users.send("comes and goes", 20, 100, count=400)
-    for _ in range(2000):
-        users.step()
-    gained = {user: users.service[user] - before[user] for user in before}
+    gained = users.gains(2000)
     assert gained["comes and goes"] == pytest.approx(gained["steady"], rel=0.05)
 
 
@@ -167,11 +171,8 @@ def test_requests_one_at_a_time_earn_no_credit_either() -> None:
         if not users.seats["trickle"]:
             users.send("trickle", 5, 10)
         users.step()
-    before = dict(users.service)
     users.send("trickle", 20, 100, count=1000)
-    for _ in range(2000):
-        users.step()
-    gained = {user: users.service[user] - before[user] for user in before}
+    gained = users.gains(2000)
     assert gained["trickle"] == pytest.approx(gained["steady"], rel=0.05)
 
 
