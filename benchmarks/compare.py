@@ -1,110 +1,47 @@
 """`make compare`: the same requests against Carousel and its peers, in one run, taking turns.
 
 All servers are up at once, and all but the one whose turn it is are stopped (SIGSTOP), so that they cost nothing.
+Processors with AVX-512 and those with AVX2 only have a comparison each (docs/comparison-avx512.*, -avx2.*);
+CAROUSEL_CPU=avx2 makes that of AVX2 on one with AVX-512, and holds the peers to it where they have a switch.
 
-    python -m benchmarks.compare --help
+    python -m benchmarks.compare --prepare      # installs and converts what is missing, and ends
+    python -m benchmarks.compare
+    python -m benchmarks.compare --model qwen
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
-import platform
+import shlex
 import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from tqdm import tqdm
 
-from benchmarks.load import LoadClient, RunResult
-from benchmarks.peers.catalogue import PEERS, PEERS_FOLDER, Peer, PeerError
+from benchmarks.load import RunResult
+from benchmarks.peers.catalogue import CAROUSEL, PEERS, Load
+from benchmarks.peers.installing import PeerError
+from benchmarks.peers.models import MODELS
+from benchmarks.peers.running import Server, prepare, running
+from benchmarks.processor import ProcessorError, processor
 from benchmarks.report import Slo, Summary, summarise
 from benchmarks.workload import make_requests
-from scheduler.config import DEFAULT_MODEL
-from scheduler.model_source import resolve_model
 
-START_SECONDS = 300
+Row = dict[str, Any]
 
 
-class Server:
-    """A peer that runs, and can be paused between its turns."""
-
-    def __init__(self, peer: Peer, process: subprocess.Popen[bytes], url: str, model: str) -> None:
-        self.peer = peer
-        self.client = LoadClient(url, model, no_eos=peer.no_eos, keep_alive=peer.keep_alive)
-        self._process = process
-
-    def pause(self) -> None:
-        os.killpg(self._process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        os.killpg(self._process.pid, signal.SIGCONT)
-
-
-@contextmanager
-def running(peer: Peer, model: Path) -> Iterator[Server]:
-    """Start a peer and wait until it answers. Raises `PeerError`."""
-    folder = PEERS_FOLDER / peer.name
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "installed").exists():
-        peer.install(folder, model)
-        (folder / "installed").touch()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            peer.command(folder, model, port),
-            env={**os.environ, **peer.environment},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # a process group of its own, to pause as one
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        names = asyncio.run(_wait_until_ready(url, process, "/v1/models" if peer.lists_models else "/health"))
-        if names is None:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-            raise PeerError(f"it does not answer at {url} ({log}):\n{tail}")
-        yield Server(peer, process, url, names["data"][0]["id"] if peer.lists_models else str(model))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGCONT)
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-async def _wait_until_ready(url: str, process: subprocess.Popen[bytes], path: str) -> Any:
-    """Returns what the server answers there, or None if it ended or took too long."""
-    deadline = time.monotonic() + START_SECONDS
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(aiohttp.ClientError, ValueError):
-                async with session.get(url + path) as response:
-                    if response.status == 200:
-                        return await response.json()
-            await asyncio.sleep(0.5)
-    return None
-
-
-def measure(servers: list[Server], concurrencies: list[int], rounds: int, seed: int) -> list[dict[str, object]]:
+def measure(
+    servers: list[Server], load: Load, concurrencies: Sequence[int], rounds: int, requests: int | None, seed: int
+) -> list[Row]:
     """Give every server its turn at every concurrency, `rounds` times; the order turns around each time."""
+    workload = load.model.workload
     results: dict[tuple[str, int], list[tuple[Summary, RunResult]]] = {}
     turns = [
         (server, concurrency, number)
@@ -112,114 +49,201 @@ def measure(servers: list[Server], concurrencies: list[int], rounds: int, seed: 
         for concurrency in concurrencies
         for server in (servers if number % 2 == 0 else servers[::-1])
     ]
-    for server, concurrency, number in tqdm(turns, desc="comparing", unit="turn"):
-        server.resume()
-        warm_up = make_requests("chat", concurrency, seed=seed + 999)
-        asyncio.run(server.client.closed_loop(warm_up, concurrency))
-        requests = make_requests("chat", max(8, 3 * concurrency), seed=seed + number)
-        result = asyncio.run(server.client.closed_loop(requests, concurrency))
-        server.pause()
+    for server, concurrency, number in (bar := tqdm(turns, desc="comparing", unit="turn")):
+        bar.set_postfix_str(f"{server.peer.name}, C={concurrency}")
+        with server.turn() as client:
+            warm_up = make_requests(workload, concurrency, seed=seed + 999)
+            asyncio.run(client.closed_loop(warm_up, concurrency))
+            sent = make_requests(workload, requests or max(8, 3 * concurrency), seed=seed + number)
+            result = asyncio.run(client.closed_loop(sent, concurrency))
         summary = summarise(f"C={concurrency}", result, Slo())
         results.setdefault((server.peer.name, concurrency), []).append((summary, result))
-    rows: list[dict[str, object]] = []
+    bits = {server.peer.name: server.bits for server in servers}
+    rows: list[Row] = []
     for (name, concurrency), runs in results.items():
         merged = RunResult(
             [outcome for _, result in runs for outcome in result.outcomes],
             sum(result.duration for _, result in runs),
         )
-        summary = summarise(f"C={concurrency}", merged, Slo())
-        rows.append({"server": name, "concurrency": concurrency, **summary.to_json()})
+        row: Row = {
+            "server": name,
+            "engine": PEERS[name].engine,
+            "precision": PEERS[name].precision(load.model),
+            "bits_a_weight": bits[name],
+            "concurrency": concurrency,
+            "each_round": [summary.output_tokens_per_second for summary, _ in runs],
+        }
+        rows.append(row | summarise(f"C={concurrency}", merged, Slo()).to_json())
     return rows
 
 
-def markdown(rows: list[dict[str, object]], concurrencies: list[int]) -> str:
-    """The README's table: output tokens per second, and latencies at the highest concurrency."""
+def _best(rows: Sequence[Row], concurrency: int) -> Row | None:
+    """The best row of any peer that answered everything."""
+    peers = [
+        row
+        for row in rows
+        if row["concurrency"] == concurrency and row["engine"] != CAROUSEL and not row["num_errors"]
+    ]
+    return max(peers, key=lambda row: float(row["output_tokens_per_second"]), default=None)
+
+
+def markdown(rows: Sequence[Row], concurrencies: Sequence[int], *, is_held: bool) -> str:
+    """The README's table: output tokens per second, the best peer's in bold, and latencies at the highest
+    concurrency."""
     top = concurrencies[-1]
-    head = ["server", "precision", *(f"C={c}" for c in concurrencies)]
+    head = ["server", "precision", "bits a weight", *(f"C={c}" for c in concurrencies)]
     head += [f"TTFT p50 / p99, C={top}", f"ITL p50 / p99, C={top}"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " --- |" * (len(head) - 2)]
-    for peer in PEERS:
-        found = {row["concurrency"]: row for row in rows if row["server"] == peer.name}
+    unheld: list[str] = []
+    for name, peer in PEERS.items():
+        found = {row["concurrency"]: row for row in rows if row["server"] == name}
         if not found:
             continue
-        cells = [peer.name, peer.precision]
+        first = found[top]
+        mark = ""
+        if is_held and peer.not_held:
+            note = f"{peer.engine}: no switch holds {peer.not_held} to AVX2"
+            unheld += [note] if note not in unheld else []
+            mark = "*" * (unheld.index(note) + 1)
+        bits = "-" if first["bits_a_weight"] is None else f"{first['bits_a_weight']:.1f}"
+        cells = [peer.engine + mark.replace("*", r"\*"), first["precision"], bits]
         for concurrency in concurrencies:
             row = found[concurrency]
-            failed = f" ({row['num_errors']} failed)" if row["num_errors"] else ""
-            cells.append(f"{row['output_tokens_per_second']:.0f}{failed}")
-        ttft, itl = found[top]["ttft"], found[top]["itl"]
-        assert isinstance(ttft, dict)
-        assert isinstance(itl, dict)
+            figure = f"{row['output_tokens_per_second']:.0f}"
+            figure = f"**{figure}**" if row is _best(rows, concurrency) else figure
+            cells.append(figure + (f" ({row['num_errors']} failed)" if row["num_errors"] else ""))
+        ttft, itl = first["ttft"], first["itl"]
         cells.append(f"{ttft['p50']:.2f} / {ttft['p99']:.2f} s" if peer.has_server else "-")
         cells.append(f"{1000 * itl['p50']:.0f} / {1000 * itl['p99']:.0f} ms" if peer.has_server else "-")
         lines.append("| " + " | ".join(cells) + " |")
+    notes = [r"\*" * (number + 1) + " " + note + "." for number, note in enumerate(unheld)]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def ratios(rows: Sequence[Row], concurrencies: Sequence[int]) -> str:
+    """How Carousel's rows compare with the best peer at each concurrency."""
+    lines = []
+    for name in PEERS:
+        for concurrency in concurrencies:
+            best = _best(rows, concurrency)
+            for row in rows:
+                if (
+                    best is not None
+                    and row["server"] == name
+                    and row["concurrency"] == concurrency
+                    and row["engine"] == CAROUSEL
+                ):
+                    ratio = row["output_tokens_per_second"] / best["output_tokens_per_second"]
+                    lines.append(f"C={concurrency}: {name} / {best['server']} = {ratio:.2f}")
     return "\n".join(lines)
 
 
-def draw(rows: list[dict[str, object]], concurrencies: list[int], file: Path) -> None:
+def draw(rows: Sequence[Row], concurrencies: Sequence[int], file: Path) -> None:
     """Bars of throughput, a group for each concurrency."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    names = [peer.name for peer in PEERS if any(row["server"] == peer.name for row in rows)]
-    figure, panels = plt.subplots(1, len(concurrencies), figsize=(11, 3.2), constrained_layout=True, squeeze=False)
+    names = [name for name in PEERS if any(row["server"] == name for row in rows)]
+    labels = {row["server"]: f"{row['engine']}, {row['precision'].partition(',')[0]}" for row in rows}
+    figure, panels = plt.subplots(
+        1,
+        len(concurrencies),
+        figsize=(11, 1 + 0.34 * len(names)),
+        constrained_layout=True,
+        squeeze=False,
+    )
     for axes, concurrency in zip(panels[0], concurrencies, strict=True):
         values = {
-            str(row["server"]): float(str(row["output_tokens_per_second"]))
-            for row in rows
-            if row["concurrency"] == concurrency
+            row["server"]: row["output_tokens_per_second"] for row in rows if row["concurrency"] == concurrency
         }
-        colors = ["#f2a33a" if name.startswith("carousel") else "#9db4cc" for name in names]
+        colors = ["#f2a33a" if PEERS[name].engine == CAROUSEL else "#9db4cc" for name in names]
         bars = axes.barh(names[::-1], [values[name] for name in names[::-1]], color=colors[::-1])
         axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         axes.set_title(f"{concurrency} at once" if concurrency > 1 else "one at a time", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, 1.15 * max(values.values()))
+        axes.set_yticks(range(len(names)), [labels[name] for name in names[::-1]], fontsize=8)
         if axes is not panels[0][0]:
             axes.set_yticklabels([])
     figure.supxlabel("output tokens per second", fontsize=9)
     figure.savefig(file, dpi=120)
 
 
-def main() -> int:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [peer.name for peer in PEERS]
-    parser.add_argument("--servers", default=",".join(names), help=f"of {', '.join(names)} (default: all)")
-    parser.add_argument("--concurrency", default="1,8,32", help="requests in flight (default: 1,8,32)")
+    parser.add_argument("--model", choices=list(MODELS), default="default", help="(default: the default model)")
+    parser.add_argument("--servers", help=f"of {', '.join(PEERS)} (default: those that suit the model)")
+    parser.add_argument("--concurrency", help="requests in flight, as 1,8,32 (default: what suits the model)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each server (default: 2)")
+    parser.add_argument("--requests", type=int, help="of each turn (default: 3 a seat, at least 8)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for comparison.{md,json,png}")
+    parser.add_argument("--flags", default="", help='more flags of `carousel serve`, as "--max-num-seqs 32"')
+    parser.add_argument("--prepare", action="store_true", help="install and convert what is missing, and end")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the results (default: docs)")
     args = parser.parse_args()
-    concurrencies = [int(part) for part in args.concurrency.split(",")]
-    wanted = args.servers.split(",")
-    if unknown := set(wanted) - set(names):
+    model = MODELS[args.model]
+    args.servers = args.servers.split(",") if args.servers else [name for name in model.servers if name in PEERS]
+    if unknown := set(args.servers) - set(PEERS):
         parser.error(f"unknown servers: {', '.join(sorted(unknown))}")
-    model = Path(resolve_model(DEFAULT_MODEL))
+    try:
+        text = args.concurrency.split(",") if args.concurrency else model.concurrency
+        args.concurrency = [int(part) for part in text]
+    except ValueError:
+        parser.error(f"--concurrency: expected numbers with commas between them, not {args.concurrency!r}")
+    return args
+
+
+def main() -> int:
+    args = _arguments()
+    try:
+        here = processor()
+    except ProcessorError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    model = MODELS[args.model]
+    load = Load(model, here, seats=max(args.concurrency), flags=tuple(shlex.split(args.flags)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers, paused or not, are ended too
+    ready = prepare(args.servers, load)
+    if args.prepare:
+        return 0 if len(ready) == len(args.servers) else 1
 
     with ExitStack() as stack:
         servers = []
-        for peer in tqdm([peer for peer in PEERS if peer.name in wanted], desc="starting", unit="server"):
+        for peer, service in tqdm(ready, desc="starting", unit="server"):
             try:
-                server = stack.enter_context(running(peer, model))
+                server = stack.enter_context(running(peer, service, load))
             except PeerError as error:
-                print(f"{peer.name} is left out: {error}", file=sys.stderr)
+                tqdm.write(f"{peer.name} is left out: {error}", file=sys.stderr)
                 continue
-            asyncio.run(server.client.closed_loop(make_requests("chat", 4, seed=1), 2))
-            server.pause()
+            with server.turn() as client:
+                asyncio.run(client.closed_loop(make_requests(model.workload, 4, seed=1), 2))
             servers.append(server)
-        rows = measure(servers, concurrencies, args.rounds, args.seed)
+        if not servers:
+            print("compare: no server could be started", file=sys.stderr)
+            return 1
+        rows = measure(servers, load, args.concurrency, args.rounds, args.requests, args.seed)
 
-    machine = f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    text = markdown(rows, concurrencies)
-    print(text)
-    args.output.mkdir(exist_ok=True)
-    about = f"{DEFAULT_MODEL}, workload chat, {args.rounds} rounds, {date.today()}, {machine}"
-    (args.output / "comparison.md").write_text(f"{text}\n\n{about}. Made by `make compare`.\n")
-    (args.output / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(rows, concurrencies, args.output / "comparison.png")
+    text, verdict = markdown(rows, args.concurrency, is_held=here.is_held), ratios(rows, args.concurrency)
+    print(f"{text}\n\n{verdict}")
+    name = f"comparison-{here.kind}" if model.key == "default" else f"comparison-{here.kind}-{model.key}"
+    args.output.mkdir(parents=True, exist_ok=True)
+    about = f"{model.title}, workload {model.workload}, {args.rounds} rounds, {date.today()}, {here}"
+    about += f", flags {args.flags}" if args.flags else ""
+    facts = {
+        "model": model.title,
+        "workload": model.workload,
+        "rounds": args.rounds,
+        "date": str(date.today()),
+        "flags": args.flags,
+        "processor": here.to_json(),
+        "rows": rows,
+    }
+    bold = "In bold: the best peer's."
+    (args.output / f"{name}.md").write_text(f"{text}\n\n{bold} {about}. Made by `make compare`.\n")
+    (args.output / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    draw(rows, args.concurrency, args.output / f"{name}.png")
     return 0
 
 

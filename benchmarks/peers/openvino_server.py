@@ -3,15 +3,15 @@
 openvino-genai is a library; this lets it take part in the comparison over the same wire. It runs in the peer's own
 virtual environment, and imports nothing of Carousel.
 
-    python openvino_server.py MODEL_FOLDER PORT
+    python openvino_server.py MODEL_FOLDER --port PORT --seats 32
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
-import sys
 import threading
 import time
 from typing import Any
@@ -23,12 +23,13 @@ from aiohttp import web
 class Engine:
     """Steps the pipeline in a thread of its own, and hands each request's tokens to its queue."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, seats: int, precision: str | None) -> None:
         config = genai.SchedulerConfig()
-        config.max_num_seqs = 64
+        config.max_num_seqs = seats
         config.cache_size = 2  # GB
         config.dynamic_split_fuse = True
-        self.pipeline = genai.ContinuousBatchingPipeline(folder, config, "CPU")
+        hints = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+        self.pipeline = genai.ContinuousBatchingPipeline(folder, config, "CPU", hints)
         self.tokenizer = self.pipeline.get_tokenizer()
         self._ids = itertools.count()
         self._live: dict[int, tuple[Any, asyncio.Queue[list[int] | None]]] = {}
@@ -87,13 +88,24 @@ async def models(request: web.Request) -> web.Response:
     return web.json_response({"data": [{"id": "model"}]})
 
 
-async def make_app(folder: str) -> web.Application:
+async def make_app(folder: str, seats: int, precision: str | None) -> web.Application:
     app = web.Application()
-    app[ENGINE] = Engine(folder)
+    app[ENGINE] = Engine(folder, seats, precision)
     app.router.add_post("/v1/completions", complete)
     app.router.add_get("/v1/models", models)
     return app
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="MODEL_FOLDER", help="a model that optimum-cli exported")
+    parser.add_argument("--port", type=int, required=True, help="of 127.0.0.1")
+    parser.add_argument("--seats", type=int, default=32, help="sequences at most in a step (default: 32)")
+    parser.add_argument("--inference-precision", help="OpenVINO's hint, as f32 (default: what it finds best)")
+    args = parser.parse_args()
+    app = make_app(args.folder, args.seats, args.inference_precision)
+    web.run_app(app, host="127.0.0.1", port=args.port, print=None)
+
+
 if __name__ == "__main__":
-    web.run_app(make_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), print=None)
+    main()
