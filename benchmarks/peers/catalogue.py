@@ -73,8 +73,10 @@ def _carousel(*flags: str, q4_0: bool = False, bits: float | None = None) -> Cal
 
 def _vllm(load: Load) -> Service:
     model = load.model.safetensors()
+    held = [str(vllm() / "python"), str(Path(__file__).with_name("vllm_avx2.py"))]
     command = [
-        str(vllm() / "vllm"), "serve", str(model), "--host", "127.0.0.1", "--dtype", "bfloat16",
+        *(held if load.processor.is_held else [str(vllm() / "vllm")]),
+        "serve", str(model), "--host", "127.0.0.1", "--dtype", "bfloat16",
         "--max-model-len", str(max(2048, load.context)), "--max-num-seqs", str(load.seats),
     ]  # fmt: skip
     return Service(command, load.model.bits(model))

@@ -24,7 +24,7 @@ from benchmarks.peers.catalogue import PEERS, Load, Peer, Service
 from benchmarks.peers.installing import PEERS_FOLDER, PeerError
 from benchmarks.processor import HELD_TO_AVX2
 
-START_SECONDS = 300
+START_SECONDS = 600
 
 
 class Server:
