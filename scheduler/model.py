@@ -25,6 +25,8 @@ from transformers import (
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
+from scheduler.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
+from scheduler.gguf_file import GgufFile
 from scheduler.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
@@ -136,17 +138,39 @@ class PagedModel:
 
 
 def load_model(path: str, device: torch.device) -> PagedModel:
-    """Load a model from a folder or a Hugging Face id, in the type its weights are stored in. Raises
-    `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
+    """Load a model from a folder or a Hugging Face id, in the type its weights are stored in; those of a GGUF file
+    as float32. Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
     model_config = AutoConfig.from_pretrained(path)
     _refuse_by_config(model_config)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
+    gguf = gguf_file(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation=_ATTENTION)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=model_config,
+            gguf_file=None if gguf is None else gguf.name,
+            dtype="auto" if gguf is None else torch.float32,
+            attn_implementation=_ATTENTION,
+        )
+        if gguf is not None:
+            apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
     except ValueError as error:  # transformers' word for: not a causal language model, or no such attention
         raise UnsupportedModelError(str(error)) from error
     model.to(device)  # type: ignore[arg-type]
     return PagedModel(model.eval())  # type: ignore[no-untyped-call]
+
+
+def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Slow the rotary embedding's frequencies down as a GGUF file says: transformers does not look for that."""
+    factors = checkpoint.rope_factors if isinstance(checkpoint, GgufCheckpoint) else None
+    if factors is None:
+        return
+    frequencies = getattr(getattr(model.base_model, "rotary_emb", None), "inv_freq", None)
+    if frequencies is None or frequencies.shape != factors.shape:
+        raise UnsupportedModelError(
+            "its GGUF file has factors for a rotary embedding that the model does not have"
+        )
+    frequencies.div_(factors.to(frequencies.device))
 
 
 def choose_device(name: str) -> torch.device:

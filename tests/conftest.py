@@ -74,6 +74,24 @@ def model_path() -> str:
 
 
 @pytest.fixture(scope="session")
+def float32_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The default model as transformers reads it out of its GGUF file, in float32: a folder of safetensors."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from scheduler.checkpoint import gguf_file
+
+    gguf = gguf_file(model_path)
+    assert gguf is not None
+    folder = str(tmp_path_factory.mktemp("float32"))
+    model = AutoModelForCausalLM.from_pretrained(model_path, gguf_file=gguf.name, dtype="float32")
+    model.hf_quantizer = None  # transformers takes the model for quantized still, and would not save it
+    model.config.quantization_config = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
     """The default model in float32, shared by all tests that leave it alive."""
     from tests.server.serving import Server
@@ -95,18 +113,18 @@ def prompts(model_path: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def references(model_path: str, prompts: list[list[int]]) -> list[Reference]:
+def references(float32_path: str, prompts: list[list[int]]) -> list[Reference]:
     """What transformers answers to each prompt alone, in float32. Two processes take turns with the prompts: a
     second thread gains little with one token at a time."""
     halves = [prompts[::2], prompts[1::2]]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
-        even, odd = processes.map(_references, [model_path, model_path], halves)
+        even, odd = processes.map(_references, [float32_path, float32_path], halves)
     return [answer for pair in zip(even, odd, strict=True) for answer in pair]
 
 
-def _references(model_path: str, prompts: list[list[int]]) -> list[Reference]:
+def _references(path: str, prompts: list[list[int]]) -> list[Reference]:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
     return [reference(model, prompt, NUM_TOKENS) for prompt in prompts]

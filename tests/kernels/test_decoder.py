@@ -167,8 +167,8 @@ def test_another_activation_is_left_to_the_general_path() -> None:
     assert not can_fuse(PagedModel(model))
 
 
-def test_the_default_model_in_float32(model_path: str) -> None:
-    real_model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+def test_the_default_model_in_float32(float32_path: str) -> None:
+    real_model = AutoModelForCausalLM.from_pretrained(float32_path, dtype=torch.float32).eval()
     prompt = torch.randint(3, 40000, (150,)).tolist()
     engine = Engine(native_decoder(real_model, "f32", max_positions=512), real_model.config)
     logits = engine.step({0: prompt}, every_row=True)

