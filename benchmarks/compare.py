@@ -120,21 +120,14 @@ def markdown(rows: Sequence[Row], concurrencies: Sequence[int], *, is_held: bool
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
-def ratios(rows: Sequence[Row], concurrencies: Sequence[int]) -> str:
-    """How Carousel's rows compare with the best peer at each concurrency."""
+def ratios(rows: Sequence[Row]) -> str:
+    """How each of Carousel's rows compares with the best peer at the same concurrency."""
     lines = []
-    for name in PEERS:
-        for concurrency in concurrencies:
-            best = _best(rows, concurrency)
-            for row in rows:
-                if (
-                    best is not None
-                    and row["server"] == name
-                    and row["concurrency"] == concurrency
-                    and row["engine"] == CAROUSEL
-                ):
-                    ratio = row["output_tokens_per_second"] / best["output_tokens_per_second"]
-                    lines.append(f"C={concurrency}: {name} / {best['server']} = {ratio:.2f}")
+    for row in rows:
+        best = _best(rows, row["concurrency"])
+        if row["engine"] == CAROUSEL and best is not None:
+            ratio = row["output_tokens_per_second"] / best["output_tokens_per_second"]
+            lines.append(f"C={row['concurrency']}: {row['server']} is {ratio:.2f} times {best['server']}")
     return "\n".join(lines)
 
 
@@ -225,7 +218,7 @@ def main() -> int:
             return 1
         rows = measure(servers, load, args.concurrency, args.rounds, args.requests, args.seed)
 
-    text, verdict = markdown(rows, args.concurrency, is_held=here.is_held), ratios(rows, args.concurrency)
+    text, verdict = markdown(rows, args.concurrency, is_held=here.is_held), ratios(rows)
     print(f"{text}\n\n{verdict}")
     name = f"comparison-{here.kind}" if model.key == "default" else f"comparison-{here.kind}-{model.key}"
     args.output.mkdir(parents=True, exist_ok=True)

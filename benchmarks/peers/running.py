@@ -25,6 +25,8 @@ from benchmarks.peers.installing import PEERS_FOLDER, PeerError
 from benchmarks.processor import HELD_TO_AVX2
 
 START_SECONDS = 600
+REQUEST_SECONDS = 900
+"""At most for one request: four prompts of 6,000 tokens at once take their time."""
 
 
 class Server:
@@ -94,7 +96,7 @@ def running(peer: Peer, service: Service, load: Load) -> Iterator[Server]:
             raise PeerError(f"it does not answer at {url} ({log}):\n{tail}")
         model = service.model or answer["data"][0]["id"]
         # Each request has a connection of its own: not every peer says when it closes one.
-        client = LoadClient(url, model, no_eos=peer.no_eos, keep_alive=False)
+        client = LoadClient(url, model, timeout=REQUEST_SECONDS, no_eos=peer.no_eos, keep_alive=False)
         yield Server(peer, client, process, service.bits or _bits_in(log))
     finally:
         with contextlib.suppress(ProcessLookupError):
