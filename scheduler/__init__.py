@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from scheduler.config import EngineConfig
+from scheduler.processor import hold_libraries
 from scheduler.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # runs an HTTP server and its clients, a spinning thread keeps its core from the very thread that it waits for,
 # and a step takes twice as long or more. libgomp reads this when torch is imported, so it is set here, before.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+hold_libraries()
 
 __all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams"]
 

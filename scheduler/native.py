@@ -3,8 +3,8 @@
     from scheduler.native import kernels
     out = kernels().paged_attention(q, k_cache, v_cache, ...)
 
-The build is made for this very processor (``-march=native``), so the cache key covers the sources, the flags,
-the compiler, the processor's features, and the versions of Python and torch.
+There is a build for each instruction set (processor.py); the cache key covers the sources, the flags, the compiler,
+and the versions of Python and torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import platformdirs
 import torch
 from filelock import FileLock
 
+from scheduler.processor import FLAGS, instruction_set
+
 SOURCES = Path(__file__).parent / "kernels"
-FLAGS = ("-march=native",)
 ALWAYS = (
     "-std=c++20",
     "-O3",
@@ -42,15 +43,17 @@ class NativeBuildError(RuntimeError):
 
 @cache
 def kernels() -> ModuleType:
-    """The extension module, built if this machine has not built it before.
+    """The extension module for this processor's instruction set, built if this machine has not built it before.
 
     Raises NativeBuildError where there is no C++ compiler or the build fails.
     """
-    return load(FLAGS)
+    return load(instruction_set())
 
 
-def load(flags: tuple[str, ...]) -> ModuleType:
-    """The extension module compiled for the processor that `flags` name. Several processes may call it at once."""
+def load(instructions: str) -> ModuleType:
+    """The extension module compiled for one of processor.py's instruction sets. Several processes may call it at
+    once."""
+    flags = FLAGS[instructions]
     compiler = os.environ.get("CXX", "c++")
     name = f"carousel_kernels_{_cache_key(compiler, flags)}"
     folder = platformdirs.user_cache_path("carousel") / "kernels" / name
@@ -70,7 +73,7 @@ def _cache_key(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for source in sorted(SOURCES.glob("*.*")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    facts = (compiler, _version_of(compiler), *ALWAYS, *flags, _cpu_features(), sys.version, torch.__version__)
+    facts = (compiler, _version_of(compiler), *ALWAYS, *flags, platform.machine(), sys.version, torch.__version__)
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:16]
 
@@ -81,16 +84,6 @@ def _version_of(compiler: str) -> str:
         return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""
-
-
-def _cpu_features() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    features = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return platform.machine() + (features[0] if features else platform.processor())
 
 
 def _build(name: str, folder: Path, compiler: str, flags: tuple[str, ...]) -> ModuleType:

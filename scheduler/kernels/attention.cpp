@@ -53,7 +53,7 @@ void write_outputs(float* states, int64_t tokens, int64_t group, int64_t head_di
   for (int64_t r = 0; r < tokens * group; ++r) {
     float* state = states + r * RowState::floats(head_dim);
     T* out = to + r / group * row_stride + r % group * head_dim;
-    const f32x16 sum = splat(RowState::sum(state));
+    const f32v sum = splat(RowState::sum(state));
     for (int64_t d = 0; d < head_dim; d += kLanes) store(out + d, load(RowState::values(state) + d) / sum);
   }
 }

@@ -30,8 +30,8 @@ __attribute__((noinline)) inline void merge(float* state, float* partial, int64_
   if (RowState::largest(partial) == kNoKey) return;
   const float largest = RowState::largest(state) > RowState::largest(partial) ? RowState::largest(state)
                                                                                : RowState::largest(partial);
-  const f32x16 keep = exp(splat(RowState::largest(state) - largest));
-  const f32x16 take = exp(splat(RowState::largest(partial) - largest));
+  const f32v keep = exp(splat(RowState::largest(state) - largest));
+  const f32v take = exp(splat(RowState::largest(partial) - largest));
   RowState::largest(state) = largest;
   RowState::sum(state) = RowState::sum(state) * keep[0] + RowState::sum(partial) * take[0];
   float* into = RowState::values(state);
@@ -47,7 +47,7 @@ template <int kRows, int kGroups, class Stored>
 CAROUSEL_INLINE void score_groups(const float* queries, const Stored* const* keys, const Stored* const* values,
                                   int64_t key_stride, int64_t head_dim, float* scores) {
   constexpr int64_t kPerLine = 64 / sizeof(Stored) / kLanes;
-  f32x16 sums[kRows][kGroups] = {};
+  f32v sums[kRows][kGroups] = {};
   for (int64_t d = 0; d < head_dim; ++d) {
     if (d % kPerLine == 0) {
 #pragma GCC unroll 4
@@ -56,12 +56,12 @@ CAROUSEL_INLINE void score_groups(const float* queries, const Stored* const* key
         __builtin_prefetch(values[g] + d * kLanes);
       }
     }
-    f32x16 key[kGroups];
+    f32v key[kGroups];
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) key[g] = load(keys[g] + d * key_stride);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const f32x16 query = splat(queries[d * kRows + r]);
+      const f32v query = splat(queries[d * kRows + r]);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(query, key[g], sums[r][g]);
     }
@@ -75,17 +75,17 @@ CAROUSEL_INLINE void score_groups(const float* queries, const Stored* const* key
 template <int kRows, int kVectors, class Stored>
 CAROUSEL_INLINE void weigh_values(const float* weights, const Stored* const* values, int64_t begin, int64_t end,
                                   int64_t head_dim, float* out, int64_t out_stride) {
-  f32x16 sums[kRows][kVectors] = {};
+  f32v sums[kRows][kVectors] = {};
   for (int64_t key = begin; key < end;) {
     const Stored* value = values[key / kGroup] + key % kGroup * head_dim;
     const int64_t stop = end < (key / kGroup + 1) * kGroup ? end : (key / kGroup + 1) * kGroup;
     for (; key < stop; ++key, value += head_dim) {
-      f32x16 part[kVectors];
+      f32v part[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) part[v] = load(value + v * kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
-        const f32x16 weight = splat(weights[r * kPartition + key]);
+        const f32v weight = splat(weights[r * kPartition + key]);
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(weight, part[v], sums[r][v]);
       }
@@ -99,20 +99,20 @@ CAROUSEL_INLINE void weigh_values(const float* weights, const Stored* const* val
 // outside [begin, end) weigh exactly nothing, whatever their slots hold.
 CAROUSEL_INLINE void weigh_scores(float* scores, int64_t first, int64_t last, int64_t begin, int64_t end, float softcap,
                                   float* state) {
-  f32x16 largest = splat(kNoKey);
+  f32v largest = splat(kNoKey);
   for (int64_t g = first; g < last; ++g) {
-    f32x16 s = load(scores + g * kGroup);
+    f32v s = load(scores + g * kGroup);
     if (softcap > 0.0f) s = softcap * tanh(s / softcap);
-    const i32x16 key = lane_index() + int32_t(g * kGroup);
+    const i32v key = lane_index() + int32_t(g * kGroup);
     s = ((key >= int32_t(begin)) & (key < int32_t(end))) ? s : splat(kNoKey);
     store(scores + g * kGroup, s);
     largest = max(largest, s);
   }
   const float peak = max_lanes(largest);
   const float shift = peak == kNoKey ? 0.0f : peak;  // a row that sees no key here must not meet -inf - -inf
-  f32x16 sum = {};
+  f32v sum = {};
   for (int64_t g = first; g < last; ++g) {
-    const f32x16 weight = exp(load(scores + g * kGroup) - shift);
+    const f32v weight = exp(load(scores + g * kGroup) - shift);
     store(scores + g * kGroup, weight);
     sum += weight;
   }

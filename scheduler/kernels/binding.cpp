@@ -103,8 +103,12 @@ void write_kv(const at::Tensor& keys, const at::Tensor& values, const at::Tensor
 }
 
 Mode mode_of(const std::string& name) {
-  require(name == "int8" || name == "bf16" || name == "f32", "mode must be int8, bf16 or f32, not ", name);
-  return name == "int8" ? Mode::int8 : name == "bf16" ? Mode::bf16 : Mode::f32;
+  if (name == "f32") return Mode::f32;
+  if (name == "bf16") return Mode::bf16;
+  if (name == "int8") return Mode::int8;
+  if (name == "int4") return Mode::int4;
+  require(name == "stored", "mode must be f32, bf16, int8, int4 or stored, not ", name);
+  return Mode::stored;
 }
 
 Activation activation_of(const std::string& name) {
@@ -114,23 +118,59 @@ Activation activation_of(const std::string& name) {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-Matrix matrix(const at::Tensor& tensor, const char* name) {
+// A weight in one of the block formats of GGUF files, and the tensor with its bytes.
+class StoredMatrix {
+ public:
+  StoredMatrix(const at::Tensor& bytes, const std::string& type) : bytes_(bytes), type_(stored_type(type)) {
+    check_tensor(bytes, "data", {kAny, kAny});
+    require(bytes.scalar_type() == at::kByte, "data must be uint8");
+    // Whole blocks have whole numbers of bytes, so the number of columns follows.
+    constexpr int64_t kWidest = 256;
+    const int64_t widest = row_bytes(type_, kWidest);
+    columns_ = bytes.size(1) * kWidest / widest;
+    require(columns_ > 0 && row_bytes(type_, columns_) == bytes.size(1), "rows of ", bytes.size(1),
+            " bytes are no whole blocks of ", type);
+  }
+
+  Matrix matrix() const { return {type_, bytes_.const_data_ptr(), bytes_.size(0), columns_}; }
+  int64_t rows() const { return bytes_.size(0); }
+  int64_t columns() const { return columns_; }
+
+  at::Tensor dequantize() const {
+    at::Tensor values = at::empty({rows(), columns_}, at::kFloat);
+    for (int64_t row = 0; row < rows(); ++row) read_values(matrix(), row, values.data_ptr<float>() + row * columns_);
+    return values;
+  }
+
+ private:
+  at::Tensor bytes_;
+  Stored type_;
+  int64_t columns_;
+};
+
+using AnyMatrix = std::variant<at::Tensor, StoredMatrix>;
+
+Matrix matrix(const AnyMatrix& weight, const char* name) {
+  if (const auto* stored = std::get_if<StoredMatrix>(&weight)) return stored->matrix();
+  const at::Tensor& tensor = std::get<at::Tensor>(weight);
   check_tensor(tensor, name, {kAny, kAny});
-  return {dtype_of(tensor, name), tensor.data_ptr(), tensor.size(0), tensor.size(1)};
+  return {dtype_of(tensor, name) == DType::f32 ? Stored::f32 : Stored::bf16, tensor.const_data_ptr(), tensor.size(0),
+          tensor.size(1)};
 }
 
-PackedWeights pack_weights(const at::Tensor& weight, const OptionalTensor& bias, Mode mode, bool gated = false) {
-  const Matrix weights = matrix(weight, "weight");
-  require(weight.size(0) > 0 && weight.size(1) > 0, "weight must not be empty");
-  require(!gated || weight.size(0) % 2 == 0, "a gated weight must have an even number of rows");
-  const float* biases = bias ? data<float>(*bias, "bias", {weight.size(0)}) : nullptr;
-  return PackedWeights(mode, weights, biases, gated);
+PackedWeights pack_weights(const std::vector<AnyMatrix>& parts, const OptionalTensor& bias, const std::string& mode,
+                           bool gated) {
+  std::vector<Matrix> matrices;
+  int64_t channels = 0;
+  for (const AnyMatrix& part : parts) channels += matrices.emplace_back(matrix(part, "weight")).rows;
+  const float* biases = bias ? data<float>(*bias, "bias", {channels}) : nullptr;
+  return PackedWeights(mode_of(mode), matrices, biases, gated);
 }
 
+// A product on its own, for the linear layers of any model.
 class PackedLinear {
  public:
-  PackedLinear(const at::Tensor& weight, const OptionalTensor& bias, const std::string& mode, bool gated)
-      : weights_(pack_weights(weight, bias, mode_of(mode), gated)) {}
+  explicit PackedLinear(PackedWeights weights) : weights_(std::move(weights)) {}
 
   at::Tensor call(const at::Tensor& input, const std::string& activation, int num_threads) const {
     check_tensor(input, "x", {kAny, weights_.in_features()});
@@ -141,14 +181,16 @@ class PackedLinear {
     at::Tensor y = at::empty({rows, weights_.out_features()}, x.options());
     const float* values = x.const_data_ptr<float>();
     const Product product{y.data_ptr<float>(), weights_.out_features(), false, activation_of(activation)};
-    PackedRows packed;
-    packed.reshape(weights_.mode(), rows, width);
+    const std::span<const PackedWeights> weights(&weights_, 1);
+    Operand operand;
+    operand.add_forms_of(weights);
+    operand.reshape(rows, width);
     parallel(num_threads, [&](Team& team) {
-      team.for_each(packed.num_blocks(), 1, [&](int64_t b) {
-        const PackedRows::Block block = packed.block(b);
-        for (int64_t row = block.first; row < block.last; ++row) packed.pack(block, row, values + row * width);
+      team.for_each(operand.num_blocks(), 1, [&](int64_t b) {
+        const PackedRows::Block block = operand.block(b);
+        for (int64_t row = block.first; row < block.last; ++row) operand.pack(weights, block, row, values + row * width);
       });
-      multiply(team, packed, weights_, product);
+      multiply(team, operand, weights, product);
     });
     return y.to(input.scalar_type());
   }
@@ -166,30 +208,24 @@ std::vector<float> norm_weights(const OptionalTensor& weights) {
 // A Decoder, and the tensors that it borrows from.
 class TensorDecoder {
  public:
-  TensorDecoder(const at::Tensor& embedding, const at::Tensor& head, const at::Tensor& final_norm,
+  TensorDecoder(const AnyMatrix& embedding, const PackedWeights& head, const at::Tensor& final_norm,
                 const std::vector<std::pair<at::Tensor, at::Tensor>>& ropes, int64_t num_heads, int64_t num_kv_heads,
                 int64_t head_dim, double norm_epsilon, double attention_scale, double attention_softcap,
-                double logit_softcap, double embedding_multiplier, const std::string& activation,
-                const std::string& mode, const std::string& head_mode)
-      : mode_(mode_of(mode)),
-        embedding_(embedding),
+                double logit_softcap, double embedding_multiplier, const std::string& activation)
+      : embedding_(embedding),
         ropes_(ropes),
         decoder_({matrix(embedding, "embedding").columns, num_heads, num_kv_heads, head_dim, float(norm_epsilon),
                   float(attention_scale), float(attention_softcap), float(logit_softcap), float(embedding_multiplier),
                   activation_of(activation)},
-                 matrix(embedding, "embedding"), pack_weights(head, std::nullopt, mode_of(head_mode)),
-                 norm_weights(final_norm), rope_tables(ropes)) {}
+                 matrix(embedding, "embedding"), head, norm_weights(final_norm), rope_tables(ropes)) {}
 
-  void add_layer(const at::Tensor& qkv, const at::Tensor& output, const at::Tensor& gate_up, const at::Tensor& down,
-                 const at::Tensor& attention_norm, const at::Tensor& feed_forward_norm, const OptionalTensor& qkv_bias,
-                 const OptionalTensor& output_bias, const OptionalTensor& gate_up_bias,
-                 const OptionalTensor& down_bias, const OptionalTensor& query_norm, const OptionalTensor& key_norm,
+  void add_layer(const std::vector<PackedWeights>& qkv, const PackedWeights& output, const PackedWeights& gate_up,
+                 const PackedWeights& down, const at::Tensor& attention_norm, const at::Tensor& feed_forward_norm,
+                 const OptionalTensor& query_norm, const OptionalTensor& key_norm,
                  const OptionalTensor& post_attention_norm, const OptionalTensor& post_feed_forward_norm,
                  int64_t sliding_window, int64_t rope) {
-    decoder_.add_layer({pack_weights(qkv, qkv_bias, mode_), pack_weights(output, output_bias, mode_),
-                        pack_weights(gate_up, gate_up_bias, mode_, true), pack_weights(down, down_bias, mode_),
-                        norm_weights(attention_norm), norm_weights(feed_forward_norm), norm_weights(query_norm),
-                        norm_weights(key_norm), norm_weights(post_attention_norm),
+    decoder_.add_layer({qkv, output, gate_up, down, norm_weights(attention_norm), norm_weights(feed_forward_norm),
+                        norm_weights(query_norm), norm_weights(key_norm), norm_weights(post_attention_norm),
                         norm_weights(post_feed_forward_norm), sliding_window, rope});
   }
 
@@ -223,8 +259,7 @@ class TensorDecoder {
     return tables;
   }
 
-  const Mode mode_;
-  const at::Tensor embedding_;
+  const AnyMatrix embedding_;
   const std::vector<std::pair<at::Tensor, at::Tensor>> ropes_;
   std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> cache_tensors_;
   std::vector<KvCache> caches_;
@@ -291,21 +326,30 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("write_kv", &write_kv, without_gil, arg("k"), arg("v"), arg("slot_mapping"), arg("k_cache"),
              arg("v_cache"));
   // Classes are module_local so that builds for several processors can be loaded side by side.
+  py::class_<StoredMatrix>(module, "StoredMatrix", py::module_local())
+      .def(py::init<const at::Tensor&, const std::string&>(), arg("data"), arg("type"))
+      .def_property_readonly("rows", &StoredMatrix::rows)
+      .def_property_readonly("columns", &StoredMatrix::columns)
+      .def("dequantize", &StoredMatrix::dequantize, without_gil);
+  py::class_<PackedWeights>(module, "PackedWeights", py::module_local())
+      .def(py::init(&pack_weights), without_gil, arg("parts"), arg("bias") = py::none(), arg("mode") = "int8",
+           arg("gated") = false)
+      .def_property_readonly("in_features", &PackedWeights::in_features)
+      .def_property_readonly("out_features", &PackedWeights::out_features)
+      .def_property_readonly("nbytes", &PackedWeights::bytes);
   py::class_<PackedLinear>(module, "PackedLinear", py::module_local())
-      .def(py::init<const at::Tensor&, const OptionalTensor&, const std::string&, bool>(), without_gil,
-           arg("weight"), arg("bias") = py::none(), arg("mode") = "int8", arg("gated") = false)
+      .def(py::init<const PackedWeights&>(), arg("weights"))
       .def("__call__", &PackedLinear::call, without_gil, arg("x"), arg("activation") = "silu", arg("num_threads") = 1);
   py::class_<TensorDecoder>(module, "Decoder", py::module_local())
-      .def(py::init<const at::Tensor&, const at::Tensor&, const at::Tensor&,
+      .def(py::init<const AnyMatrix&, const PackedWeights&, const at::Tensor&,
                     const std::vector<std::pair<at::Tensor, at::Tensor>>&, int64_t, int64_t, int64_t, double, double,
-                    double, double, double, const std::string&, const std::string&, const std::string&>(),
-           without_gil, arg("embedding"), arg("lm_head"), arg("final_norm"), arg("ropes"), py::kw_only(),
+                    double, double, double, const std::string&>(),
+           without_gil, arg("embedding"), arg("head"), arg("final_norm"), arg("ropes"), py::kw_only(),
            arg("num_heads"), arg("num_kv_heads"), arg("head_dim"), arg("norm_epsilon"), arg("attention_scale"),
            arg("attention_softcap") = 0.0, arg("logit_softcap") = 0.0, arg("embedding_multiplier") = 1.0,
-           arg("activation") = "silu", arg("mode") = "int8", arg("head_mode") = "int8")
+           arg("activation") = "silu")
       .def("add_layer", &TensorDecoder::add_layer, without_gil, arg("qkv"), arg("output"), arg("gate_up"),
-           arg("down"), arg("attention_norm"), arg("feed_forward_norm"), py::kw_only(), arg("qkv_bias") = py::none(),
-           arg("output_bias") = py::none(), arg("gate_up_bias") = py::none(), arg("down_bias") = py::none(),
+           arg("down"), arg("attention_norm"), arg("feed_forward_norm"), py::kw_only(),
            arg("query_norm") = py::none(), arg("key_norm") = py::none(), arg("post_attention_norm") = py::none(),
            arg("post_feed_forward_norm") = py::none(), arg("sliding_window") = 0, arg("rope") = 0)
       .def("bind_cache", &TensorDecoder::bind_cache, arg("k_caches"), arg("v_caches"))

@@ -1,25 +1,15 @@
-// Errors found at the boundary: they reach Python as ValueError, and the kernels behind may trust their input.
+// What is checked at the boundary of a step, so that the kernels behind may trust their input.
 #pragma once
 
-#include <sstream>
-#include <stdexcept>
-
 #include "kv_cache.h"
+#include "require.h"
 
 namespace carousel {
 
-template <class... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
-
 inline void check_geometry(const KvCache& cache, int64_t num_heads) {
-  require(cache.block_size > 0 && cache.block_size % kLanes == 0, "block_size must be a multiple of 16, not ",
+  require(cache.block_size > 0 && cache.block_size % kMultiple == 0, "block_size must be a multiple of 16, not ",
           cache.block_size);
-  require(cache.head_dim > 0 && cache.head_dim % kLanes == 0, "head_dim must be a multiple of 16, not ",
+  require(cache.head_dim > 0 && cache.head_dim % kMultiple == 0, "head_dim must be a multiple of 16, not ",
           cache.head_dim);
   require(cache.num_kv_heads > 0 && num_heads > 0 && num_heads % cache.num_kv_heads == 0, num_heads,
           " query heads cannot share ", cache.num_kv_heads, " KV heads");

@@ -21,10 +21,7 @@ void check_optional_norm(const std::vector<float>& norm, int64_t size, const cha
   if (!norm.empty()) check_norm(norm, size, name);
 }
 
-template <class Stored>
-void embed_row(const Stored* from, int64_t width, float multiplier, float* to) {
-  for (int64_t i = 0; i < width; i += kLanes) store(to + i, load(from + i) * multiplier);
-}
+std::span<const PackedWeights> one(const PackedWeights& weights) { return {&weights, 1}; }
 
 }  // namespace
 
@@ -36,10 +33,11 @@ Decoder::Decoder(const DecoderConfig& config, const Matrix& embedding, PackedWei
       final_norm_(std::move(final_norm)),
       ropes_(std::move(ropes)) {
   const int64_t width = config.hidden_size;
-  require(width > 0 && width % kLanes == 0, "hidden_size must be a multiple of 16, not ", width);
+  require(width > 0 && width % kMultiple == 0, "hidden_size must be a multiple of 16, not ", width);
   require(embedding.columns == width, "the embedding must have ", width, " columns");
   require(head_.in_features() == width, "lm_head must take ", width, " features");
   check_norm(final_norm_, width, "final_norm");
+  packed_sampled_.add_forms_of(one(head_));
   for (const RopeTable& rope : ropes_)
     require(rope.rotary_dim > 0 && rope.rotary_dim % 2 == 0 && rope.rotary_dim <= config.head_dim,
             "a rope table's width must be even and at most ", config.head_dim);
@@ -47,18 +45,20 @@ Decoder::Decoder(const DecoderConfig& config, const Matrix& embedding, PackedWei
 
 void Decoder::add_layer(DecoderLayer layer) {
   const int64_t width = config_.hidden_size, intermediate = layer.down.in_features();
-  const Mode mode = layer.qkv.mode();
-  const auto check_product = [&](const PackedWeights& weights, int64_t in, int64_t out, const char* name) {
-    require(weights.in_features() == in && weights.out_features() == out, name, " must map ", in, " features to ", out);
-    require(weights.mode() == mode, "the products of a decoder must be in one mode");
+  const auto check_product = [&](std::span<const PackedWeights> weights, int64_t in, int64_t out, const char* name) {
+    for (const PackedWeights& part : weights) {
+      require(part.in_features() == in, name, " must take ", in, " features");
+      out -= part.out_features();
+    }
+    require(out == 0, name, " has ", -out, " features too many");
   };
   check_product(layer.qkv, width, config_.qkv_width(), "qkv");
-  check_product(layer.output, config_.query_width(), width, "output");
-  check_product(layer.gate_up, width, intermediate, "gate_up");
-  check_product(layer.down, intermediate, width, "down");
+  check_product(one(layer.output), config_.query_width(), width, "output");
+  check_product(one(layer.gate_up), width, intermediate, "gate_up");
+  check_product(one(layer.down), intermediate, width, "down");
+  require(layer.gate_up.gated(), "gate_up must be gated");
   if (!layers_.empty())
-    require(layers_.front().qkv.mode() == mode && layers_.front().down.in_features() == intermediate,
-            "the layers of a decoder must be alike");
+    require(layers_.front().down.in_features() == intermediate, "the layers of a decoder must be alike");
   check_norm(layer.attention_norm, width, "attention_norm");
   check_norm(layer.feed_forward_norm, width, "feed_forward_norm");
   check_optional_norm(layer.query_norm, config_.head_dim, "query_norm");
@@ -68,6 +68,10 @@ void Decoder::add_layer(DecoderLayer layer) {
   require(layer.window >= 0, "a window must not be negative");
   require(layer.rope >= 0 && layer.rope < int64_t(ropes_.size()), "there is no rope table ", layer.rope);
   if (std::find(windows_.begin(), windows_.end(), layer.window) == windows_.end()) windows_.push_back(layer.window);
+  packed_normed_.add_forms_of(layer.qkv);
+  packed_normed_.add_forms_of(one(layer.gate_up));
+  packed_attended_.add_forms_of(one(layer.output));
+  packed_gated_.add_forms_of(one(layer.down));
   layers_.push_back(std::move(layer));
 }
 
@@ -136,10 +140,10 @@ void Decoder::prepare(const DecoderStep& step, int threads) {
   grow(qkv_, rows * config_.qkv_width());
   grow(attended_, rows * config_.query_width());
   grow(gated_, rows * intermediate);
-  packed_normed_.reshape(layers_.front().qkv.mode(), rows, config_.hidden_size);
-  packed_attended_.reshape(layers_.front().output.mode(), rows, config_.query_width());
-  packed_gated_.reshape(layers_.front().down.mode(), rows, intermediate);
-  packed_sampled_.reshape(head_.mode(), step.num_sampled, config_.hidden_size);
+  packed_normed_.reshape(rows, config_.hidden_size);
+  packed_attended_.reshape(rows, config_.query_width());
+  packed_gated_.reshape(rows, intermediate);
+  packed_sampled_.reshape(step.num_sampled, config_.hidden_size);
   normed_.resize(threads);
   for (auto& row : normed_) row.resize(config_.hidden_size);
 }
@@ -147,17 +151,15 @@ void Decoder::prepare(const DecoderStep& step, int threads) {
 void Decoder::embed(Team& team, const DecoderStep& step) {
   const int64_t width = config_.hidden_size;
   team.for_each(step.batch.num_rows(), kTokensPerItem, [&](int64_t row) {
-    const int64_t at = step.tokens[row] * width;
-    if (embedding_.dtype == DType::f32)
-      embed_row(static_cast<const float*>(embedding_.data) + at, width, config_.embedding_multiplier, hidden(row));
-    else
-      embed_row(static_cast<const bf16*>(embedding_.data) + at, width, config_.embedding_multiplier, hidden(row));
+    float* const to = hidden(row);
+    read_values(embedding_, step.tokens[row], to);
+    for (int64_t i = 0; i < width; i += kLanes) store(to + i, load(to + i) * config_.embedding_multiplier);
   });
 }
 
 void Decoder::attend(Team& team, const DecoderLayer& layer, const KvCache& cache) {
   const int64_t qkv_width = config_.qkv_width(), query_width = config_.query_width(), head_dim = config_.head_dim;
-  pack_normed(team, layer.attention_norm, packed_normed_);
+  pack_normed(team, layer.attention_norm, layer.qkv);
   multiply(team, packed_normed_, layer.qkv, {qkv_.data(), qkv_width});
 
   const RopeTable& rope = ropes_[layer.rope];
@@ -178,25 +180,25 @@ void Decoder::attend(Team& team, const DecoderLayer& layer, const KvCache& cache
   const AttentionOptions options{config_.attention_scale, layer.window, config_.attention_softcap};
   const AttentionRows rows{DType::f32, qkv_.data(), qkv_width, attended_.data(), query_width};
   plan(layer.window).run(team, cache, options, rows);
-  pack_rows(team, packed_attended_, [&](int64_t row) { return attended_.data() + row * query_width; });
+  pack_rows(team, packed_attended_, one(layer.output), [&](int64_t row) { return attended_.data() + row * query_width; });
   add_product(team, packed_attended_, layer.output, layer.post_attention_norm);
 }
 
 void Decoder::feed_forward(Team& team, const DecoderLayer& layer) {
   const int64_t width = layer.down.in_features();
-  pack_normed(team, layer.feed_forward_norm, packed_normed_);
-  multiply(team, packed_normed_, layer.gate_up, {gated_.data(), width, false, config_.activation});
-  pack_rows(team, packed_gated_, [&](int64_t row) { return gated_.data() + row * width; });
+  pack_normed(team, layer.feed_forward_norm, one(layer.gate_up));
+  multiply(team, packed_normed_, one(layer.gate_up), {gated_.data(), width, false, config_.activation});
+  pack_rows(team, packed_gated_, one(layer.down), [&](int64_t row) { return gated_.data() + row * width; });
   add_product(team, packed_gated_, layer.down, layer.post_feed_forward_norm);
 }
 
 void Decoder::sample(Team& team, const DecoderStep& step) {
   float* const scratch = normed_[Team::rank()].data();
-  pack_rows(team, packed_sampled_, [&](int64_t i) {
+  pack_rows(team, packed_sampled_, one(head_), [&](int64_t i) {
     rms_norm(hidden(step.sampled_rows[i]), final_norm_.data(), config_.hidden_size, config_.norm_epsilon, scratch);
     return scratch;
   });
-  multiply(team, packed_sampled_, head_, {step.logits, vocabulary()});
+  multiply(team, packed_sampled_, one(head_), {step.logits, vocabulary()});
   if (config_.logit_softcap <= 0.0f) return;
   const float cap = config_.logit_softcap;
   team.for_each(step.num_sampled, 1, [&](int64_t i) {
@@ -207,29 +209,29 @@ void Decoder::sample(Team& team, const DecoderStep& step) {
   });
 }
 
-// Packs the rows that fill(row) points to.
+// Packs the rows that fill(row) points to, as their readers want them.
 template <class Fill>
-void Decoder::pack_rows(Team& team, PackedRows& packed, Fill&& fill) {
-  team.for_each(packed.num_blocks(), 1, [&](int64_t b) {
-    const PackedRows::Block block = packed.block(b);
-    for (int64_t row = block.first; row < block.last; ++row) packed.pack(block, row, fill(row));
+void Decoder::pack_rows(Team& team, Operand& operand, std::span<const PackedWeights> readers, Fill&& fill) {
+  team.for_each(operand.num_blocks(), 1, [&](int64_t b) {
+    const PackedRows::Block block = operand.block(b);
+    for (int64_t row = block.first; row < block.last; ++row) operand.pack(readers, block, row, fill(row));
   });
 }
 
-void Decoder::pack_normed(Team& team, const std::vector<float>& norm, PackedRows& packed) {
+void Decoder::pack_normed(Team& team, const std::vector<float>& norm, std::span<const PackedWeights> readers) {
   float* const scratch = normed_[Team::rank()].data();
-  pack_rows(team, packed, [&](int64_t row) {
+  pack_rows(team, packed_normed_, readers, [&](int64_t row) {
     rms_norm(hidden(row), norm.data(), config_.hidden_size, config_.norm_epsilon, scratch);
     return scratch;
   });
 }
 
 // Adds a product to the residual stream, through a norm of its own in the families that have one.
-void Decoder::add_product(Team& team, const PackedRows& rows, const PackedWeights& weights,
+void Decoder::add_product(Team& team, const Operand& rows, const PackedWeights& weights,
                           const std::vector<float>& post_norm) {
   const int64_t width = config_.hidden_size;
-  if (post_norm.empty()) return multiply(team, rows, weights, {hidden_.data(), width, true});
-  multiply(team, rows, weights, {update_.data(), width});
+  if (post_norm.empty()) return multiply(team, rows, one(weights), {hidden_.data(), width, true});
+  multiply(team, rows, one(weights), {update_.data(), width});
   team.for_each(rows.rows(), kTokensPerItem, [&](int64_t row) {
     float* const update = update_.data() + row * width;
     float* const to = hidden(row);

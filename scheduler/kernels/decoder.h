@@ -35,10 +35,9 @@ struct DecoderConfig {
   int64_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };
 
-// The products of a decoder's layers are all in one mode and of the same shapes. A norm that the family does not
-// have is left empty.
+// The layers of a decoder are of the same shapes. A norm that the family does not have is left empty.
 struct DecoderLayer {
-  PackedWeights qkv;  // queries, keys and values, stacked
+  std::vector<PackedWeights> qkv;  // queries, keys and values, stacked; several where they are stored differently
   PackedWeights output;
   PackedWeights gate_up;  // gated
   PackedWeights down;
@@ -87,9 +86,9 @@ class Decoder {
   void sample(Team& team, const DecoderStep& step);
 
   template <class Fill>
-  void pack_rows(Team& team, PackedRows& packed, Fill&& fill);
-  void pack_normed(Team& team, const std::vector<float>& norm, PackedRows& packed);
-  void add_product(Team& team, const PackedRows& rows, const PackedWeights& weights,
+  void pack_rows(Team& team, Operand& operand, std::span<const PackedWeights> readers, Fill&& fill);
+  void pack_normed(Team& team, const std::vector<float>& norm, std::span<const PackedWeights> readers);
+  void add_product(Team& team, const Operand& rows, const PackedWeights& weights,
                    const std::vector<float>& post_norm);
 
   float* hidden(int64_t row) { return hidden_.data() + row * config_.hidden_size; }
@@ -112,7 +111,7 @@ class Decoder {
   std::vector<float> qkv_;                  // [rows, qkv_width]
   std::vector<float> attended_;             // [rows, query_width]
   std::vector<float> gated_;                // [rows, intermediate_size]
-  PackedRows packed_normed_, packed_attended_, packed_gated_, packed_sampled_;
+  Operand packed_normed_, packed_attended_, packed_gated_, packed_sampled_;
   std::vector<std::vector<float>> normed_;  // for each thread [hidden_size]
 };
 

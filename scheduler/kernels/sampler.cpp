@@ -12,15 +12,15 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kStretch = 64;  // logits looked at together
 
 // Sixteen logits from `from`, or what is left of them and -inf.
-CAROUSEL_INLINE f32x16 load_logits(const float* from, int64_t left) {
-  f32x16 logits = splat(kLowest);
+CAROUSEL_INLINE f32v load_logits(const float* from, int64_t left) {
+  f32v logits = splat(kLowest);
   if (left >= kLanes) logits = load(from);
   else std::memcpy(&logits, from, left * sizeof(float));
   return logits == logits ? logits : splat(kLowest);
 }
 
 float largest_of(const float* logits, int64_t count) {
-  f32x16 largest = splat(kLowest);
+  f32v largest = splat(kLowest);
   for (int64_t i = 0; i < count; i += kLanes) largest = max(largest, load_logits(logits + i, count - i));
   return max_lanes(largest);
 }
@@ -71,10 +71,10 @@ std::vector<Candidate> best_candidates(const float* logits, int64_t vocabulary, 
 }
 
 bool has_nan(const float* logits, int64_t vocabulary) {
-  i32x16 seen = {};
+  i32v seen = {};
   int64_t i = 0;
   for (; i + kLanes <= vocabulary; i += kLanes) {
-    const f32x16 here = load(logits + i);
+    const f32v here = load(logits + i);
     seen |= here != here;
   }
   for (; i < vocabulary; ++i) seen[0] |= -int32_t(std::isnan(logits[i]));
@@ -98,13 +98,13 @@ struct Exponentials {
     if (largest == kLowest) return;
     for (int64_t start = 0; start < vocabulary; start += kLongStretch) {
       const int64_t end = std::min(start + kLongStretch, vocabulary);
-      f32x16 sum = {};
+      f32v sum = {};
       for (int64_t i = start; i < end; i += kLanes) sum += at(i, end);
       total += sums.emplace_back(sum_lanes(sum));
     }
   }
 
-  f32x16 at(int64_t i, int64_t end) const { return exp((load_logits(logits + i, end - i) - largest) * scale); }
+  f32v at(int64_t i, int64_t end) const { return exp((load_logits(logits + i, end - i) - largest) * scale); }
 
   int64_t token_at(double target) const {
     size_t stretch = 0;
@@ -112,7 +112,7 @@ struct Exponentials {
     int64_t likely = 0;  // should rounding carry the target past the stretch, its last possible token
     const int64_t start = int64_t(stretch) * kLongStretch, end = std::min(start + kLongStretch, vocabulary);
     for (int64_t i = start; i < end; i += kLanes) {
-      const f32x16 here = at(i, end);
+      const f32v here = at(i, end);
       for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, end - i); ++lane) {
         if (here[lane] == 0) continue;
         likely = i + lane;

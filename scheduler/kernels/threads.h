@@ -27,6 +27,7 @@ class Team {
   explicit Team(Phases& phases) : phases_(phases) {}
 
   static int rank() { return omp_get_thread_num(); }
+  static int size() { return omp_get_num_threads(); }
 
   // Calls body(i) once for each i in [0, count), `chunk` at a time, on whichever thread is free, and returns when all
   // calls have. Every thread must call it, with the same arguments, in the same order as its other loops.

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from scheduler import native
+from tests.kernels.builds import TESTED
 from tests.kernels.paged import attention_oracle, random_batch
 
-BUILDS = {"plain": (), "avx2": ("-mavx2", "-mfma")}
 
-
-@pytest.fixture(scope="module", params=BUILDS)
+@pytest.fixture(scope="module", params=TESTED[1:])
 def portable(request: pytest.FixtureRequest) -> Any:
-    return native.load(BUILDS[request.param])
+    return native.load(request.param)
 
 
 @pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16])
@@ -32,30 +31,16 @@ def test_attention(portable: Any, head_dim: Any, cache: Any) -> None:
     assert torch.equal(alone[0], out[0])
 
 
-@pytest.mark.parametrize("mode", ["int8", "bf16", "f32"])
-@pytest.mark.parametrize("channels, features", [(33, 20), (96, 7), (200, 576)])
-def test_products(portable: Any, mode: Any, channels: Any, features: Any) -> None:
-    weight, bias, x = torch.randn(channels, features), torch.randn(channels), torch.randn(5, features)
-    y = portable.PackedLinear(weight, bias, mode)(x, num_threads=2)
-    expected = native.kernels().PackedLinear(weight, bias, mode)(x)
-    # Where a value falls between two int8 steps, fused and separate roundings may differ by a step.
-    torch.testing.assert_close(y, expected, atol=5e-2 if mode == "int8" else 1e-4, rtol=1e-4)
-    assert torch.equal(y[3:4], portable.PackedLinear(weight, bias, mode)(x[3:4]))
-
-
-def test_int8_does_not_saturate(portable: Any) -> None:
-    ones = torch.ones(1, 256)  # every byte is at its largest
-    weight, x = torch.cat([ones, -ones]), torch.cat([ones, -ones])
-    torch.testing.assert_close(portable.PackedLinear(weight, None, "int8")(x), x @ weight.T, rtol=1e-6, atol=0)
-
-
 def test_elementary_functions(portable: Any) -> None:
     x = torch.linspace(-100, 100, 3201)[:, None]
     for activation, expected in (
         ("silu", torch.nn.functional.silu),
         ("gelu_tanh", lambda t: torch.nn.functional.gelu(t, approximate="tanh")),
     ):
-        gate = portable.PackedLinear(torch.tensor([[1.0], [0.0]]), torch.tensor([0.0, 1.0]), "f32", gated=True)
+        weights = portable.PackedWeights(
+            [torch.tensor([[1.0], [0.0]])], torch.tensor([0.0, 1.0]), "f32", gated=True
+        )
+        gate = portable.PackedLinear(weights)
         torch.testing.assert_close(
             gate(x, activation=activation), expected(x.double()).float(), atol=1e-6, rtol=2e-6
         )
