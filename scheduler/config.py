@@ -43,11 +43,13 @@ class EngineConfig(BaseSettings):
     """YAML file with any of these knobs, named as in the environment but in lower case (max_num_seqs: 64)."""
 
     model: str = DEFAULT_MODEL
-    """What to serve: a local folder, a .gguf file, or a Hugging Face id."""
+    """What to serve: a local folder, a .gguf file, a Hugging Face id, or a name: SmolLM2-135M-Instruct or
+    Qwen2.5-Coder-0.5B-Instruct, which are fetched at their first use."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and KV cache; auto is bfloat16 on CUDA or on a CPU with bfloat16 instructions, else
-    float32."""
+    """Type that the model computes in; auto is bfloat16 on CUDA or on a CPU with bfloat16 instructions, else
+    float32. On a CPU a type given here is also that of the matrix products, unless --quantization says
+    otherwise."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto is cuda if there is one."""
@@ -70,6 +72,10 @@ class EngineConfig(BaseSettings):
     """Memory for the KV pool (2GiB, 800MB); by default 40 % of the free memory (CUDA: 85 %), and never more
     than all seats could fill."""
 
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the keys and values in the KV pool; auto is bfloat16 on a CPU, float32 beside products in float32,
+    and the model's own type on CUDA."""
+
     prefix_caching: bool = True
     """Reuse the KV blocks of a prefix that was computed before."""
 
@@ -84,9 +90,10 @@ class EngineConfig(BaseSettings):
     """On a CPU, run the Llama-like families through the native decoder instead of transformers' modules. With it a
     request's tokens and logprobs have the same bits whoever else is in the batch; without it they may not."""
 
-    quantization: Literal["auto", "none", "int8"] = "auto"
-    """Arithmetic of the matrix products, for every model on a CPU: int8 takes weights and activations in groups of
-    64 with a scale each; auto takes it for a bfloat16 model if it raises perplexity by less than 1 %."""
+    quantization: Literal["auto", "none", "int8", "int4", "stored"] = "auto"
+    """Arithmetic of the matrix products on a CPU: none is the type that --dtype names; int8 and int4 round the
+    weights in groups of 64 and 32; stored takes a GGUF file's weights as they are. auto is stored for a GGUF file,
+    and otherwise the first of int4 and int8 that raises perplexity by less than 1 %, unless --dtype is given."""
 
     policy: Literal["fair", "priority", "fcfs"] = "fair"
     """Who is admitted next and who gives way: fair shares the machine between users by their weights, priority

@@ -37,7 +37,7 @@ from scheduler.messages import (
     ToEngine,
     Watch,
 )
-from scheduler.model import UnsupportedModelError
+from scheduler.model_config import UnsupportedModelError
 from scheduler.trace import Recording, TraceFile
 
 logger = logging.getLogger(__name__)

@@ -38,6 +38,18 @@ class KVCache:
         self.layers = [backend.allocate(spec, num_blocks, block_size, dtype, device) for spec in specs]
 
 
+def choose_kv_dtype(name: str, products: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """The type of keys and values. `products` is float32 or bfloat16, or None for products in fewer bits; `dtype`
+    is that of what is not products. auto is float32 only beside products of float32: in bfloat16 the cache takes
+    half the memory and half the time to read, and loses less than those products do."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if dtype == torch.float16 or products == torch.float32:
+        return dtype
+    return torch.bfloat16
+
+
 def bytes_per_block(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values in one block, over all layers."""
     numbers = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in specs) * block_size

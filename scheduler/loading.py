@@ -9,22 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from scheduler.attention import AttentionBackend, choose_backend
+from scheduler.checkpoint import CheckpointError
 from scheduler.config import EngineConfig
 from scheduler.cuda_graphs import CudaGraphs
-from scheduler.fused_model import FusedModel, Mode, can_fuse
-from scheduler.kv_cache import KVCache, choose_num_blocks
+from scheduler.fused_weights import PLAIN_MODES, Mode
+from scheduler.gguf_file import GgufError
+from scheduler.kv_cache import KVCache, choose_kv_dtype, choose_num_blocks
 from scheduler.messages import EngineInfo
-from scheduler.model import PagedModel, UnsupportedModelError, choose_device, choose_dtype, load_model
-from scheduler.packed_linear import obstacle, pack_linears
-from scheduler.quantization import (
-    MAX_COST,
-    Cost,
-    StepModel,
-    perplexity,
-    remember_cost,
-    remembered_cost,
-    text_tokens,
-)
+from scheduler.model_config import UnsupportedModelError, read_config
+from scheduler.processor import instruction_set
+from scheduler.quantization import CONTEXT, StepModel, choose_mode, perplexity, text_tokens
+from scheduler.sources import Source, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +44,27 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     torch.set_num_threads(num_threads)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    paged = load_model(model_path, device)
-    backend = choose_backend(
-        config.attention_backend,
-        paged.layers,
-        block_size=config.block_size,
-        dtype=dtype,
-        device=device,
-        num_threads=num_threads,
+    model_config = read_config(model_path)
+    try:
+        source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
+        backend = choose_backend(
+            config.attention_backend,
+            source.layers,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            num_threads=num_threads,
+        )
+        mode = _choose_products(config, source, backend, dtype, model_path)
+        packed = source.pack(mode)
+    except (CheckpointError, GgufError) as error:
+        raise UnsupportedModelError(str(error)) from error
+    kv_dtype = _kv_dtype(config, source, mode, dtype)
+    num_blocks = choose_num_blocks(
+        config, source.layers, model_max_len=model_config.max_len, dtype=kv_dtype, device=device
     )
-    num_blocks = choose_num_blocks(config, paged.layers, model_max_len=paged.max_len, dtype=dtype, device=device)
-    max_model_len = min(config.max_model_len or paged.max_len, num_blocks * config.block_size)
-    model, arithmetic = _choose_execution(config, paged, backend, dtype, model_path, max_model_len, num_threads)
+    max_model_len = min(config.max_model_len or model_config.max_len, num_blocks * config.block_size)
+    model = packed.model(max_model_len)
     spare_blocks = 0  # blocks that no sequence is given
     if config.cuda_graphs and device.type == "cuda" and backend.name == "flex":
         model = CudaGraphs(
@@ -73,83 +77,86 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         )
         spare_blocks = 1
     cache = KVCache(
-        paged.layers,
+        source.layers,
         backend,
         num_blocks=num_blocks + spare_blocks,
         block_size=config.block_size,
-        dtype=dtype,
+        dtype=kv_dtype,
         device=device,
     )
     info = EngineInfo(
         model=config.model,
         max_model_len=max_model_len,
-        vocab_size=paged.vocab_size,
+        vocab_size=model_config.vocab_size,
         num_blocks=num_blocks,
         block_size=config.block_size,
-        dtype=_name(dtype),
+        kv_cache_dtype=_name(kv_dtype),
         device=str(device),
         attention_backend=backend.name,
-        products=arithmetic,
+        products=_name(dtype) if source.obstacle or mode in PLAIN_MODES.values() else mode,
+        weights_bytes=packed.nbytes,
+        instruction_set="" if source.obstacle else instruction_set(),
     )
     logger.info(
-        "%s on %s: %s products, %s attention, %d blocks of %d tokens in %s",
+        "%s on %s: %s products, %d MB of weights, %s attention, %d blocks of %d tokens in %s",
         config.model,
-        info.device,
+        " ".join(part for part in (info.device, info.instruction_set) if part),
         info.products,
+        info.weights_bytes // 10**6,
         info.attention_backend,
         num_blocks,
         config.block_size,
-        info.dtype,
+        info.kv_cache_dtype,
     )
-    return LoadedModel(model, cache, device, paged.eos_token_ids, info)
+    return LoadedModel(model, cache, device, model_config.eos_token_ids, info)
 
 
-def _choose_execution(
-    config: EngineConfig,
-    paged: PagedModel,
-    backend: AttentionBackend,
-    dtype: torch.dtype,
-    model_path: str,
-    max_model_len: int,
-    num_threads: int,
-) -> tuple[StepModel, str]:
-    """The model as it will run, and the name of its products' arithmetic."""
-    reason = obstacle(paged.device, dtype)
-    if reason is not None:
-        if config.quantization == "int8":
-            raise UnsupportedModelError(f"--quantization int8: {reason}")
-        paged.module.to(dtype)  # type: ignore[arg-type]
-        return paged, _name(dtype)
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModelError("--device cuda: torch sees no CUDA device here")
+    return torch.device(name)
 
-    fused = config.fused and backend.name == "native" and can_fuse(paged)
-    if not fused:
-        paged.module.to(dtype)  # type: ignore[arg-type]
 
-    def packed(mode: Mode) -> StepModel:
-        if fused:
-            return FusedModel(paged, mode, max_len=max_model_len, num_threads=num_threads)
-        return pack_linears(paged, mode, num_threads)
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it, else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" or instruction_set() == "avx512-bf16"
+        name = "bfloat16" if fast else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
-    unquantized: Mode = "f32" if dtype == torch.float32 else "bf16"
-    if config.quantization == "int8":
-        return packed("int8"), "int8"
-    if config.quantization == "none" or unquantized == "f32":
-        return packed(unquantized), _name(dtype)
 
-    cost = remembered_cost(model_path)
-    if cost is None:
-        logger.info("measuring what int8 costs this model (once)")
-        tokens = text_tokens(model_path)
-        cost = Cost(
-            int8=perplexity(packed("int8"), backend, tokens, dtype),
-            unquantized=perplexity(packed(unquantized), backend, tokens, dtype),
+def _choose_products(
+    config: EngineConfig, source: Source, backend: AttentionBackend, dtype: torch.dtype, model_path: str
+) -> Mode:
+    """The arithmetic of the products. Where they are torch's it does not count."""
+    wanted = config.quantization
+    if wanted in ("int8", "int4", "stored") and source.obstacle is not None:
+        raise UnsupportedModelError(f"--quantization {wanted}: {source.obstacle}")
+    if wanted == "stored" and not source.has_stored_weights:
+        raise UnsupportedModelError(
+            "--quantization stored: it is for GGUF files with quantized weights, of the families that are fused"
         )
-        remember_cost(model_path, cost)
-    if cost.share < MAX_COST:
-        logger.info("--quantization auto takes int8: %s", cost)
-        return packed("int8"), "int8"
-    logger.info("--quantization auto leaves int8 alone: %s", cost)
-    return packed(unquantized), _name(dtype)
+    if wanted == "int8" or wanted == "int4" or wanted == "stored":
+        return wanted
+    plain = PLAIN_MODES.get(dtype, "f32")
+    if wanted == "none" or config.dtype != "auto" or source.obstacle is not None:
+        return plain
+    if source.has_stored_weights:
+        return "stored"
+
+    def measure(mode: Mode) -> float:
+        model = source.pack(mode).model(CONTEXT)
+        return perplexity(model, backend, text_tokens(model_path), _kv_dtype(config, source, mode, dtype))
+
+    return choose_mode(model_path, plain, measure)
+
+
+def _kv_dtype(config: EngineConfig, source: Source, mode: Mode, dtype: torch.dtype) -> torch.dtype:
+    is_plain = source.obstacle is not None or mode in PLAIN_MODES.values()
+    return choose_kv_dtype(config.kv_cache_dtype, dtype if is_plain else None, dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -136,11 +136,14 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     vocab_size: int
     num_blocks: int
     block_size: int
-    dtype: str
+    kv_cache_dtype: str
     device: str
     attention_backend: str
     products: str
-    """Arithmetic of the matrix products: int8, bfloat16, float16 or float32."""
+    """Arithmetic of the matrix products: stored, int4, int8, bfloat16, float16 or float32."""
+    weights_bytes: int
+    instruction_set: str
+    """That of the native kernels, as processor.py names it; empty where they are not used."""
     num_seats: int = 0
     """How many sequences at most share a step."""
 

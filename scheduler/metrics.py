@@ -127,7 +127,7 @@ class EngineMetrics:
         return self._model, user
 
     def record_engine(self, info: EngineInfo) -> None:
-        loaded = (info.device, info.dtype, info.products, info.attention_backend)
+        loaded = (info.device, info.kv_cache_dtype, info.products, info.attention_backend)
         self._info.labels(self._model, *loaded, info.block_size, info.num_blocks).set(1)
         self._up.set(1)
         self._num_seats.set(info.num_seats)

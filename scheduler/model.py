@@ -17,7 +17,6 @@ import transformers
 from torch import nn
 from transformers import (
     AttentionInterface,
-    AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,17 +27,14 @@ from scheduler.attention.torch_backend import attend_sequence
 from scheduler.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.gguf_file import GgufFile
 from scheduler.kv_cache import KVCache
+from scheduler.model_config import ModelConfig, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
-_ATTENTION = "carousel_paged"
+ATTENTION = "carousel_paged"
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec], torch.Tensor]
 """(layer, query [T, H, D], key [T, Hkv, D], value [T, Hkv, Dv], what the layer asks for) -> [T, H, Dv]."""
-
-
-class UnsupportedModelError(ValueError):
-    """Carousel cannot serve this model exactly; the message says why."""
 
 
 def _attention_forward(
@@ -74,7 +70,7 @@ def _attention_forward(
     return output.unsqueeze(0), None
 
 
-AttentionInterface.register(_ATTENTION, _attention_forward)
+AttentionInterface.register(ATTENTION, _attention_forward)
 
 
 class PagedModel:
@@ -87,34 +83,7 @@ class PagedModel:
         self.module = model
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
-        self.vocab_size: int = self.config.vocab_size
         self.layers = _probe(model, self.config)
-
-    @property
-    def max_len(self) -> int:
-        """The longest sequence the model knows positions for, in tokens."""
-        config = self.config
-        longest: int = getattr(config, "max_position_embeddings", None) or 1 << 20
-        rope = getattr(config, "rope_parameters", None) or {}
-        kinds = rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]
-        for kind in kinds:
-            # These change every position's rotation once any sequence in the batch is longer than the original
-            # length: beyond it, a sequence's result would depend on who else is in the batch.
-            if kind.get("rope_type") in ("dynamic", "longrope"):
-                original = kind.get("original_max_position_embeddings") or getattr(
-                    config, "original_max_position_embeddings", None
-                )
-                longest = min(longest, original or longest)
-        return longest
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """The tokens that end an answer, as the model's generation config has them."""
-        generation = self.module.generation_config
-        ids = generation.eos_token_id if generation is not None else None
-        if ids is None:
-            ids = self.config.eos_token_id
-        return frozenset([ids] if isinstance(ids, int) else ids or [])
 
     @torch.inference_mode()
     def forward(self, batch: PackedBatch, cache: KVCache) -> torch.Tensor:
@@ -137,20 +106,18 @@ class PagedModel:
         return logits
 
 
-def load_model(path: str, device: torch.device) -> PagedModel:
-    """Load a model from a folder or a Hugging Face id, in the type its weights are stored in; those of a GGUF file
-    as float32. Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
-    model_config = AutoConfig.from_pretrained(path)
-    _refuse_by_config(model_config)
+def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedModel:
+    """Load a model through transformers, in the type its weights are stored in; those of a GGUF file as float32.
+    Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
     gguf = gguf_file(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            config=model_config,
+            config=config.whole,
             gguf_file=None if gguf is None else gguf.name,
             dtype="auto" if gguf is None else torch.float32,
-            attn_implementation=_ATTENTION,
+            attn_implementation=ATTENTION,
         )
         if gguf is not None:
             apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
@@ -171,39 +138,6 @@ def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
             "its GGUF file has factors for a rotary embedding that the model does not have"
         )
     frequencies.div_(factors.to(frequencies.device))
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedModelError("--device cuda: torch sees no CUDA device here")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it, else float32."""
-    if name == "auto":
-        features = torch.cpu.get_capabilities()
-        fast = device.type == "cuda" or features.get("avx512_bf16") or features.get("amx_bf16")
-        name = "bfloat16" if fast else "float32"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _refuse_by_config(config: PretrainedConfig) -> None:
-    """Refuse early, and in plain words, what the probe would only find as a difference."""
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError("it is an encoder-decoder model: Carousel has no cross-attention")
-    text = config.get_text_config(decoder=True)
-    if getattr(text, "add_cross_attention", False):
-        raise UnsupportedModelError("it has cross-attention")
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise UnsupportedModelError(
-            f"it has {', '.join(sorted(kinds))} layers: Carousel serves full and sliding-window attention, "
-            "whose state is a KV cache and nothing else"
-        )
 
 
 @torch.inference_mode()
@@ -241,7 +175,7 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
             )
     model.set_attn_implementation("eager")
     theirs = model(**inputs).logits.float()
-    model.set_attn_implementation(_ATTENTION)
+    model.set_attn_implementation(ATTENTION)
     # Rounding differs between two ways to compute the same; a wrong attention differs by far more.
     tolerance = torch.finfo(model.dtype).eps ** 0.5 * max(1.0, theirs.abs().max().item())
     difference = (ours - theirs).abs().max().item()

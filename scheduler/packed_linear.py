@@ -1,4 +1,4 @@
-"""The linear layers of any model as native products: int8, or bfloat16 and float32 quicker than torch's.
+"""The linear layers of any model as native products: 4 or 8 bits, or bfloat16 and float32 quicker than torch's.
 
 A row of a product has the same bits whatever rows surround it. The norms, activations and the rest of such a model
 stay torch's, which does not promise that.
@@ -11,11 +11,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from scheduler.fused_model import Mode
+from scheduler.fused_weights import PLAIN_MODES, Mode
 from scheduler.model import PagedModel
 from scheduler.native import NativeBuildError, kernels
-
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PackedLinear(nn.Module):
@@ -27,7 +25,9 @@ class PackedLinear(nn.Module):
         # Some models look at a layer's dtype before they call it. Without storage: the packed weights replace it.
         self.weight = linear.weight.detach().to("meta")
         bias = None if linear.bias is None else linear.bias.detach().float()
-        self._product = kernels().PackedLinear(linear.weight.detach().contiguous(), bias, mode)
+        weights = kernels().PackedWeights([linear.weight.detach().contiguous()], bias, mode)
+        self.packed_bytes: int = weights.nbytes
+        self._product = kernels().PackedLinear(weights)
         self._num_threads = num_threads
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the native products cannot serve a model of this type here, or None if they can."""
     if device.type != "cpu":
         return f"the native products are for CPU, the model is on {device.type}"
-    if dtype not in _DTYPES:
+    if dtype not in PLAIN_MODES:
         return f"the native products take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     try:
         kernels()
@@ -56,8 +56,15 @@ def pack_linears(model: PagedModel, mode: Mode, num_threads: int) -> PagedModel:
     for parent in module.modules():
         for name, child in parent.named_children():
             # Not its subclasses, which do more than multiply; Conv1D and stacked experts are no linear layers.
-            if type(child) is nn.Linear and child.weight.dtype in _DTYPES and child.weight.numel() > 0:
+            if type(child) is nn.Linear and child.weight.dtype in PLAIN_MODES and child.weight.numel() > 0:
                 setattr(parent, name, PackedLinear(child, mode, num_threads))
     packed = copy.copy(model)
     packed.module = module
     return packed
+
+
+def weights_bytes(model: PagedModel) -> int:
+    """Bytes of all that the model's modules hold."""
+    tensors = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
+    packed = sum(module.packed_bytes for module in model.module.modules() if isinstance(module, PackedLinear))
+    return packed + sum(tensor.nbytes for tensor in tensors.values() if tensor.device.type != "meta")

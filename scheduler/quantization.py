@@ -1,4 +1,7 @@
-"""Whether int8 products are worth it: measured once for each model, by what they cost in perplexity."""
+"""What arithmetic in fewer bits costs: perplexity, and how far the next token's distribution moves.
+
+`--quantization auto` measures it once for each model, on this processor's instructions.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +18,9 @@ import torch
 from tqdm import tqdm
 
 from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
+from scheduler.fused_weights import Mode
 from scheduler.kv_cache import KVCache
+from scheduler.native import kernels
 from scheduler.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -24,10 +29,16 @@ TEXT = Path(__file__).parent / "data" / "alice.txt"
 """The first chapter of "Alice's Adventures in Wonderland" (Lewis Carroll, 1865), in the public domain."""
 
 MAX_COST = 0.01
-"""`--quantization auto` takes int8 if it raises perplexity by less than this share."""
+"""`--quantization auto` takes an arithmetic if it raises perplexity by less than this share."""
+
+CANDIDATES: tuple[Mode, ...] = ("int4", "int8")
+"""What it tries, the fastest first."""
 
 CONTEXT = 512
 """Tokens in one window of the text; each is predicted from those before it in its window."""
+
+CHUNK = 128
+"""Tokens whose logits are held at once: a vocabulary of 150,000 makes 80 MB of them."""
 
 
 class StepModel(Protocol):
@@ -38,73 +49,122 @@ class StepModel(Protocol):
     def forward(self, batch: PackedBatch, cache: KVCache) -> torch.Tensor: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Perplexity of a model on `TEXT`, with int8 products and without."""
+class TextLogprobs:
+    """Log-probabilities of the next token after each token of a text but its windows' last, chunk by chunk."""
 
-    int8: float
-    unquantized: float
+    def __init__(self, model: StepModel, backend: AttentionBackend, dtype: torch.dtype) -> None:
+        self._model = model
+        self._cache = KVCache(
+            model.layers,
+            backend,
+            num_blocks=CONTEXT // 16,
+            block_size=16,
+            dtype=dtype,
+            device=torch.device("cpu"),
+        )
 
-    @property
-    def share(self) -> float:
-        """By how much int8 raises it: 0.01 is one per cent."""
-        return self.int8 / self.unquantized - 1.0
+    def chunks(self, token_ids: list[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Float32 log-probabilities [tokens, vocabulary], and the tokens that came next [tokens]."""
+        for first in range(0, len(token_ids), CONTEXT):
+            window = token_ids[first : first + CONTEXT]
+            for start in range(0, len(window) - 1, CHUNK):
+                chunk = window[start : min(start + CHUNK, len(window) - 1)]
+                logits = self._model.forward(_batch(chunk, start), self._cache)
+                following = torch.tensor(window[start + 1 : start + 1 + len(chunk)])
+                yield torch.log_softmax(logits.float(), dim=-1), following
 
-    def __str__(self) -> str:
-        return f"perplexity {self.int8:.3f}, {self.share:+.2%} against {self.unquantized:.3f} without"
+
+def _batch(chunk: list[int], start: int) -> PackedBatch:
+    """The next tokens of the only sequence there is, whose blocks are those of the pool in their order."""
+    end = start + len(chunk)
+    positions = torch.arange(start, end)
+    return PackedBatch(
+        input_ids=torch.tensor(chunk),
+        positions=positions,
+        slot_mapping=positions,
+        query_start=torch.tensor([0, len(chunk)], dtype=torch.int32),
+        context_lens=torch.tensor([end], dtype=torch.int32),
+        block_tables=torch.arange(CONTEXT // 16, dtype=torch.int32).unsqueeze(0),
+        sample_rows=torch.arange(len(chunk)),
+        query_lens=[len(chunk)],
+        contexts=[end],
+    )
 
 
 def perplexity(model: StepModel, backend: AttentionBackend, token_ids: list[int], dtype: torch.dtype) -> float:
-    """The exponential of the mean negative log-likelihood of `token_ids`, in windows of `CONTEXT` tokens."""
-    num_blocks = CONTEXT // 16
-    cache = KVCache(
-        model.layers, backend, num_blocks=num_blocks, block_size=16, dtype=dtype, device=torch.device("cpu")
-    )
+    """The exponential of the mean negative log-likelihood of `token_ids`, in windows of `CONTEXT` tokens, with
+    keys and values of `dtype`."""
     loss, count = 0.0, 0
-    windows = [token_ids[start : start + CONTEXT] for start in range(0, len(token_ids), CONTEXT)]
-    for window in tqdm(windows, desc="measuring perplexity", unit="window", delay=2):
-        rows = torch.arange(len(window))
-        batch = PackedBatch(
-            input_ids=torch.tensor(window),
-            positions=rows,
-            slot_mapping=rows,
-            query_start=torch.tensor([0, len(window)], dtype=torch.int32),
-            context_lens=torch.tensor([len(window)], dtype=torch.int32),
-            block_tables=torch.arange(num_blocks, dtype=torch.int32).unsqueeze(0),
-            sample_rows=rows,
-            query_lens=[len(window)],
-            contexts=[len(window)],
-        )
-        logprobs = torch.log_softmax(model.forward(batch, cache)[:-1].float(), dim=-1)
-        loss -= logprobs.gather(1, torch.tensor(window[1:]).unsqueeze(1)).sum().item()
-        count += len(window) - 1
+    chunks = TextLogprobs(model, backend, dtype).chunks(token_ids)
+    for logprobs, following in tqdm(chunks, desc="measuring perplexity", unit="chunk", delay=2):
+        loss -= logprobs.gather(1, following.unsqueeze(1)).sum().item()
+        count += len(following)
     return math.exp(loss / count)
 
 
-def remembered_cost(model_path: str) -> Cost | None:
-    """What `remember_cost` kept for this model, unless its files have changed since."""
-    try:
-        return Cost(**json.loads(_memory(model_path).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+def kl_divergence(reference: TextLogprobs, other: TextLogprobs, token_ids: list[int]) -> float:
+    """The mean over `token_ids` of KL(reference || other) of the next token's distribution, in nats. Both models
+    run side by side, so that a chunk's logits is all that is kept of either."""
+    total, count = 0.0, 0
+    chunks = zip(reference.chunks(token_ids), other.chunks(token_ids), strict=True)
+    for (theirs, _), (ours, _) in tqdm(chunks, desc="measuring divergence", unit="chunk", delay=2):
+        total += torch.nn.functional.kl_div(ours, theirs, reduction="sum", log_target=True).item()
+        count += len(ours)
+    return total / count
 
 
-def remember_cost(model_path: str, cost: Cost) -> None:
-    file = _memory(model_path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(cost)) + "\n")
-    except OSError as error:
-        logger.warning("cannot remember the cost of int8 in %s (%s): it is measured at each start", file, error)
+def choose_mode(model_path: str, plain: Mode, measure: Callable[[Mode], float]) -> Mode:
+    """The first of `CANDIDATES` that costs less than `MAX_COST`, or else `plain`; perplexities that were measured
+    before, on this version of the model and of the kernels, are remembered."""
+    memory = _memory(model_path)
+    known = _read(memory)
+
+    def measured(mode: Mode) -> float:
+        if mode not in known:
+            logger.info("measuring the perplexity of this model with %s products (once)", mode)
+            known[mode] = measure(mode)
+            _write(memory, known)
+        return known[mode]
+
+    for mode in CANDIDATES:
+        cost = measured(mode) / measured(plain) - 1.0
+        verdict = "takes" if cost < MAX_COST else "leaves alone"
+        logger.info(
+            "--quantization auto %s %s: perplexity %.3f, %+.2f %% against %.3f",
+            verdict,
+            mode,
+            known[mode],
+            100 * cost,
+            known[plain],
+        )
+        if cost < MAX_COST:
+            return mode
+    return plain
 
 
 def _memory(model_path: str) -> Path:
-    """One small file in the user's cache for each model and version of it."""
-    digest = hashlib.sha256(model_path.encode())
+    """One small file in the user's cache for each model and version of it, and for each build of the kernels."""
+    digest = hashlib.sha256(f"{model_path}\0{kernels().__name__}".encode())
     for file in sorted(Path(model_path).glob("*")) if Path(model_path).is_dir() else []:
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return platformdirs.user_cache_path("carousel") / "quantization" / f"{digest.hexdigest()[:16]}.json"
+
+
+def _read(memory: Path) -> dict[Mode, float]:
+    try:
+        known = json.loads(memory.read_text())
+        return {mode: float(value) for mode, value in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(memory: Path, known: dict[Mode, float]) -> None:
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        memory.write_text(json.dumps(known) + "\n")
+    except OSError as error:
+        logger.warning("cannot remember perplexities in %s (%s): they are measured at each start", memory, error)
 
 
 def text_tokens(model_path: str) -> list[int]:

@@ -84,7 +84,7 @@ def float32_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> s
     assert gguf is not None
     folder = str(tmp_path_factory.mktemp("float32"))
     model = AutoModelForCausalLM.from_pretrained(model_path, gguf_file=gguf.name, dtype="float32")
-    model.hf_quantizer = None  # transformers takes the model for quantized still, and would not save it
+    vars(model)["hf_quantizer"] = None  # transformers takes the model for quantized still, and would not save it
     model.config.quantization_config = None
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)

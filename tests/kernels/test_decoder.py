@@ -18,7 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from scheduler.fused_model import Mode, can_fuse, make_decoder
+from scheduler.checkpoint import ModuleCheckpoint
+from scheduler.fused_model import can_fuse, make_decoder
+from scheduler.fused_weights import Mode, pack_weights
 from scheduler.model import PagedModel
 
 SIZES: dict[str, Any] = {
@@ -91,7 +93,8 @@ class Engine:
 
 def native_decoder(model: Any, mode: Mode, max_positions: int = 1024) -> Any:
     model.set_attn_implementation("carousel_paged")
-    decoder = make_decoder(PagedModel(model), mode, max_positions)
+    weights = pack_weights(model.config, ModuleCheckpoint(model), mode, "f32" if mode == "f32" else "bf16")
+    decoder = make_decoder(model.config, PagedModel(model), weights, max_positions)
     model.set_attn_implementation("eager")
     return decoder
 
@@ -114,7 +117,7 @@ def test_matches_transformers(family: Any) -> None:
     torch.testing.assert_close(more[1], expected_logits(model, [*prompts[2], 9])[-1], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["int8", "bf16", "f32"])
+@pytest.mark.parametrize("mode", ["int4", "int8", "bf16", "f32"])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_sequence_does_not_depend_on_its_company(family: Any, mode: Any) -> None:
     config = FAMILIES[family]
@@ -139,7 +142,7 @@ def test_modes_agree_roughly() -> None:
     model = random_model(config)
     prompt = torch.randint(0, 130, (60,)).tolist()
     expected = expected_logits(model, prompt)
-    modes: dict[Mode, float] = {"bf16": 0.9995, "int8": 0.99}
+    modes: dict[Mode, float] = {"bf16": 0.9995, "int8": 0.99, "int4": 0.9}
     for mode, closeness in modes.items():
         logits = Engine(native_decoder(model, mode), config, torch.bfloat16).step({0: prompt}, every_row=True)
         assert torch.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > closeness
@@ -164,7 +167,7 @@ def test_wrong_steps_are_refused() -> None:
 def test_another_activation_is_left_to_the_general_path() -> None:
     model = random_model(LlamaConfig(**SIZES, hidden_act="relu"))
     model.set_attn_implementation("carousel_paged")
-    assert not can_fuse(PagedModel(model))
+    assert not can_fuse(model.config, PagedModel(model).layers)
 
 
 def test_the_default_model_in_float32(float32_path: str) -> None:

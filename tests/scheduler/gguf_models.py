@@ -16,7 +16,8 @@ ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 
 
 def write_gguf(model: PreTrainedModel, file: Path, kinds: dict[str, str]) -> None:
-    """Write `model`, its matrices quantized to `kinds[what the tensor's name ends with]`, or else to `kinds[""]`."""
+    """Write `model`, its matrices quantized to `kinds[what the tensor's name ends with]`, or else to
+    `kinds[""]`."""
     config: Any = model.config
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(file, architecture)

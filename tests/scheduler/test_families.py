@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
-from scheduler.model import UnsupportedModelError
+from scheduler.model_config import UnsupportedModelError
 from scheduler.request import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all

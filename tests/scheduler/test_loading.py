@@ -13,7 +13,8 @@ from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
 from scheduler.fused_model import FusedModel
-from scheduler.model import PagedModel, UnsupportedModelError
+from scheduler.model import PagedModel
+from scheduler.model_config import UnsupportedModelError
 from tests.scheduler.test_families import tiny_model
 
 

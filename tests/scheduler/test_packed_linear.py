@@ -12,9 +12,10 @@ from scheduler.attention import PackedBatch
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
-from scheduler.fused_model import Mode
+from scheduler.fused_weights import Mode
 from scheduler.kv_cache import KVCache
 from scheduler.model import PagedModel, load_model
+from scheduler.model_config import read_config
 from scheduler.packed_linear import PackedLinear, pack_linears
 from scheduler.request import SamplingParams
 from tests.scheduler.engine_runs import run_all
@@ -47,9 +48,9 @@ def logits(model: PagedModel, num_tokens: int = 40) -> torch.Tensor:
 def test_every_mode_gives_the_models_logits(name: str, tmp_path: Path) -> None:
     family, changes = FAMILIES[name]
     tiny_model(family, **changes).save_pretrained(tmp_path)
-    model = load_model(str(tmp_path), CPU)
+    model = load_model(str(tmp_path), read_config(str(tmp_path)), CPU)
     expected = logits(model)
-    modes: dict[Mode, float] = {"f32": 1e-5, "bf16": 0.05, "int8": 0.1}
+    modes: dict[Mode, float] = {"f32": 1e-5, "bf16": 0.05, "int8": 0.1, "int4": 0.5}
     for mode, tolerance in modes.items():
         packed = pack_linears(model, mode, num_threads=2)
         assert not any(type(module) is nn.Linear for module in packed.module.modules())
@@ -70,7 +71,7 @@ def test_int8_for_a_family_that_is_not_fused(dtype: str, tmp_path: Path) -> None
     assert [len(tokens) for tokens in run.tokens] == [8, 8]
 
 
-@pytest.mark.parametrize("mode", ["int8", "bf16", "f32"])
+@pytest.mark.parametrize("mode", ["int4", "int8", "bf16", "f32"])
 def test_a_row_of_a_layer_does_not_depend_on_its_company(mode: Mode) -> None:
     layer = PackedLinear(nn.Linear(70, 50), mode, num_threads=2)
     x = torch.randn(2, 9, 70)

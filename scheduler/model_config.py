@@ -1,0 +1,76 @@
+"""What is known of a model before its weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+
+
+class UnsupportedModelError(ValueError):
+    """Carousel cannot serve this model exactly; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model's config, and the tokens that end an answer, as its generation config has them."""
+
+    whole: PretrainedConfig
+    eos_token_ids: frozenset[int]
+
+    @property
+    def text(self) -> PretrainedConfig:
+        """The part of it that is about the decoder."""
+        config: PretrainedConfig = self.whole.get_text_config(decoder=True)
+        return config
+
+    @property
+    def vocab_size(self) -> int:
+        size: int = self.text.vocab_size
+        return size
+
+    @property
+    def max_len(self) -> int:
+        """The longest sequence the model knows positions for, in tokens."""
+        config = self.text
+        longest: int = getattr(config, "max_position_embeddings", None) or 1 << 20
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]
+        for kind in kinds:
+            # These change every position's rotation once any sequence in the batch is longer than the original
+            # length: beyond it, a sequence's result would depend on who else is in the batch.
+            if kind.get("rope_type") in ("dynamic", "longrope"):
+                original = kind.get("original_max_position_embeddings") or getattr(
+                    config, "original_max_position_embeddings", None
+                )
+                longest = min(longest, original or longest)
+        return longest
+
+
+def read_config(path: str) -> ModelConfig:
+    """Of a folder or a Hugging Face id. Raises `UnsupportedModelError`, or transformers' OSError if there is
+    none."""
+    config = AutoConfig.from_pretrained(path)
+    _refuse(config)
+    try:
+        ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        ids = None
+    if ids is None:
+        ids = config.get_text_config(decoder=True).eos_token_id
+    return ModelConfig(config, frozenset([ids] if isinstance(ids, int) else ids or []))
+
+
+def _refuse(config: PretrainedConfig) -> None:
+    """Refuse early, and in plain words, what the probe would only find as a difference."""
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError("it is an encoder-decoder model: Carousel has no cross-attention")
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "add_cross_attention", False):
+        raise UnsupportedModelError("it has cross-attention")
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UnsupportedModelError(
+            f"it has {', '.join(sorted(kinds))} layers: Carousel serves full and sliding-window attention, "
+            "whose state is a KV cache and nothing else"
+        )
