@@ -3,8 +3,8 @@
     from scheduler.native import kernels
     out = kernels().paged_attention(q, k_cache, v_cache, ...)
 
-There is a build for each instruction set (processor.py); the cache key covers the sources, the flags, the compiler,
-and the versions of Python and torch.
+There is a build for each instruction set (processor.py); the cache key covers the sources, the flags, the
+compiler, and the versions of Python and torch.
 """
 
 from __future__ import annotations

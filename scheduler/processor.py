@@ -1,8 +1,8 @@
 """Which instructions this processor has, as far as products care, and how to hold everything to fewer.
 
-`CAROUSEL_CPU=avx2` (or any other name below) makes this machine a lesser one: the native kernels are built for it, the
-choice of arithmetic follows, and torch's own libraries are held to it by their switches. No torch here: those switches
-must be set before it is imported.
+`CAROUSEL_CPU=avx2` (or any other name below) makes this machine a lesser one: the native kernels are built for it,
+the choice of arithmetic follows, and torch's own libraries are held to it by their switches. No torch here: those
+switches must be set before it is imported.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "avx2": ("-march=x86-64-v3",),
     "portable": (),
 }
-"""Instruction sets from the most to the least, and what tells the compiler of each. Portable is whatever the compiler
-takes for the least machine of this kind; on Arm that has NEON."""
+"""Instruction sets from the most to the least, and what tells the compiler of each. Portable is whatever the
+compiler takes for the least machine of this kind; on Arm that has NEON."""
 
 _V3 = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}

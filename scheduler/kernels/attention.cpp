@@ -48,13 +48,25 @@ void pack_queries(const T* from, int64_t row_stride, int64_t tokens, int64_t gro
   });
 }
 
+// Lets a score that has no value take part in a row's softmax.
+void add_sink(float sink, float* state, int64_t value_dim) {
+  const float largest = RowState::largest(state) > sink ? RowState::largest(state) : sink;
+  const float keep = exp(RowState::largest(state) - largest);
+  RowState::sum(state) = RowState::sum(state) * keep + exp(sink - largest);
+  float* const values = RowState::values(state);
+  for (int64_t d = 0; d < value_dim; d += kLanes) store(values + d, load(values + d) * keep);
+}
+
+// `sinks`: of the group's heads, or null.
 template <class T>
-void write_outputs(float* states, int64_t tokens, int64_t group, int64_t head_dim, T* to, int64_t row_stride) {
+void write_outputs(float* states, int64_t tokens, int64_t group, int64_t value_dim, const float* sinks, T* to,
+                   int64_t row_stride) {
   for (int64_t r = 0; r < tokens * group; ++r) {
-    float* state = states + r * RowState::floats(head_dim);
-    T* out = to + r / group * row_stride + r % group * head_dim;
+    float* state = states + r * RowState::floats(value_dim);
+    if (sinks != nullptr) add_sink(sinks[r % group], state, value_dim);
+    T* out = to + r / group * row_stride + r % group * value_dim;
     const f32v sum = splat(RowState::sum(state));
-    for (int64_t d = 0; d < head_dim; d += kLanes) store(out + d, load(RowState::values(state) + d) / sum);
+    for (int64_t d = 0; d < value_dim; d += kLanes) store(out + d, load(RowState::values(state) + d) / sum);
   }
 }
 
@@ -64,8 +76,9 @@ AttentionPlan::AttentionPlan(const PagedBatch& batch, const KvCache& geometry, i
                              int threads)
     : batch_(batch),
       group_(num_heads / geometry.num_kv_heads),
-      head_dim_(geometry.head_dim),
-      state_stride_(RowState::floats(geometry.head_dim)) {
+      key_dim_(geometry.key_dim),
+      value_dim_(geometry.value_dim),
+      state_stride_(RowState::floats(geometry.value_dim)) {
   const int64_t step = tokens_per_item(group_);
   int64_t total = 0;
   for (int64_t s = 0; s < batch.num_sequences; ++s) {
@@ -109,7 +122,7 @@ AttentionPlan::AttentionPlan(const PagedBatch& batch, const KvCache& geometry, i
   const int64_t rows = step * group_;
   scratch_.resize(threads);
   for (Scratch& scratch : scratch_) {
-    scratch.queries.resize(rows * head_dim_);
+    scratch.queries.resize(rows * key_dim_);
     scratch.scores.resize(kTileRows * kPartition);
     scratch.partial.resize(rows * state_stride_);
     scratch.state.resize(rows * state_stride_);
@@ -128,13 +141,15 @@ void AttentionPlan::run_item(const Item& item, const KvCache& cache, const Atten
                              const AttentionRows& rows) {
   Scratch& scratch = scratch_[Team::rank()];
   const int64_t num_rows = item.num_tokens * group_;
-  const int64_t offset = item.kv_head * group_ * head_dim_;
-  const int64_t from = item.first_row * rows.query_stride + offset, to = item.first_row * rows.output_stride + offset;
+  const int64_t first_head = item.kv_head * group_;
+  const int64_t from = item.first_row * rows.query_stride + first_head * key_dim_;
+  const int64_t to = item.first_row * rows.output_stride + first_head * value_dim_;
+  const float* sinks = options.sinks == nullptr ? nullptr : options.sinks + first_head;
   if (rows.dtype == DType::f32)
-    pack_queries(static_cast<const float*>(rows.queries) + from, rows.query_stride, item.num_tokens, group_, head_dim_,
+    pack_queries(static_cast<const float*>(rows.queries) + from, rows.query_stride, item.num_tokens, group_, key_dim_,
                  options.scale, scratch.queries.data());
   else
-    pack_queries(static_cast<const bf16*>(rows.queries) + from, rows.query_stride, item.num_tokens, group_, head_dim_,
+    pack_queries(static_cast<const bf16*>(rows.queries) + from, rows.query_stride, item.num_tokens, group_, key_dim_,
                  options.scale, scratch.queries.data());
 
   float* state = scratch.state.data();
@@ -143,7 +158,7 @@ void AttentionPlan::run_item(const Item& item, const KvCache& cache, const Atten
     for (int64_t r = 0; r < num_rows; ++r) RowState::largest(state + r * state_stride_) = kNoKey;
   };
   const auto merge_all = [&](float* partials) {
-    for (int64_t r = 0; r < num_rows; ++r) merge(state + r * state_stride_, partials + r * state_stride_, head_dim_);
+    for (int64_t r = 0; r < num_rows; ++r) merge(state + r * state_stride_, partials + r * state_stride_, value_dim_);
   };
 
   if (item.split < 0) {
@@ -166,10 +181,10 @@ void AttentionPlan::run_item(const Item& item, const KvCache& cache, const Atten
   }
 
   if (rows.dtype == DType::f32)
-    write_outputs(state, item.num_tokens, group_, head_dim_, static_cast<float*>(rows.outputs) + to,
+    write_outputs(state, item.num_tokens, group_, value_dim_, sinks, static_cast<float*>(rows.outputs) + to,
                   rows.output_stride);
   else
-    write_outputs(state, item.num_tokens, group_, head_dim_, static_cast<bf16*>(rows.outputs) + to,
+    write_outputs(state, item.num_tokens, group_, value_dim_, sinks, static_cast<bf16*>(rows.outputs) + to,
                   rows.output_stride);
 }
 
@@ -181,22 +196,26 @@ void AttentionPlan::run_partition(const Item& item, int64_t partition, const KvC
   const int64_t newest = std::min(start + kPartition, item.first_position + item.num_tokens) - 1;
   PartitionView<Stored> view{};
   view.key_stride = cache.block_size;
-  view.head_dim = head_dim_;
+  view.key_dim = key_dim_;
+  view.value_dim = value_dim_;
   for (int64_t g = (oldest - start) / kGroup; g <= (newest - start) / kGroup; ++g) {
     const int64_t position = start + g * kGroup;
     const int64_t block = batch_.blocks(item.sequence)[position / cache.block_size];
-    const int64_t base = cache.block_offset(block, item.kv_head), offset = position % cache.block_size;
-    view.keys[g] = static_cast<const Stored*>(cache.keys) + base + offset;
-    view.values[g] = static_cast<const Stored*>(cache.values) + base + offset * head_dim_;
+    const int64_t offset = position % cache.block_size;
+    view.keys[g] = static_cast<const Stored*>(cache.keys) + cache.key_offset(block, item.kv_head) + offset;
+    view.values[g] =
+        static_cast<const Stored*>(cache.values) + cache.value_offset(block, item.kv_head) + offset * value_dim_;
   }
   for_each_tile(item.num_tokens * group_, [&](int64_t first, int64_t last) {
+    view.first_walk = first == 0;
     Visible visible[kTileRows];
     for (int64_t r = first; r < last; ++r) {
       const int64_t position = item.first_position + r / group_;
-      visible[r - first].begin = std::max<int64_t>(0, oldest_visible(position, options.window) - start);
-      visible[r - first].end = std::min(kPartition, position + 1 - start);
+      const float slope = options.slopes == nullptr ? 0.0f : options.slopes[item.kv_head * group_ + r % group_];
+      visible[r - first] = {std::max<int64_t>(0, oldest_visible(position, options.window) - start),
+                            std::min(kPartition, position + 1 - start), position - start, slope};
     }
-    attend(last - first, view, scratch.queries.data() + first * head_dim_, visible, options.softcap,
+    attend(last - first, view, scratch.queries.data() + first * key_dim_, visible, options.softcap,
            scratch.scores.data(), partials + first * state_stride_);
   });
 }

@@ -19,9 +19,11 @@ struct AttentionOptions {
   float scale = 1.0f;
   int64_t window = 0;    // key j is visible to query i iff i - window < j <= i; 0: every j <= i
   float softcap = 0.0f;  // scores become cap * tanh(score / cap); 0: they stay
+  const float* sinks = nullptr;   // [num_heads]: a score each that takes part in the softmax and has no value
+  const float* slopes = nullptr;  // [num_heads]: scores fall by so much with each token of distance (ALiBi)
 };
 
-// Queries and outputs: row t holds [num_heads, head_dim], and rows may lie further apart than that.
+// Queries and outputs: row t holds [num_heads, key_dim] or [num_heads, value_dim], and rows may lie further apart.
 struct AttentionRows {
   DType dtype;
   const void* queries;
@@ -68,7 +70,7 @@ class AttentionPlan {
 
   PagedBatch batch_;
   int64_t group_;         // query heads to a KV head
-  int64_t head_dim_;
+  int64_t key_dim_, value_dim_;
   int64_t state_stride_;  // floats in the state of a row
   std::vector<Item> items_;
   std::vector<Split> splits_;

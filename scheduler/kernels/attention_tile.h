@@ -10,13 +10,21 @@ namespace carousel {
 
 constexpr int64_t kPartition = 256;  // tokens of context to a partition
 constexpr int64_t kGroup = kLanes;   // tokens whose scores make one vector; a group lies within one block
-constexpr int kTileRows = 6;         // with four vectors for each row, 24 of the 32 registers of AVX-512
+constexpr int kTileRows = 6;
+#if defined(__AVX512F__)
+constexpr int kTileSums = 24;  // vectors that are summed at once, of 32 registers
+#else
+constexpr int kTileSums = 12;  // of 16
+#endif
+
+// How many vectors of scores or of values a tile of so many rows sums at once.
+constexpr int vectors_at_once(int rows) { return rows * 4 <= kTileSums ? 4 : 2; }
 
 // A row's softmax so far, over some keys: their largest score, the sum of e^(score - largest), and after a
 // vector's worth of header the sum of values so weighted. No key yet: the largest score is -inf.
 struct RowState {
   static constexpr int64_t kHeader = kLanes;
-  static int64_t floats(int64_t head_dim) { return kHeader + head_dim; }
+  static int64_t floats(int64_t value_dim) { return kHeader + value_dim; }
   static float& largest(float* state) { return state[0]; }
   static float& sum(float* state) { return state[1]; }
   static float* values(float* state) { return state + kHeader; }
@@ -26,7 +34,7 @@ constexpr float kNoKey = -std::numeric_limits<float>::infinity();
 
 // Adds a partition's softmax to the state before it. Not inlined: both ways to walk the partitions, by one thread
 // or by several, must round alike.
-__attribute__((noinline)) inline void merge(float* state, float* partial, int64_t head_dim) {
+__attribute__((noinline)) inline void merge(float* state, float* partial, int64_t value_dim) {
   if (RowState::largest(partial) == kNoKey) return;
   const float largest = RowState::largest(state) > RowState::largest(partial) ? RowState::largest(state)
                                                                                : RowState::largest(partial);
@@ -36,75 +44,81 @@ __attribute__((noinline)) inline void merge(float* state, float* partial, int64_
   RowState::sum(state) = RowState::sum(state) * keep[0] + RowState::sum(partial) * take[0];
   float* into = RowState::values(state);
   const float* from = RowState::values(partial);
-  for (int64_t d = 0; d < head_dim; d += kLanes)
+  for (int64_t d = 0; d < value_dim; d += kLanes)
     store(into + d, fma(load(into + d), keep, load(from + d) * take));
 }
 
 // scores[row, group, lane] = queries[:, row] . keys[group][:, lane], for kGroups groups of sixteen keys. Blocks are
-// scattered, so the hardware cannot guess the next ones: on the way, asks for the keys of the groups that follow
-// and for these groups' values.
+// scattered, so the hardware cannot guess the next ones: on the way, `first_walk` asks for the keys of the groups that
+// follow and for these groups' values.
 template <int kRows, int kGroups, class Stored>
 CAROUSEL_INLINE void score_groups(const float* queries, const Stored* const* keys, const Stored* const* values,
-                                  int64_t key_stride, int64_t head_dim, float* scores) {
-  constexpr int64_t kPerLine = 64 / sizeof(Stored) / kLanes;
-  f32v sums[kRows][kGroups] = {};
-  for (int64_t d = 0; d < head_dim; ++d) {
-    if (d % kPerLine == 0) {
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) {
+                                  int64_t key_stride, int64_t key_dim, bool first_walk, float* scores) {
+  constexpr int64_t kPerLine = 64 / sizeof(Stored) / kMultiple;  // rows of the smallest block to a cache line
+  f32v sums[kRows][kGroups];
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kGroups>(CAROUSEL_EACH(g) { sums[r][g] = f32v{}; }); });
+  const int64_t ask = first_walk ? 0 : -1;
+  for (int64_t d = 0; d < key_dim; ++d) {
+    if (d % kPerLine == ask)
+      unrolled<kGroups>(CAROUSEL_EACH(g) {
         __builtin_prefetch(keys[g + kGroups] + d * key_stride);
         __builtin_prefetch(values[g] + d * kLanes);
-      }
-    }
+      });
     f32v key[kGroups];
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) key[g] = load(keys[g] + d * key_stride);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
+    unrolled<kGroups>(CAROUSEL_EACH(g) { key[g] = load(keys[g] + d * key_stride); });
+    unrolled<kRows>(CAROUSEL_EACH(r) {
       const f32v query = splat(queries[d * kRows + r]);
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(query, key[g], sums[r][g]);
-    }
+      unrolled<kGroups>(CAROUSEL_EACH(g) { sums[r][g] = fma(query, key[g], sums[r][g]); });
+    });
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int g = 0; g < kGroups; ++g) store(scores + r * kPartition + g * kGroup, sums[r][g]);
+  unrolled<kRows>(CAROUSEL_EACH(r) {
+    unrolled<kGroups>(CAROUSEL_EACH(g) { store(scores + r * kPartition + g * kGroup, sums[r][g]); });
+  });
 }
 
 // out[row, :] = sum of weights[row, key] * values[key, :] over keys [begin, end) of the partition, in their order,
 // for kVectors vectors of dimensions.
 template <int kRows, int kVectors, class Stored>
 CAROUSEL_INLINE void weigh_values(const float* weights, const Stored* const* values, int64_t begin, int64_t end,
-                                  int64_t head_dim, float* out, int64_t out_stride) {
-  f32v sums[kRows][kVectors] = {};
+                                  int64_t value_dim, float* out, int64_t out_stride) {
+  f32v sums[kRows][kVectors];
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kVectors>(CAROUSEL_EACH(v) { sums[r][v] = f32v{}; }); });
   for (int64_t key = begin; key < end;) {
-    const Stored* value = values[key / kGroup] + key % kGroup * head_dim;
+    const Stored* value = values[key / kGroup] + key % kGroup * value_dim;
     const int64_t stop = end < (key / kGroup + 1) * kGroup ? end : (key / kGroup + 1) * kGroup;
-    for (; key < stop; ++key, value += head_dim) {
+    for (; key < stop; ++key, value += value_dim) {
       f32v part[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) part[v] = load(value + v * kLanes);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
+      unrolled<kVectors>(CAROUSEL_EACH(v) { part[v] = load(value + v * kLanes); });
+      unrolled<kRows>(CAROUSEL_EACH(r) {
         const f32v weight = splat(weights[r * kPartition + key]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(weight, part[v], sums[r][v]);
-      }
+        unrolled<kVectors>(CAROUSEL_EACH(v) { sums[r][v] = fma(weight, part[v], sums[r][v]); });
+      });
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sums[r][v]);
+  unrolled<kRows>(CAROUSEL_EACH(r) {
+    unrolled<kVectors>(CAROUSEL_EACH(v) { store(out + r * out_stride + v * kLanes, sums[r][v]); });
+  });
 }
 
+// What one row sees of a partition, in places counted from the partition's first key.
+struct Visible {
+  int64_t begin, end;  // its keys
+  int64_t query;       // its own place
+  float slope;         // by how much scores fall with each token of distance
+};
+
 // Turns one row's scores of groups [first, last) into softmax weights, relative to the row's largest score. Keys
-// outside [begin, end) weigh exactly nothing, whatever their slots hold.
-CAROUSEL_INLINE void weigh_scores(float* scores, int64_t first, int64_t last, int64_t begin, int64_t end, float softcap,
+// that it does not see weigh exactly nothing, whatever their slots hold.
+CAROUSEL_INLINE void weigh_scores(float* scores, int64_t first, int64_t last, const Visible& visible, float softcap,
                                   float* state) {
   f32v largest = splat(kNoKey);
   for (int64_t g = first; g < last; ++g) {
     f32v s = load(scores + g * kGroup);
     if (softcap > 0.0f) s = softcap * tanh(s / softcap);
     const i32v key = lane_index() + int32_t(g * kGroup);
-    s = ((key >= int32_t(begin)) & (key < int32_t(end))) ? s : splat(kNoKey);
+    if (visible.slope != 0.0f)
+      s = fma(__builtin_convertvector(key - int32_t(visible.query), f32v), splat(visible.slope), s);
+    s = ((key >= int32_t(visible.begin)) & (key < int32_t(visible.end))) ? s : splat(kNoKey);
     store(scores + g * kGroup, s);
     largest = max(largest, s);
   }
@@ -123,45 +137,44 @@ CAROUSEL_INLINE void weigh_scores(float* scores, int64_t first, int64_t last, in
 // One partition as a tile of rows sees it.
 template <class Stored>
 struct PartitionView {
-  const Stored* keys[kPartition / kGroup + 4];    // [head_dim, kGroup], rows key_stride apart
-  const Stored* values[kPartition / kGroup];  // [kGroup, head_dim]
+  const Stored* keys[kPartition / kGroup + 4];  // [key_dim, kGroup], rows key_stride apart
+  const Stored* values[kPartition / kGroup];    // [kGroup, value_dim]
   int64_t key_stride;
-  int64_t head_dim;
+  int64_t key_dim, value_dim;
+  bool first_walk;  // no tile has read this partition just before
 };
 
-// The keys of a partition that one row sees: [begin, end), counted from the partition's first.
-struct Visible {
-  int64_t begin, end;
-};
-
-// Fills the states of a tile's rows. queries: [head_dim, kRows], already scaled.
+// Fills the states of a tile's rows. queries: [key_dim, kRows], already scaled.
 template <int kRows, class Stored>
 void attend_tile(const PartitionView<Stored>& view, const float* queries, const Visible* visible, float softcap,
                  float* scores, float* states) {
-  const int64_t stride = RowState::floats(view.head_dim);
+  const int64_t stride = RowState::floats(view.value_dim);
   const int64_t begin = visible[0].begin, end = visible[kRows - 1].end;
   if (begin >= end) {
     for (int r = 0; r < kRows; ++r) RowState::largest(states + r * stride) = kNoKey;
     return;
   }
+  constexpr int kAtOnce = vectors_at_once(kRows);
   const int64_t first = begin / kGroup, last = (end + kGroup - 1) / kGroup;
   int64_t g = first;
-  for (; g + 4 <= last; g += 4)
-    score_groups<kRows, 4>(queries, view.keys + g, view.values + g, view.key_stride, view.head_dim, scores + g * kGroup);
+  for (; g + kAtOnce <= last; g += kAtOnce)
+    score_groups<kRows, kAtOnce>(queries, view.keys + g, view.values + g, view.key_stride, view.key_dim,
+                                 view.first_walk, scores + g * kGroup);
   for (; g < last; ++g)
-    score_groups<kRows, 1>(queries, view.keys + g, view.values + g, view.key_stride, view.head_dim, scores + g * kGroup);
+    score_groups<kRows, 1>(queries, view.keys + g, view.values + g, view.key_stride, view.key_dim, view.first_walk,
+                           scores + g * kGroup);
   for (int r = 0; r < kRows; ++r)
-    weigh_scores(scores + r * kPartition, first, last, visible[r].begin, visible[r].end, softcap, states + r * stride);
+    weigh_scores(scores + r * kPartition, first, last, visible[r], softcap, states + r * stride);
 
   const Stored* values[kPartition / kGroup];
-  for (int64_t d = 0; d < view.head_dim;) {
+  for (int64_t d = 0; d < view.value_dim;) {
     for (g = first; g < last; ++g) values[g] = view.values[g] + d;
     float* out = RowState::values(states) + d;
-    if (d + 4 * kLanes <= view.head_dim) {
-      weigh_values<kRows, 4>(scores, values, begin, end, view.head_dim, out, stride);
-      d += 4 * kLanes;
+    if (d + kAtOnce * kLanes <= view.value_dim) {
+      weigh_values<kRows, kAtOnce>(scores, values, begin, end, view.value_dim, out, stride);
+      d += kAtOnce * kLanes;
     } else {
-      weigh_values<kRows, 1>(scores, values, begin, end, view.head_dim, out, stride);
+      weigh_values<kRows, 1>(scores, values, begin, end, view.value_dim, out, stride);
       d += kLanes;
     }
   }

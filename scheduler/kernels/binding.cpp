@@ -14,6 +14,8 @@ namespace py = pybind11;
 namespace carousel {
 namespace {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
 constexpr int64_t kAny = -1;
 
 void check_tensor(const at::Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
@@ -48,10 +50,10 @@ void check_threads(int num_threads) {
 
 KvCache kv_cache(const at::Tensor& keys, const at::Tensor& values) {
   check_tensor(keys, "k_cache", {kAny, kAny, kAny, kAny});
-  check_tensor(values, "v_cache", {keys.size(0), keys.size(1), keys.size(3), keys.size(2)});
+  check_tensor(values, "v_cache", {keys.size(0), keys.size(1), keys.size(3), kAny});
   require(keys.scalar_type() == values.scalar_type(), "k_cache and v_cache must have one dtype");
   return {dtype_of(keys, "k_cache"), keys.data_ptr(), values.data_ptr(), keys.size(0), keys.size(1), keys.size(2),
-          keys.size(3)};
+          values.size(3), keys.size(3)};
 }
 
 PagedBatch paged_batch(const at::Tensor& block_tables, const at::Tensor& query_start, const at::Tensor& context_lens) {
@@ -64,9 +66,9 @@ PagedBatch paged_batch(const at::Tensor& block_tables, const at::Tensor& query_s
 at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& k_cache, const at::Tensor& v_cache,
                            const at::Tensor& block_tables, const at::Tensor& query_start,
                            const at::Tensor& context_lens, double scale, int64_t sliding_window, double softcap,
-                           int num_threads) {
+                           int num_threads, const OptionalTensor& sinks, const OptionalTensor& slopes) {
   const KvCache cache = kv_cache(k_cache, v_cache);
-  check_tensor(queries, "q", {kAny, kAny, cache.head_dim});
+  check_tensor(queries, "q", {kAny, kAny, cache.key_dim});
   const DType dtype = dtype_of(queries, "q");
   const PagedBatch batch = paged_batch(block_tables, query_start, context_lens);
   check_geometry(cache, queries.size(1));
@@ -74,11 +76,14 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& k_cache,
   check_threads(num_threads);
   check_batch(batch, cache, queries.size(0), sliding_window);
 
-  at::Tensor outputs = at::empty(queries.sizes(), queries.options());
-  const int64_t stride = queries.size(1) * cache.head_dim;
-  const AttentionRows rows{dtype, queries.data_ptr(), stride, outputs.data_ptr(), stride};
-  const AttentionOptions options{float(scale), sliding_window, float(softcap)};
-  AttentionPlan plan(batch, cache, queries.size(1), sliding_window, num_threads);
+  const int64_t heads = queries.size(1);
+  at::Tensor outputs = at::empty({queries.size(0), heads, cache.value_dim}, queries.options());
+  const AttentionRows rows{dtype, queries.data_ptr(), heads * cache.key_dim, outputs.data_ptr(),
+                           heads * cache.value_dim};
+  const AttentionOptions options{float(scale), sliding_window, float(softcap),
+                                 sinks ? data<float>(*sinks, "sinks", {heads}) : nullptr,
+                                 slopes ? data<float>(*slopes, "slopes", {heads}) : nullptr};
+  AttentionPlan plan(batch, cache, heads, sliding_window, num_threads);
   parallel(num_threads, [&](Team& team) { plan.run(team, cache, options, rows); });
   return outputs;
 }
@@ -87,14 +92,15 @@ void write_kv(const at::Tensor& keys, const at::Tensor& values, const at::Tensor
               const at::Tensor& k_cache, const at::Tensor& v_cache) {
   const KvCache cache = kv_cache(k_cache, v_cache);
   const int64_t* slots = data<int64_t>(slot_mapping, "slot_mapping", {kAny});
-  const int64_t tokens = slot_mapping.size(0), width = cache.num_kv_heads * cache.head_dim;
-  check_tensor(keys, "k", {tokens, cache.num_kv_heads, cache.head_dim});
-  check_tensor(values, "v", {tokens, cache.num_kv_heads, cache.head_dim});
+  const int64_t tokens = slot_mapping.size(0);
+  const int64_t key_width = cache.num_kv_heads * cache.key_dim, value_width = cache.num_kv_heads * cache.value_dim;
+  check_tensor(keys, "k", {tokens, cache.num_kv_heads, cache.key_dim});
+  check_tensor(values, "v", {tokens, cache.num_kv_heads, cache.value_dim});
   require(keys.scalar_type() == values.scalar_type(), "k and v must have one dtype");
   for (int64_t t = 0; t < tokens; ++t)
     require(slots[t] >= 0 && slots[t] < cache.num_blocks * cache.block_size, "slot ", slots[t], " is not in the cache");
   const auto write = [&](const auto* key, const auto* value) {
-    for (int64_t t = 0; t < tokens; ++t) write_slot(cache, slots[t], key + t * width, value + t * width);
+    for (int64_t t = 0; t < tokens; ++t) write_slot(cache, slots[t], key + t * key_width, value + t * value_width);
   };
   if (dtype_of(keys, "k") == DType::f32)
     write(static_cast<const float*>(keys.data_ptr()), static_cast<const float*>(values.data_ptr()));
@@ -115,8 +121,6 @@ Activation activation_of(const std::string& name) {
   require(name == "silu" || name == "gelu_tanh", "activation must be silu or gelu_tanh, not ", name);
   return name == "silu" ? Activation::silu : Activation::gelu_tanh;
 }
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // A weight in one of the block formats of GGUF files, and the tensor with its bytes.
 class StoredMatrix {
@@ -322,7 +326,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
   module.def("paged_attention", &paged_attention, without_gil, arg("q"), arg("k_cache"), arg("v_cache"),
              arg("block_tables"), arg("query_start"), arg("context_lens"), arg("scale"), arg("sliding_window") = 0,
-             arg("softcap") = 0.0, arg("num_threads") = 1);
+             arg("softcap") = 0.0, arg("num_threads") = 1, arg("sinks") = py::none(), arg("slopes") = py::none());
   module.def("write_kv", &write_kv, without_gil, arg("k"), arg("v"), arg("slot_mapping"), arg("k_cache"),
              arg("v_cache"));
   // Classes are module_local so that builds for several processors can be loaded side by side.

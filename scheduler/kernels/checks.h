@@ -9,8 +9,8 @@ namespace carousel {
 inline void check_geometry(const KvCache& cache, int64_t num_heads) {
   require(cache.block_size > 0 && cache.block_size % kMultiple == 0, "block_size must be a multiple of 16, not ",
           cache.block_size);
-  require(cache.head_dim > 0 && cache.head_dim % kMultiple == 0, "head_dim must be a multiple of 16, not ",
-          cache.head_dim);
+  for (const int64_t size : {cache.key_dim, cache.value_dim})
+    require(size > 0 && size % kMultiple == 0, "head_dim must be a multiple of 16, not ", size);
   require(cache.num_kv_heads > 0 && num_heads > 0 && num_heads % cache.num_kv_heads == 0, num_heads,
           " query heads cannot share ", cache.num_kv_heads, " KV heads");
 }

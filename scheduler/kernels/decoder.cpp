@@ -96,7 +96,8 @@ void Decoder::check(const DecoderStep& step) const {
   for (size_t i = 0; i < layers_.size(); ++i) {
     const KvCache& cache = (*step.caches)[i];
     const KvCache& first = step.caches->front();
-    require(cache.num_kv_heads == config_.num_kv_heads && cache.head_dim == config_.head_dim, "the cache of layer ", i,
+    require(cache.num_kv_heads == config_.num_kv_heads && cache.key_dim == config_.head_dim &&
+                cache.value_dim == config_.head_dim, "the cache of layer ", i,
             " has the wrong shape");
     require(cache.num_blocks == first.num_blocks && cache.block_size == first.block_size,
             "all layers' caches must have the same blocks");

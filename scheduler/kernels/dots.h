@@ -1,9 +1,6 @@
 // The innermost steps of a product, in the instructions that each processor has.
 #pragma once
 
-#include <type_traits>
-#include <utility>
-
 #include "packing.h"
 
 namespace carousel {
@@ -75,25 +72,6 @@ CAROUSEL_INLINE i32v dot_shorts(i32v sums, i32v a, i32v b) {
 #endif
 }
 #endif
-
-// Calls body(0), body(1), ... body(kCount - 1) with constants. Sums that are kept in arrays stay in registers only if
-// every loop over them is unrolled, which a pragma asks for and this makes sure of.
-template <int kCount, class Body>
-CAROUSEL_INLINE void unrolled(const Body& body) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, i>()), ...);
-  }(std::make_integer_sequence<int, kCount>());
-}
-#define CAROUSEL_EACH(i) [&](auto i) __attribute__((always_inline))
-
-// Keeps the compiler from computing what comes next before `value`: it would do all the products of a block first, and
-// run out of registers.
-template <class Vector>
-CAROUSEL_INLINE void settle(Vector& value) {
-#if defined(__x86_64__)
-  asm("" : "+v"(value));
-#endif
-}
 
 CAROUSEL_INLINE i32v broadcast(uint32_t word) { return splat(int32_t(word)); }
 

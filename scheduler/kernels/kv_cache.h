@@ -1,8 +1,8 @@
 // The paged KV cache: where a token's key and value lie, and how they get there.
 //
 // A layer's cache is a pool of blocks, and a sequence names its blocks in order in a block table.
-//   keys   [num_blocks, num_kv_heads, head_dim, block_size]
-//   values [num_blocks, num_kv_heads, block_size, head_dim]
+//   keys   [num_blocks, num_kv_heads, key_dim, block_size]
+//   values [num_blocks, num_kv_heads, block_size, value_dim]
 // Keys are transposed within a block, so that the scores of sixteen tokens are one vector and need no
 // horizontal sum; values are not, so that a weighted sum of values is one vector per sixteen dimensions.
 #pragma once
@@ -17,12 +17,14 @@ struct KvCache {
   void* values = nullptr;
   int64_t num_blocks = 0;
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
+  int64_t key_dim = 0;
+  int64_t value_dim = 0;
   int64_t block_size = 0;
 
-  // The first element of one block of one head, in `keys` and in `values` alike.
-  int64_t block_offset(int64_t block, int64_t head) const {
-    return (block * num_kv_heads + head) * head_dim * block_size;
+  // The first element of one block of one head.
+  int64_t key_offset(int64_t block, int64_t head) const { return (block * num_kv_heads + head) * key_dim * block_size; }
+  int64_t value_offset(int64_t block, int64_t head) const {
+    return (block * num_kv_heads + head) * value_dim * block_size;
   }
 };
 
@@ -52,18 +54,17 @@ inline void rotate(float* head, const float* cos, const float* sin, int64_t rota
   }
 }
 
-// Writes one token's key and value, [num_kv_heads, head_dim] each, to its slot: block * block_size + offset.
+// Writes one token's key and value, [num_kv_heads, key_dim] and [num_kv_heads, value_dim], to its slot: block * block_size + offset.
 template <class In, class Stored>
 inline void write_slot(const KvCache& cache, int64_t slot, const In* key, const In* value) {
   const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
   for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
-    const int64_t base = cache.block_offset(block, head);
-    Stored* to_key = static_cast<Stored*>(cache.keys) + base + offset;
-    Stored* to_value = static_cast<Stored*>(cache.values) + base + offset * cache.head_dim;
-    for (int64_t d = 0; d < cache.head_dim; ++d) assign(to_key[d * cache.block_size], to_float(key[d]));
-    for (int64_t d = 0; d < cache.head_dim; ++d) assign(to_value[d], to_float(value[d]));
-    key += cache.head_dim;
-    value += cache.head_dim;
+    Stored* to_key = static_cast<Stored*>(cache.keys) + cache.key_offset(block, head) + offset;
+    Stored* to_value = static_cast<Stored*>(cache.values) + cache.value_offset(block, head) + offset * cache.value_dim;
+    for (int64_t d = 0; d < cache.key_dim; ++d) assign(to_key[d * cache.block_size], to_float(key[d]));
+    for (int64_t d = 0; d < cache.value_dim; ++d) assign(to_value[d], to_float(value[d]));
+    key += cache.key_dim;
+    value += cache.value_dim;
   }
 }
 

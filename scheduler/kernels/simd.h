@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -72,6 +74,27 @@ CAROUSEL_INLINE f32v fma(f32v a, f32v b, f32v c) {
   return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
+#endif
+}
+
+// ---- loops over registers ---------------------------------------------------------------------------
+
+// Calls body(0), body(1), ... body(kCount - 1) with constants. Sums that are kept in arrays stay in registers only if
+// every loop over them is unrolled, which a pragma asks for and this makes sure of.
+template <int kCount, class Body>
+CAROUSEL_INLINE void unrolled(const Body& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, i>()), ...);
+  }(std::make_integer_sequence<int, kCount>());
+}
+#define CAROUSEL_EACH(i) [&](auto i) __attribute__((always_inline))
+
+// Keeps the compiler from computing what comes next before `value`: it would do all the products of a block first, and
+// run out of registers.
+template <class Vector>
+CAROUSEL_INLINE void settle(Vector& value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
 #endif
 }
 

@@ -34,10 +34,11 @@ def page(
 ) -> Batch:
     """Puts the sequences into blocks drawn at random from a pool three blocks too large."""
     num_kv_heads, head_dim = keys[0].shape[1:]
+    value_dim = values[0].shape[2]
     counts = [-(-len(k) // block_size) for k in keys]
     ids = torch.randperm(sum(counts) + 3).tolist()
     k_cache = torch.full((len(ids), num_kv_heads, head_dim, block_size), torch.nan, dtype=cache)
-    v_cache = torch.full((len(ids), num_kv_heads, block_size, head_dim), torch.nan, dtype=cache)
+    v_cache = torch.full((len(ids), num_kv_heads, block_size, value_dim), torch.nan, dtype=cache)
     tables = torch.full((len(keys), max(counts) + 1), -1, dtype=torch.int32)
     for s, (k, v) in enumerate(zip(keys, values, strict=True)):
         for b in range(counts[s]):
@@ -59,15 +60,23 @@ def random_batch(
     block_size: int = 16,
     cache: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
+    value_dim: int | None = None,
 ) -> Batch:
-    """`lens`: (query length, context length) of each sequence."""
+    """`lens`: (query length, context length) of each sequence. Values are as wide as keys unless told otherwise."""
     q = torch.randn(sum(n for n, _ in lens), heads, head_dim, dtype=dtype)
     keys = [torch.randn(c, kv_heads, head_dim) for _, c in lens]
-    values = [torch.randn(c, kv_heads, head_dim) for _, c in lens]
+    values = [torch.randn(c, kv_heads, value_dim or head_dim) for _, c in lens]
     return page(q, keys, values, [n for n, _ in lens], block_size, cache)
 
 
-def attention_oracle(batch: Batch, scale: float, sliding_window: int = 0, softcap: float = 0.0) -> Tensor:
+def attention_oracle(
+    batch: Batch,
+    scale: float,
+    sliding_window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
+) -> Tensor:
     """float64 attention, one sequence at a time, over dense keys and values."""
     outputs = []
     group = batch.q.shape[1] // batch.keys[0].shape[1]
@@ -82,6 +91,11 @@ def attention_oracle(batch: Batch, scale: float, sliding_window: int = 0, softca
         hidden = j > i
         if sliding_window:
             hidden |= j <= i - sliding_window
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        if slopes is not None:
+            scores = scores + slopes[:, None, None] * (j - i)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if sinks is not None:  # one more score, whose value is nothing
+            scores = torch.cat([scores, sinks[:, None, None].expand(-1, len(q), 1).double()], -1)
+        weights = scores.softmax(-1)[..., : len(k)]
         outputs.append(torch.einsum("hqk,khd->qhd", weights, value))
     return torch.cat(outputs).to(batch.q.dtype)

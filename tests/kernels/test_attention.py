@@ -33,6 +33,20 @@ def test_bfloat16_cache(dtype: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("key_dim, value_dim", [(64, 64), (96, 64), (48, 128)])
+@pytest.mark.parametrize("sink", [None, -3.0, 8.0, 200.0])
+@pytest.mark.parametrize("slope", [None, 0.25])
+def test_sinks_slopes_and_values_of_another_width(key_dim: Any, value_dim: Any, sink: Any, slope: Any) -> None:
+    batch = random_batch(LENS, 6, 2, key_dim, value_dim=value_dim)
+    options: dict[str, Any] = {"sliding_window": 300}
+    if sink is not None:
+        options["sinks"] = sink + torch.randn(6)
+    if slope is not None:
+        options["slopes"] = slope * torch.rand(6)
+    out = batch.attend(scale=0.125, num_threads=2, **options)
+    torch.testing.assert_close(out, attention_oracle(batch, 0.125, **options), atol=3e-6, rtol=2e-5)
+
+
 @pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 100}])
 def test_a_row_does_not_depend_on_its_company(cache: Any, options: Any) -> None:

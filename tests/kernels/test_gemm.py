@@ -190,7 +190,7 @@ def test_wrong_input_is_refused(kernels: Any) -> None:
         kernels.PackedWeights([torch.randn(5, 64)], None, "int8", gated=True)
     with pytest.raises(ValueError, match="no stored codes"):
         kernels.PackedWeights([torch.randn(5, 64)], None, "stored")
-    with pytest.raises(ValueError, match="Q2_K are not supported|stored as Q2_K"):
+    with pytest.raises(ValueError, match="stored as Q2_K"):
         kernels.StoredMatrix(torch.zeros(2, 84, dtype=torch.uint8), "Q2_K")
     with pytest.raises(ValueError, match="whole blocks"):
         kernels.StoredMatrix(torch.zeros(2, 19, dtype=torch.uint8), "Q4_0")
