@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test compare lint venv clean
+.PHONY: help serve test prove compare lint venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -13,6 +13,9 @@ serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 90
 
 test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
 	$(BIN)/python -m pytest $(ARGS)
+
+prove: venv ## Prove on the default model that no answer depends on its company, in every arithmetic (minutes)
+	$(BIN)/python -m pytest --prove tests/scheduler/test_invariance.py tests/scheduler/test_exactness.py $(ARGS)
 
 compare: venv ## Measure against vLLM, llama.cpp, OpenVINO and transformers (installs each; takes half an hour)
 	$(BIN)/python -m benchmarks.compare $(ARGS)

@@ -121,7 +121,7 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
         )
         if gguf is not None:
             apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
-    except ValueError as error:  # transformers' word for: not a causal language model, or no such attention
+    except (ValueError, NotImplementedError) as error:  # transformers' word for: not a causal language model, or no such attention
         raise UnsupportedModelError(str(error)) from error
     model.to(device)  # type: ignore[arg-type]
     return PagedModel(model.eval())  # type: ignore[no-untyped-call]

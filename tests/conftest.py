@@ -65,6 +65,17 @@ def count_ties(ours: list[list[int]], references: list[Reference]) -> int:
     return ties
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--prove", action="store_true", help="also what takes minutes with the default model")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--prove"):
+        for item in items:
+            if item.get_closest_marker("prove"):
+                item.add_marker(pytest.mark.skip(reason="`make prove` runs it"))
+
+
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """The default model's folder; the first use downloads it."""

@@ -34,6 +34,11 @@ def write_gguf(model: PreTrainedModel, file: Path, kinds: dict[str, str]) -> Non
     writer.add_vocab_size(config.vocab_size)
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
+    if (rope := getattr(config, "rope_parameters", {})).get("rope_type") == "llama3":
+        size = config.head_dim
+        scaled: Any = model.get_buffer("model.rotary_emb.inv_freq")
+        plain = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float32) / size)
+        writer.add_tensor("rope_freqs.weight", plain / scaled.numpy())
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

@@ -31,8 +31,10 @@ def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -
         pytest.param({}, id="together"),
         pytest.param({"prefix_caching": False}, id="without-prefix-caching"),
         pytest.param({"max_batched_tokens": 16}, id="budget-of-16-tokens"),
-        pytest.param({"fused": False}, id="through-transformers-modules"),
-        pytest.param({"fused": False, "attention_backend": "torch"}, id="with-torch-attention"),
+        pytest.param({"fused": False}, id="through-transformers-modules", marks=pytest.mark.prove),
+        pytest.param(
+            {"fused": False, "attention_backend": "torch"}, id="with-torch-attention", marks=pytest.mark.prove
+        ),
     ],
 )
 def test_32_prompts_together(

@@ -1,22 +1,36 @@
-"""Same bits, whoever rides along: tokens and logprobs of a request do not depend on its company or its history."""
+"""Same bits, whoever rides along: tokens and logprobs of a request do not depend on its company or its history.
+
+With a small model; `make prove` does the same with the default model, which takes minutes.
+"""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
+from scheduler.kv_cache import bytes_per_block
 from scheduler.messages import TokenLogprobs
 from scheduler.request import Request, SamplingParams
+from tests.scheduler.gguf_models import write_gguf
+from tests.scheduler.test_families import tiny_model
 
 PARAMS = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, seed=0, logprobs=5)
 MODES = {
+    "stored": {"quantization": "stored"},
+    "stored-float32-cache": {"quantization": "stored", "kv_cache_dtype": "float32"},
+    "int4": {"quantization": "int4"},
     "int8": {"quantization": "int8"},
     "bfloat16": {"dtype": "bfloat16", "quantization": "none"},
     "float32": {"dtype": "float32", "quantization": "none"},
+    "float32-bfloat16-cache": {"dtype": "float32", "kv_cache_dtype": "bfloat16"},
 }
+ONE = 5
+"""The prompt whose answer is watched."""
 
 
 @dataclass
@@ -44,27 +58,50 @@ def answers(core: EngineCore, prompts: list[list[int]]) -> tuple[list[Answer], i
     return result, num_preemptions
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_tokens_and_logprobs_have_the_same_bits(mode: str, model_path: str, prompts: list[list[int]]) -> None:
+def check_invariance(mode: str, path: str, prompts: list[list[int]]) -> None:
     def engine(**knobs: object) -> EngineCore:
-        return EngineCore(EngineConfig(**MODES[mode], **{"kv_cache_memory": "1GB", **knobs}), model_path)  # type: ignore[arg-type]
+        return EngineCore(EngineConfig(**MODES[mode], **{"kv_cache_memory": "1GB", **knobs}), path)  # type: ignore[arg-type]
 
-    one = 5  # whose answer is watched
     core = engine()
-    (alone,), _ = answers(core, [prompts[one]])
+    (alone,), _ = answers(core, [prompts[ONE]])
     assert len(alone.logprobs) == 64
 
-    (cached,), _ = answers(core, [prompts[one]])
+    (cached,), _ = answers(core, [prompts[ONE]])
     assert cached == alone, "its prefix was cached"
 
     together, _ = answers(core, prompts)
-    assert together[one] == alone, "among 31 others"
+    assert together[ONE] == alone, "among 31 others"
 
     chunked, _ = answers(engine(max_batched_tokens=16), prompts)
-    assert chunked[one] == alone, "in chunks of 16 tokens"
+    assert chunked[ONE] == alone, "in chunks of 16 tokens"
 
-    per_token = 30 * 2 * 3 * 64 * (4 if mode == "float32" else 2)
-    tight = engine(kv_cache_memory=1193 * per_token, max_model_len=700)
+    block = bytes_per_block(core.model.layers, 16, getattr(torch, core.info.kv_cache_dtype))
+    tight = engine(kv_cache_memory=75 * block, max_model_len=700)
     squeezed, num_preemptions = answers(tight, prompts)
     assert num_preemptions > 0
     assert squeezed == together, "after preemption"
+
+
+@pytest.fixture(scope="module")
+def small_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose matrices are stored in blocks of several types."""
+    folder = tmp_path_factory.mktemp("small")
+    model = tiny_model("llama", hidden_size=96, intermediate_size=128, max_position_embeddings=1024)
+    model.config.save_pretrained(folder)
+    kinds = {"attn_v.weight": "Q8_0", "ffn_down.weight": "Q5_1", "output.weight": "Q5_0", "": "Q4_1"}
+    write_gguf(model, folder / "model.gguf", kinds)
+    return str(folder)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_and_logprobs_have_the_same_bits(mode: str, small_path: str) -> None:
+    rng = random.Random(0)
+    lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(30))]
+    check_invariance(mode, small_path, [[rng.randrange(3, 199) for _ in range(length)] for length in lengths])
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", MODES)
+def test_so_they_have_with_the_default_model(mode: str, model_path: str, prompts: list[list[int]]) -> None:
+    check_invariance(mode, model_path, prompts)

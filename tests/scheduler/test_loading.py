@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from scheduler import loading
 from scheduler.attention import BackendError
+from scheduler.checkpoint import open_checkpoint
 from scheduler.config import EngineConfig
 from scheduler.engine import EngineCore
 from scheduler.fused_model import FusedModel
 from scheduler.model import PagedModel
 from scheduler.model_config import UnsupportedModelError
+from scheduler.request import SamplingParams
+from tests.conftest import reference
+from tests.scheduler.engine_runs import run_all
+from tests.scheduler.gguf_models import write_gguf
+from tests.scheduler.test_checkpoint import dequantized
 from tests.scheduler.test_families import tiny_model
 
 
@@ -39,10 +46,87 @@ def test_what_was_asked_for_by_name_and_cannot_be_is_refused(tmp_path: Path) -> 
         EngineCore(EngineConfig(attention_backend="native", block_size=8, dtype="float32"), str(tmp_path))
 
 
-def test_int8_is_taken_for_the_default_model_because_it_costs_little(model_path: str) -> None:
-    core = EngineCore(EngineConfig(dtype="bfloat16", kv_cache_memory="64MB"), model_path)
-    assert core.info.products == "int8"
-    assert core.info.dtype == "bfloat16"
+def products(path: str, **knobs: str) -> tuple[str, str]:
+    """What was chosen: the arithmetic of the products, and the type of the KV cache."""
+    info = EngineCore(EngineConfig(kv_cache_memory="64MB", **knobs), path).info  # type: ignore[arg-type]
+    return info.products, info.kv_cache_dtype
+
+
+def test_the_default_model_runs_in_its_own_codes_unless_a_type_is_given(model_path: str) -> None:
+    assert products(model_path) == ("stored", "bfloat16")
+    assert products(model_path, dtype="float32") == ("float32", "float32")
+    assert products(model_path, dtype="float32", kv_cache_dtype="bfloat16") == ("float32", "bfloat16")
+    assert products(model_path, dtype="bfloat16") == ("bfloat16", "bfloat16")
+    assert products(model_path, dtype="float32", quantization="int8") == ("int8", "bfloat16")
+
+
+def test_the_default_model_without_its_own_codes_is_measured(
+    float32_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 costs it little, int4 more."""
+    perplexities = iter([24.9, 23.7, 23.8])
+    monkeypatch.setattr(loading, "perplexity", lambda *_: next(perplexities))
+    monkeypatch.setattr("scheduler.quantization._memory", lambda _: Path("/nonexistent/memory"))
+    assert products(float32_path)[0] == "int8"
+
+
+def test_codes_that_are_not_there_are_not_taken(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="--quantization stored: it is for GGUF files"):
+        EngineCore(EngineConfig(quantization="stored"), str(tmp_path))
+
+
+def test_what_a_checkpoint_lacks_is_said(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    model.config.vocab_size = 300
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="logits for 199 tokens, not 300"):
+        EngineCore(EngineConfig(dtype="float32"), str(tmp_path))
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, seed=0)
+PROMPTS = [[5, 6, 7], [9 + place % 90 for place in range(100)], [11] * 33]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+def test_a_gguf_file_and_its_weights_in_safetensors_give_the_same_tokens(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family, hidden_size=96, intermediate_size=128)
+    folders = [tmp_path / "gguf", tmp_path / "safetensors"]
+    for folder in folders:
+        model.config.save_pretrained(folder)
+    write_gguf(model, folders[0] / "model.gguf", {"": "Q5_0", "attn_v.weight": "Q8_0", "ffn_up.weight": "Q4_1"})
+    checkpoint = open_checkpoint(str(folders[0]))
+    assert checkpoint is not None
+    state = model.state_dict()
+    model.load_state_dict(
+        {name: dequantized(checkpoint.weight(name)) for name in state if name in checkpoint}, strict=False
+    )
+    model.save_pretrained(folders[1])
+    expected = [reference(model, prompt, 24).tokens for prompt in PROMPTS]
+    for folder in folders:
+        for fused in (True, False):
+            core = EngineCore(EngineConfig(dtype="float32", fused=fused), str(folder))
+            assert isinstance(core.model, FusedModel) == fused
+            assert run_all(core, PROMPTS, GREEDY).tokens == expected
+    # A gate and what it gates that are stored in different ways are no product for codes; the rest is.
+    core = EngineCore(EngineConfig(), str(folders[0]))
+    assert core.info.products == "stored"
+    run_all(core, PROMPTS, GREEDY)
+
+
+def test_a_gguf_file_says_how_much_slower_positions_turn(tmp_path: Path) -> None:
+    """Llama 3.1's files have factors of the rotary embedding's frequencies, which transformers does not read."""
+    slow = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    slow |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    model = tiny_model("llama", hidden_size=96, intermediate_size=128, rope_parameters=slow)
+    expected = [reference(model, prompt, 24).tokens for prompt in PROMPTS]
+    write_gguf(model, tmp_path / "model.gguf", {"": "F32"})
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    model.config.save_pretrained(tmp_path)
+    for fused in (True, False):
+        core = EngineCore(EngineConfig(dtype="float32", fused=fused), str(tmp_path))
+        assert run_all(core, PROMPTS, GREEDY).tokens == expected
 
 
 def test_without_a_compiler_it_warns_once_and_runs_on_torch(model_path: str) -> None:
