@@ -12,7 +12,8 @@ import msgspec
 from scheduler.blocks import BlockPool
 from scheduler.config import EngineConfig
 from scheduler.fair import FairShare, Prices
-from scheduler.loading import load
+from scheduler.free_cores import FreeCores
+from scheduler.loading import load, usable_cpus
 from scheduler.messages import (
     EngineState,
     Phases,
@@ -23,6 +24,7 @@ from scheduler.messages import (
     StepOutputs,
     StepStats,
 )
+from scheduler.native import kernels
 from scheduler.plan import Chunk, Pace, Plan
 from scheduler.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.request import DeadlineError, FinishReason, InvalidRequestError, Request, Sequence
@@ -77,6 +79,8 @@ class EngineCore:
         )
         self.observers: list[StepObserver] = []
         """Told of every step, once it is over."""
+        if config.threads is None and loaded.cache.backend.name == "native":
+            self.observers.append(FreeCores(usable_cpus(), kernels().limit_threads))
         self._last_end: float | None = None
         """When the last step ended, if it left work to do."""
 

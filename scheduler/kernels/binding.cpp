@@ -359,6 +359,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("bind_cache", &TensorDecoder::bind_cache, arg("k_caches"), arg("v_caches"))
       .def("forward", &TensorDecoder::forward, without_gil, arg("token_ids"), arg("block_tables"),
            arg("query_start"), arg("context_lens"), arg("sampled_rows"), arg("num_threads") = 1);
+  module.def(
+      "limit_threads",
+      [](int threads) {
+        check_threads(threads);
+        thread_limit.store(threads, std::memory_order_relaxed);
+      },
+      arg("threads"));
   module.def("argmax", &argmax, without_gil, arg("logits"), arg("num_threads") = 1);
   module.def("logsumexp", &logsumexp, without_gil, arg("logits"), arg("temperatures"), arg("num_threads") = 1);
   module.def("draw", &draw_tokens, without_gil, arg("logits"), arg("temperatures"), arg("numbers"),

@@ -225,10 +225,8 @@ void PackedRows::pack(const Block& block, int64_t row, const float* values) {
             *to = (uint32_t(rounded[i + odd]) & 0xffff) | uint32_t(rounded[i + odd + 2]) << 16;
       }
     }
-    int32_t steps = 0;
-    for (int lane = 0; lane < kLanes; ++lane) steps += sum[lane];
     *scale = largest / 127.0f;
-    *total = *scale * float(steps);
+    *total = *scale * float(sum_lanes(sum));
   }
 }
 

@@ -175,8 +175,8 @@ CAROUSEL_INLINE void assign(bf16& to, float x) {
 
 // ---- reduction: a fixed tree, so the result depends on the lanes alone -----------------------------
 
-template <class Op>
-CAROUSEL_INLINE float reduce(f32v v, Op op) {
+template <class Vector, class Op>
+CAROUSEL_INLINE auto reduce(Vector v, Op op) {
   if constexpr (kLanes > 8) v = op(v, __builtin_shuffle(v, lane_index() ^ 8));
   if constexpr (kLanes > 4) v = op(v, __builtin_shuffle(v, lane_index() ^ 4));
   v = op(v, __builtin_shuffle(v, lane_index() ^ 2));
@@ -188,8 +188,9 @@ CAROUSEL_INLINE f32v max(f32v a, f32v b) { return a > b ? a : b; }
 CAROUSEL_INLINE f32v min(f32v a, f32v b) { return a < b ? a : b; }
 CAROUSEL_INLINE f32v abs(f32v x) { return (f32v)((i32v)x & 0x7fffffff); }
 
-CAROUSEL_INLINE float sum_lanes(f32v v) {
-  return reduce(v, [](f32v a, f32v b) { return a + b; });
+template <class Vector>
+CAROUSEL_INLINE auto sum_lanes(Vector v) {
+  return reduce(v, [](Vector a, Vector b) { return a + b; });
 }
 CAROUSEL_INLINE float max_lanes(f32v v) {
   return reduce(v, [](f32v a, f32v b) { return max(a, b); });

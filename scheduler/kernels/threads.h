@@ -79,9 +79,13 @@ class Team {
   uint64_t phase_ = 0;
 };
 
-// Runs body(team) on each of `threads` threads, or on as many as OpenMP grants. The body must not throw.
+// At most so many threads take part, whatever a call asks for: cores may be busy with other programs.
+inline std::atomic<int> thread_limit{1 << 30};
+
+// Runs body(team) on each of `threads` threads, or on as many as are allowed. The body must not throw.
 template <class Body>
 void parallel(int threads, Body&& body) {
+  threads = std::min(threads, thread_limit.load(std::memory_order_relaxed));
   Phases phases;
 #pragma omp parallel num_threads(threads)
   {

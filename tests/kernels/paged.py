@@ -62,7 +62,7 @@ def random_batch(
     dtype: torch.dtype = torch.float32,
     value_dim: int | None = None,
 ) -> Batch:
-    """`lens`: (query length, context length) of each sequence. Values are as wide as keys unless told otherwise."""
+    """`lens`: (query length, context length) of each sequence; values are as wide as keys by default."""
     q = torch.randn(sum(n for n, _ in lens), heads, head_dim, dtype=dtype)
     keys = [torch.randn(c, kv_heads, head_dim) for _, c in lens]
     values = [torch.randn(c, kv_heads, value_dim or head_dim) for _, c in lens]
