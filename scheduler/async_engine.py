@@ -117,10 +117,6 @@ class AsyncEngine:
 
         Raises `EngineStartError`.
         """
-        try:
-            model_path = await asyncio.to_thread(resolve_model, self.config.model)
-        except ModelNotFoundError as error:
-            raise EngineStartError(str(error)) from error
         self._ready = asyncio.get_running_loop().create_future()
         self._socket_folder = tempfile.TemporaryDirectory(prefix="carousel-")
         self._context = zmq.asyncio.Context()
@@ -131,6 +127,16 @@ class AsyncEngine:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "scheduler.engine_process", stdin=asyncio.subprocess.PIPE
         )
+        try:  # while the process imports what it needs, which takes longer
+            model_path = await asyncio.to_thread(resolve_model, self.config.model)
+        except BaseException as error:
+            process, self._process = self._process, None
+            process.kill()  # it has not been told anything yet
+            await process.wait()
+            self._release()
+            if isinstance(error, ModelNotFoundError):
+                raise EngineStartError(str(error)) from error
+            raise
         launch = Launch(
             config=self.config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
             model_path=model_path,
@@ -167,6 +173,9 @@ class AsyncEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._release()
+
+    def _release(self) -> None:
         self._context.destroy(linger=0)
         self._socket_folder.cleanup()
 

@@ -121,7 +121,8 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
         )
         if gguf is not None:
             apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
-    except (ValueError, NotImplementedError) as error:  # transformers' word for: not a causal language model, or no such attention
+    # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF
+    except (ValueError, NotImplementedError) as error:
         raise UnsupportedModelError(str(error)) from error
     model.to(device)  # type: ignore[arg-type]
     return PagedModel(model.eval())  # type: ignore[no-untyped-call]

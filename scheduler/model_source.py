@@ -19,7 +19,6 @@ import filelock
 import platformdirs
 
 from scheduler.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
-from scheduler.gguf_file import GgufFile
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +120,8 @@ def _describe(gguf: Path, folder: Path) -> None:
     """Write what transformers makes of a GGUF file's metadata: config, generation config and tokenizer."""
     logger.info("reading the config and the tokenizer of %s (once)", gguf.name)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from scheduler.gguf_file import GgufFile
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
