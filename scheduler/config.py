@@ -109,6 +109,11 @@ class EngineConfig(BaseSettings):
     """Promise to running streams: chunks of prompts are cut so that a step, as far as the engine has learned what
     steps cost, stays under this many milliseconds."""
 
+    longest_step_ms: Annotated[float, Field(gt=0)] = 40.0
+    """Where a step of everybody would take longer than about this many milliseconds, running sequences decode in
+    turns and prompts are computed in smaller chunks beside them: whoever arrives waits less for the next step. A
+    target ITL goes before it."""
+
     trace: Path | None = None
     """Write every step to this file as Chrome trace events, to be opened in Perfetto."""
 
@@ -116,7 +121,8 @@ class EngineConfig(BaseSettings):
     """How log lines look; json has one object a line, with the request's id, user and figures as fields."""
 
     threads: PositiveInt | None = None
-    """Threads of the forward pass; by default one for each core this process may use."""
+    """Threads of the forward pass; by default one for each core this process may use, and fewer while other
+    programs keep cores busy."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:

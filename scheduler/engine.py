@@ -32,6 +32,7 @@ from scheduler.runner import Runner
 from scheduler.sampler import SampledToken
 from scheduler.scheduler import Scheduler
 from scheduler.step_cost import StepCost
+from scheduler.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class EngineCore:
             eos_token_ids=loaded.eos_token_ids,
             prefix_caching=config.prefix_caching,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
+            turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model

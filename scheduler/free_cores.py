@@ -1,8 +1,8 @@
 """As many threads as there are free cores.
 
 The threads of a forward pass wait for each other some hundred times in it. When another program takes one of
-their cores, all of them go at the pace of the one that has to share, and one thread fewer is as fast or faster. How
-long each thread had to wait for a core is known to the operating system.
+their cores, all of them go at the pace of the one that has to share, and one thread fewer is as fast or faster.
+How long each thread had to wait for a core is known to the operating system.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from scheduler.blocks import BlockPool, Prefix
 from scheduler.plan import Chunk, Draft, Pace, Plan
 from scheduler.policy import Policy, Work
 from scheduler.request import FinishReason, InvalidRequestError, Request, Sequence, Status
+from scheduler.turns import Turns
 
 EXPRESS_TOKENS = 64
 """Prompt tokens at most that a step computes for newcomers alone."""
@@ -42,6 +43,7 @@ class Scheduler:
         eos_token_ids: Iterable[int] = (),
         prefix_caching: bool = True,
         pace: Pace | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -52,6 +54,7 @@ class Scheduler:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.prefix_caching = prefix_caching
         self.pace = pace
+        self.turns = turns
         self.running: dict[tuple[str, int], Sequence] = {}
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._free_seats = list(range(self.num_seats))  # a heap: low seats are taken first
@@ -124,12 +127,16 @@ class Scheduler:
 
         Takes O(running sequences), plus the prompts of those admitted, however many wait.
         """
-        step = Draft(self.max_batched_tokens, self.pace)
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running.values():
             remaining = sequence.num_tokens - sequence.num_computed_tokens
             (decoding if remaining == 1 else prefilling).append(sequence)
+        budget = self.max_batched_tokens
+        if self.turns is not None:
+            decoding = self.turns.take(decoding)
+            budget = self.turns.budget(budget, len(decoding))
+        step = Draft(budget, self.pace)
         for sequence in decoding:
             self._make_room(sequence, step)
             if sequence.status is Status.RUNNING:

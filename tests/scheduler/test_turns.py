@@ -1,0 +1,54 @@
+"""Sequences take turns where a step of all would be long, and nobody is forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from scheduler.request import Request, SamplingParams
+from scheduler.step_cost import StepCost
+from scheduler.turns import Turns
+from tests.scheduler.test_scheduler import make_scheduler
+
+
+def cost_of(per_token: float) -> StepCost:
+    """What has seen enough steps to know that each of their tokens takes so long."""
+    cost = StepCost()
+    for _ in range(300):
+        for num_tokens in (1, 8, 64):
+            cost.observe(num_tokens, 0, per_token * num_tokens)
+    return cost
+
+
+@pytest.mark.parametrize("per_token, parts", [(0.0001, 1), (0.001, 2), (0.002, 3)])
+def test_a_long_step_is_divided(per_token: float, parts: int) -> None:
+    scheduler = make_scheduler(max_num_seqs=64, max_batched_tokens=128, num_blocks=3000, max_model_len=600)
+    params = SamplingParams(max_tokens=100, seed=0)
+    for index in range(64):
+        scheduler.add(Request(request_id=str(index), prompt_token_ids=[1, 2], params=params))
+    plan = scheduler.schedule()
+    scheduler.commit(plan, [7] * len(plan.sampling))
+    scheduler.turns = Turns(cost_of(per_token), 0.04)
+    decoded: Counter[str] = Counter()
+    for _ in range(10 * parts):
+        plan = scheduler.schedule()
+        assert abs(len(plan.chunks) - 64 / parts) <= 1
+        decoded.update(sequence.request.request_id for sequence in plan.sampling)
+        scheduler.commit(plan, [7] * len(plan.sampling))
+    assert len(decoded) == 64
+    assert max(decoded.values()) - min(decoded.values()) <= 1
+
+
+def test_prompts_beside_streams_get_smaller_chunks() -> None:
+    scheduler = make_scheduler(max_num_seqs=8, max_batched_tokens=128, num_blocks=3000, max_model_len=600)
+    scheduler.turns = Turns(cost_of(0.001), 0.04)
+    params = SamplingParams(max_tokens=100, seed=0)
+    scheduler.add(Request(request_id="alone", prompt_token_ids=[1] * 128, params=params))
+    plan = scheduler.schedule()
+    assert plan.num_tokens == 128, "nobody streams yet"
+    scheduler.commit(plan, [7])
+    scheduler.add(Request(request_id="long", prompt_token_ids=[2] * 400, params=params))
+    plan = scheduler.schedule()
+    assert plan.num_tokens == pytest.approx(128 / 3, abs=1)
+    assert len(plan.chunks) == 2
