@@ -39,6 +39,8 @@ class DecoderWeights:
     layers: list[dict[str, Any]]
     """Arguments of the decoder's `add_layer`."""
     nbytes: int
+    bits: float
+    """Of one weight in the products, with its part of the scales."""
 
 
 def pack_weights(config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode) -> DecoderWeights:
@@ -58,6 +60,8 @@ class _Packer:
         self._plain = plain
         self._is_gemma = config.model_type.startswith("gemma")
         self._nbytes = 0
+        self._product_bits = 0
+        self._product_weights = 0
 
     def pack(self) -> DecoderWeights:
         table = "model.embed_tokens.weight"
@@ -67,7 +71,8 @@ class _Packer:
         if head.out_features != self._config.vocab_size:
             raise CheckpointError(f"it has logits for {head.out_features} tokens, not {self._config.vocab_size}")
         layers = [self._layer(f"model.layers.{layer}.") for layer in range(self._config.num_hidden_layers)]
-        return DecoderWeights(embedding, head, self._norm("model.norm"), layers, self._nbytes)
+        bits = self._product_bits / self._product_weights
+        return DecoderWeights(embedding, head, self._norm("model.norm"), layers, self._nbytes, bits)
 
     def _layer(self, prefix: str) -> dict[str, Any]:
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
@@ -111,6 +116,8 @@ class _Packer:
             [_for_kernels(weight) for _, weight in parts], self._bias(parts), mode, gated=gated
         )
         self._nbytes += packed.nbytes
+        self._product_bits += 8 * packed.nbytes
+        self._product_weights += packed.in_features * sum(_num_rows(weight) for _, weight in parts)
         return packed
 
     def _bias(self, parts: list[tuple[str, Weight]]) -> Tensor | None:

@@ -98,10 +98,11 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         instruction_set="" if source.obstacle else instruction_set(),
     )
     logger.info(
-        "%s on %s: %s products, %d MB of weights, %s attention, %d blocks of %d tokens in %s",
+        "%s on %s: %s products, %.1f bits a weight, %d MB of weights, %s attention, %d blocks of %d tokens in %s",
         config.model,
         " ".join(part for part in (info.device, info.instruction_set) if part),
         info.products,
+        packed.bits,
         info.weights_bytes // 10**6,
         info.attention_backend,
         num_blocks,

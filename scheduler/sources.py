@@ -30,6 +30,8 @@ class Packed:
     """Weights that are ready; what is left to know is how long a sequence can be."""
 
     nbytes: int
+    bits: float
+    """Of one weight, on average."""
     model: Callable[[int], StepModel]
 
 
@@ -65,7 +67,7 @@ class FusedSource:
         def model(max_len: int) -> StepModel:
             return FusedModel(self._config, self._shape, weights, max_len=max_len, num_threads=self._num_threads)
 
-        return Packed(weights.nbytes, model)
+        return Packed(weights.nbytes, weights.bits, model)
 
 
 class ModuleSource:
@@ -82,7 +84,9 @@ class ModuleSource:
 
     def pack(self, mode: Mode) -> Packed:
         packed = self._paged if self.obstacle else pack_linears(self._paged, mode, self._num_threads)
-        return Packed(weights_bytes(packed), lambda _: packed)
+        nbytes = weights_bytes(packed)
+        num_weights = sum(parameter.numel() for parameter in packed.module.parameters())
+        return Packed(nbytes, 8 * nbytes / num_weights, lambda _: packed)
 
 
 def open_source(
