@@ -1,182 +1,38 @@
-"""Where a step's time goes, in the parts that Carousel wrote: attention, planning, and what is around the model.
+"""Small parts of the engine, measured alone.
 
-python -m benchmarks.micro
+python -m benchmarks.micro                       # everything, in every build: half an hour
+python -m benchmarks.micro steps                 # where a step's time goes
+python -m benchmarks.micro products --cpu avx2   # matrix products in each mode, beside torch's
+python -m benchmarks.micro decoding              # decoding beside the time of its products
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+import argparse
 
-import torch
-from prometheus_client import CollectorRegistry
-
-from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
-from scheduler.attention.native_backend import NativeAttention
-from scheduler.attention.torch_backend import TorchAttention
-from scheduler.blocks import BlockPool
-from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.fair import FairShare, Prices
-from scheduler.kv_cache import KVCache
-from scheduler.loading import usable_cpus
-from scheduler.messages import EngineState, Phases, Received, StepStats
-from scheduler.metrics import EngineMetrics
-from scheduler.model_source import resolve_model
-from scheduler.request import Request, SamplingParams
-from scheduler.scheduler import Scheduler
-
-SPEC = LayerSpec(9, 3, 64, 64, 0.125, None, None)
-NUM_LAYERS = 30
-
-
-def milliseconds(call: Callable[[], object], repetitions: int) -> float:
-    """The median time of a call, after one to warm up."""
-    call()
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
-
-
-def attention(backend: AttentionBackend, num_sequences: int, context: int, repetitions: int) -> float:
-    """Milliseconds of the default model's attention over all layers, one query a sequence, bfloat16."""
-    blocks_each = -(-context // 16)
-    num_blocks = num_sequences * blocks_each
-    cache = KVCache(
-        [SPEC] * NUM_LAYERS,
-        backend,
-        num_blocks=num_blocks,
-        block_size=16,
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-    )
-    for keys, values in cache.layers:
-        keys.normal_()
-        values.normal_()
-    tables = torch.randperm(num_blocks).int().view(num_sequences, blocks_each)
-    last = tables[:, (context - 1) // 16].long() * 16 + (context - 1) % 16
-    batch = PackedBatch(
-        input_ids=torch.zeros(num_sequences, dtype=torch.int64),
-        positions=torch.full((num_sequences,), context - 1),
-        slot_mapping=last,
-        query_start=torch.arange(num_sequences + 1, dtype=torch.int32),
-        context_lens=torch.full((num_sequences,), context, dtype=torch.int32),
-        block_tables=tables,
-        sample_rows=torch.arange(num_sequences),
-        query_lens=[1] * num_sequences,
-        contexts=[context] * num_sequences,
-    )
-    query = torch.randn(num_sequences, 9, 64, dtype=torch.bfloat16)
-    key, value = torch.randn(2, num_sequences, 3, 64, dtype=torch.bfloat16)
-
-    def all_layers() -> None:
-        for layer in cache.layers:
-            backend.attend(query, key, value, layer, batch, SPEC)
-
-    return milliseconds(all_layers, repetitions)
-
-
-def planning(num_running: int, num_waiting: int) -> float:
-    """Milliseconds of one schedule() and commit() under the default policy, with 20 users."""
-    pool = BlockPool(200_000, 16)
-    scheduler = Scheduler(
-        pool,
-        FairShare(Prices()),
-        max_num_seqs=num_running,
-        max_batched_tokens=16 * num_running,
-        max_model_len=4096,
-        vocab_size=1000,
-    )
-    params = SamplingParams(max_tokens=4000, seed=0)
-    for index in range(num_running + num_waiting):
-        prompt = [index % 1000] * 16
-        user = f"user{index % 20}"
-        scheduler.add(Request(request_id=str(index), prompt_token_ids=prompt, params=params, user=user))
-
-    def step() -> None:
-        plan = scheduler.schedule()
-        scheduler.commit(plan, [7] * len(plan.sampling))
-
-    for _ in range(5):
-        step()
-    assert scheduler.num_running == num_running
-    return milliseconds(step, 50)
-
-
-def recording(num_sequences: int) -> float:
-    """Milliseconds that the metrics of one decode step take, in the HTTP process."""
-    metrics = EngineMetrics(CollectorRegistry(), "model")
-    users = {f"user{number}": Received(10.0, 0.001) for number in range(8)}
-    phases = Phases(0.0001, 0.014, 0.0003, 0.0001)
-    step = StepStats(0.015, num_sequences, 0, 0, num_sequences, 0, 0, 0, phases, users)
-    state = EngineState(num_sequences, 0, 100, 10, 0.0)
-
-    def record() -> None:
-        metrics.record_state(state)
-        metrics.record_step(step, 0.0001)
-        for number in range(num_sequences):
-            metrics.record_tokens(f"user{number % 8}", 1)
-            metrics.record_next_token(0.015)
-
-    return milliseconds(record, 200)
-
-
-def step_parts(num_sequences: int) -> tuple[float, float, float]:
-    """Milliseconds of a whole decode step of the default model, of the model's part in it, and of sampling."""
-    config = EngineConfig(max_num_seqs=num_sequences, max_model_len=512)
-    core = EngineCore(config, resolve_model(config.model))
-    params = SamplingParams(max_tokens=100, temperature=0, seed=0, ignore_eos=True)
-    for index in range(num_sequences):
-        prompt = [(index * 37 + place * 11) % 40_000 + 5 for place in range(128)]
-        core.add(Request(request_id=str(index), prompt_token_ids=prompt, params=params))
-    inside: list[float] = []
-    forward = core.model.forward
-
-    def timed(batch: PackedBatch, cache: KVCache) -> torch.Tensor:
-        start = time.perf_counter()
-        logits = forward(batch, cache)
-        inside.append(time.perf_counter() - start)
-        return logits
-
-    core.model.forward = timed  # type: ignore[method-assign]
-    steps: list[float] = []
-    models: list[float] = []
-    samplings: list[float] = []
-    while core.has_work:
-        start = time.perf_counter()
-        outputs = core.step()
-        if outputs.step is not None and outputs.step.num_tokens == num_sequences:
-            steps.append(time.perf_counter() - start)
-            models.append(inside[-1])
-            samplings.append(outputs.step.phases.sample)
-    step, model, sampling = (1000 * statistics.median(times) for times in (steps, models, samplings))
-    return step, model, sampling
+from benchmarks import decoding, products, steps
 
 
 def main() -> None:
-    cpus = usable_cpus()
-    torch.set_num_threads(cpus)
-    native, plain = NativeAttention(cpus), TorchAttention()
-    print(f"attention, {NUM_LAYERS} layers, bfloat16, {cpus} threads")
-    print(f"  32 sequences of 512 tokens   native {attention(native, 32, 512, 20):8.1f} ms")
-    print(f"                               torch  {attention(plain, 32, 512, 3):8.1f} ms")
-    both, single = attention(native, 1, 8000, 20), attention(NativeAttention(1), 1, 8000, 20)
-    print(f"  1 sequence of 8,000 tokens   native {both:8.1f} ms, {single:.1f} ms with one thread")
-    print("planning one step (schedule and commit), fair shares between 20 users")
-    print(f"  256 running, 100,000 waiting        {planning(256, 100_000):8.2f} ms")
-    print(f"recording the metrics of one step of 32 sequences of 8 users   {recording(32):8.3f} ms")
-    print("one decode step of the default model, in the default mode")
-    for count in (1, 8, 32, 256):
-        step, model, sampling = step_parts(count)
-        rest = step - model - sampling
-        print(
-            f"  {count:3} sequences   {step:7.1f} ms: sampling {sampling:.2f} ms, "
-            f"around model and sampling {rest:.2f} ms ({rest / step:.1%})"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", metavar="PART")
+    parts.add_parser("steps", help="attention, planning, and what is around the model in a step")
+    kinds = {}
+    for name, module in (("products", products), ("decoding", decoding)):
+        kinds[name] = parts.add_parser(
+            name,
+            help=(module.__doc__ or "").splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        module.add_arguments(kinds[name])
+    args = parser.parse_args()
+    if args.part in (None, "steps"):
+        steps.run()
+    if args.part in (None, "products"):
+        products.run(args if args.part else kinds["products"].parse_args([]))
+    if args.part in (None, "decoding"):
+        decoding.run(args if args.part else kinds["decoding"].parse_args([]))
 
 
 if __name__ == "__main__":
