@@ -14,8 +14,18 @@ serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 90
 test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
 	$(BIN)/python -m pytest $(ARGS)
 
-prove: venv ## Prove on the default model that no answer depends on its company, in every arithmetic (minutes)
-	$(BIN)/python -m pytest --prove tests/scheduler/test_invariance.py tests/scheduler/test_exactness.py $(ARGS)
+prove: venv ## Same bits and right tokens with the default model, in every build and mode (a quarter of an hour)
+	$(BIN)/python -m benchmarks.prove $(ARGS)
+	$(BIN)/python -m pytest --prove -m prove
+
+# AddressSanitizer has to be there before Python is. Python itself leaks, by design.
+sanitize: venv ## The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (builds take minutes)
+	@for cpu in $$($(BIN)/python -c 'from tests.kernels.builds import TESTED; print(*TESTED)'); do \
+		echo "sanitize: $$cpu" && CAROUSEL_SANITIZE=1 CAROUSEL_CPU=$$cpu \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/kernels --timeout 1800 $(ARGS) || exit 1; \
+	done
 
 compare: venv ## Measure against vLLM, llama.cpp, OpenVINO and transformers (installs each; takes half an hour)
 	$(BIN)/python -m benchmarks.compare $(ARGS)

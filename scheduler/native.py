@@ -36,6 +36,10 @@ ALWAYS = (
 )
 BUILD_SECONDS = 25
 
+SANITIZE = "CAROUSEL_SANITIZE"
+"""With this set in the environment, a build that stops at the first address or operation that is not allowed."""
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+
 
 class NativeBuildError(RuntimeError):
     """The kernels could not be built; the message says why."""
@@ -53,7 +57,7 @@ def kernels() -> ModuleType:
 def load(instructions: str) -> ModuleType:
     """The extension module compiled for one of processor.py's instruction sets. Several processes may call it at
     once."""
-    flags = FLAGS[instructions]
+    flags = FLAGS[instructions] + (SANITIZED if os.environ.get(SANITIZE) else ())
     compiler = os.environ.get("CXX", "c++")
     name = f"carousel_kernels_{_cache_key(compiler, flags)}"
     folder = platformdirs.user_cache_path("carousel") / "kernels" / name
@@ -92,18 +96,22 @@ def _build(name: str, folder: Path, compiler: str, flags: tuple[str, ...]) -> Mo
     print(f"building the native kernels (once, about {BUILD_SECONDS} s)", file=sys.stderr, flush=True)
     from torch.utils.cpp_extension import load as compile_and_load  # takes a second: only when there is a build
 
+    preloaded = os.environ.pop("LD_PRELOAD", None)  # a sanitizer: it would watch the compiler too, for minutes
     try:
         module: ModuleType = compile_and_load(
             name,
             [str(source) for source in sorted(SOURCES.glob("*.cpp"))],
             extra_cflags=[*ALWAYS, *flags],
-            extra_ldflags=["-fopenmp"],
+            extra_ldflags=["-fopenmp", *(flag for flag in flags if flag.startswith("-fsanitize"))],
             build_directory=str(folder),
         )
         return module
     except (RuntimeError, OSError) as error:
         tail = "\n".join(str(error).splitlines()[-30:])
         raise NativeBuildError(f"the native kernels could not be built:\n{tail}") from error
+    finally:
+        if preloaded is not None:
+            os.environ["LD_PRELOAD"] = preloaded
 
 
 def _import(name: str, library: Path) -> ModuleType:
