@@ -38,7 +38,7 @@ BUILD_SECONDS = 25
 
 SANITIZE = "CAROUSEL_SANITIZE"
 """With this set in the environment, a build that stops at the first address or operation that is not allowed."""
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1")
 
 
 class NativeBuildError(RuntimeError):
