@@ -38,7 +38,7 @@ class EngineMetrics:
         self._info = gauge(
             "engine_info",
             "1; the labels say what was loaded, and how large the KV pool is.",
-            *("device", "dtype", "products", "attention_backend", "block_size", "num_gpu_blocks"),
+            *("device", "kv_cache_dtype", "products", "attention_backend", "block_size", "num_gpu_blocks"),
         )
         self._up = gauge("engine_up", "1 while the engine's process lives, 0 when it has ended.").labels(model)
         self._num_blocks = 1

@@ -83,7 +83,7 @@ class FlexAttention:
         if window not in self._visits:
             self._visits[window] = self._tiles.visits(batch, keys.shape[1], window)
         tiles, (counts, blocks) = self._tiles, self._visits[window]
-        queries = query[tiles.rows].transpose(1, 2)
+        queries = query[tiles.rows].transpose(1, 2).to(keys.dtype)
         for tensor in (queries, tiles.sequences, tiles.positions, tiles.places, counts, blocks):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         torch._dynamo.maybe_mark_dynamic(blocks, 3)
@@ -100,7 +100,7 @@ class FlexAttention:
             window=window,
             softcap=spec.softcap,
         )
-        return output.transpose(1, 2).flatten(0, 1)[tiles.order]
+        return output.transpose(1, 2).flatten(0, 1)[tiles.order].to(query.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ class TorchAttention:
         spec: LayerSpec,
     ) -> torch.Tensor:
         keys, values = cache
-        keys.flatten(0, 1)[batch.slot_mapping] = key
-        values.flatten(0, 1)[batch.slot_mapping] = value
+        keys.flatten(0, 1)[batch.slot_mapping] = key.to(keys.dtype)
+        values.flatten(0, 1)[batch.slot_mapping] = value.to(values.dtype)
         block_size = keys.shape[1]
         output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)
         row = 0
@@ -46,8 +46,8 @@ class TorchAttention:
             table = batch.block_tables[index, first // block_size : -(-context // block_size)]
             output[row : row + num_queries] = attend_sequence(
                 query[row : row + num_queries],
-                keys[table].flatten(0, 1)[: context - first],
-                values[table].flatten(0, 1)[: context - first],
+                keys[table].flatten(0, 1)[: context - first].to(query.dtype),
+                values[table].flatten(0, 1)[: context - first].to(query.dtype),
                 spec,
             )
             row += num_queries

@@ -60,10 +60,16 @@ def test_every_mode_gives_the_models_logits(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(model), expected)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_int8_for_a_family_that_is_not_fused(dtype: str, tmp_path: Path) -> None:
-    tiny_model("olmo2").save_pretrained(tmp_path)
-    core = EngineCore(EngineConfig(quantization="int8", dtype=dtype), str(tmp_path))
+def test_int8_for_a_family_that_is_not_fused(
+    dtype: str, kv_cache_dtype: str, backend: str, tmp_path: Path
+) -> None:
+    tiny_model("olmo2", head_dim=16, hidden_size=96).save_pretrained(tmp_path)
+    knobs = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "attention_backend": backend}
+    core = EngineCore(EngineConfig(quantization="int8", **knobs), str(tmp_path))  # type: ignore[arg-type]
+    assert core.runner.cache.layers[0][0].dtype == getattr(torch, kv_cache_dtype)
     assert core.info.products == "int8"
     run = run_all(
         core, [[5, 6, 7], [9] * 40], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, seed=0)
