@@ -1,10 +1,12 @@
 """The weights of the families that are fused: where each is kept, and packed for the products' arithmetic.
 
-This is the one place that says which families there are. Weights are read and packed one after the other.
+This is the one place that says which families there are. Each thread reads one tensor and
+packs it before it reads the next.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -43,13 +45,15 @@ class DecoderWeights:
     """Of one weight in the products, with its part of the scales."""
 
 
-def pack_weights(config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode) -> DecoderWeights:
+def pack_weights(
+    config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode, num_threads: int = 1
+) -> DecoderWeights:
     """Pack the weights of a model whose family is in `FAMILIES`. With `mode` stored, what the file has as floats,
     or as rows of different types that one product needs, is multiplied in the arithmetic of `plain`.
 
     Raises `CheckpointError` if the checkpoint lacks something.
     """
-    return _Packer(config, checkpoint, mode, plain).pack()
+    return _Packer(config, checkpoint, mode, plain).pack(num_threads)
 
 
 class _Packer:
@@ -59,20 +63,28 @@ class _Packer:
         self._mode = mode
         self._plain = plain
         self._is_gemma = config.model_type.startswith("gemma")
-        self._nbytes = 0
-        self._product_bits = 0
-        self._product_weights = 0
+        self._products: list[tuple[int, int]] = []
+        """Bytes and weights of each that is packed."""
 
-    def pack(self) -> DecoderWeights:
+    def pack(self, num_threads: int) -> DecoderWeights:
         table = "model.embed_tokens.weight"
         # The head first: nothing that is read is larger, and nothing else is held yet.
         (head,) = self._product(table if self._config.tie_word_embeddings else "lm_head.weight")
         embedding = self._embedding(self._read(table, stays_in_file=True))
         if head.out_features != self._config.vocab_size:
             raise CheckpointError(f"it has logits for {head.out_features} tokens, not {self._config.vocab_size}")
-        layers = [self._layer(f"model.layers.{layer}.") for layer in range(self._config.num_hidden_layers)]
-        bits = self._product_bits / self._product_weights
-        return DecoderWeights(embedding, head, self._norm("model.norm"), layers, self._nbytes, bits)
+        prefixes = [f"model.layers.{layer}." for layer in range(self._config.num_hidden_layers)]
+        with ThreadPoolExecutor(num_threads) as threads:
+            layers = list(threads.map(self._layer, prefixes))
+        packed, count = (sum(column) for column in zip(*self._products, strict=True))
+        return DecoderWeights(
+            _for_kernels(embedding),
+            head,
+            self._norm("model.norm"),
+            layers,
+            nbytes=packed + (embedding if isinstance(embedding, Tensor) else embedding.data).nbytes,
+            bits=8 * packed / count,
+        )
 
     def _layer(self, prefix: str) -> dict[str, Any]:
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
@@ -115,9 +127,8 @@ class _Packer:
         packed = kernels().PackedWeights(
             [_for_kernels(weight) for _, weight in parts], self._bias(parts), mode, gated=gated
         )
-        self._nbytes += packed.nbytes
-        self._product_bits += 8 * packed.nbytes
-        self._product_weights += packed.in_features * sum(_num_rows(weight) for _, weight in parts)
+        count = packed.in_features * sum(_num_rows(weight) for _, weight in parts)
+        self._products.append((packed.nbytes, count))
         return packed
 
     def _bias(self, parts: list[tuple[str, Weight]]) -> Tensor | None:
@@ -132,15 +143,11 @@ class _Packer:
             ]
         )
 
-    def _embedding(self, weight: Weight) -> Any:
+    def _embedding(self, weight: Weight) -> Weight:
         """bfloat16 holds what products of less than float32 can tell apart."""
-        if isinstance(weight, StoredBlocks):
-            self._nbytes += weight.data.numel()
-            return _for_kernels(weight)
-        if weight.dtype != torch.bfloat16:
-            weight = weight.float() if self._plain == "f32" else weight.bfloat16()
-        self._nbytes += weight.nbytes
-        return weight
+        if isinstance(weight, StoredBlocks) or weight.dtype == torch.bfloat16:
+            return weight
+        return weight.float() if self._plain == "f32" else weight.bfloat16()
 
     def _norm(self, name: str) -> Tensor:
         """A norm's weight, float32. Gemma stores what to add to 1."""

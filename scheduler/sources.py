@@ -62,7 +62,7 @@ class FusedSource:
         self._num_threads = num_threads
 
     def pack(self, mode: Mode) -> Packed:
-        weights = pack_weights(self._config, self._checkpoint, mode, self._plain)
+        weights = pack_weights(self._config, self._checkpoint, mode, self._plain, self._num_threads)
 
         def model(max_len: int) -> StepModel:
             return FusedModel(self._config, self._shape, weights, max_len=max_len, num_threads=self._num_threads)
