@@ -27,7 +27,7 @@ sanitize: venv ## The kernels' tests under AddressSanitizer and UndefinedBehavio
 		$(BIN)/python -m pytest tests/kernels --timeout 1800 $(ARGS) || exit 1; \
 	done
 
-compare: venv ## Measure against vLLM, llama.cpp, OpenVINO and transformers (installs each; takes half an hour)
+compare: venv ## Measure against vLLM, llama.cpp, OpenVINO and transformers (installs each; takes an hour, the first time two)
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 lint: venv ## Check style, types and the direction of imports

@@ -53,6 +53,7 @@ class FreeCores:
         self._seconds = 0.0
         self._until_trial = 0.0
         self._pause = FIRST_TRIAL
+        limit(threads)  # an engine before this one in the same process may have left fewer
 
     def step(self, plan: Plan, started: float, stats: StepStats, ended: Iterable[Sequence]) -> None:
         """A step is over; now and then, look how long its threads waited for cores."""

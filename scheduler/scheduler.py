@@ -134,8 +134,12 @@ class Scheduler:
             (decoding if remaining == 1 else prefilling).append(sequence)
         budget = self.max_batched_tokens
         if self.turns is not None:
-            decoding = self.turns.take(decoding)
-            budget = self.turns.budget(budget, len(decoding))
+            num_wanted = sum(
+                sequence.num_tokens - sequence.num_computed_tokens for sequence in self.running.values()
+            )
+            newcomer = self.policy.peek() if self._free_seats else None
+            num_wanted += newcomer.num_tokens if newcomer is not None else 0
+            decoding, budget = self.turns.divide(decoding, num_wanted, budget)
         step = Draft(budget, self.pace)
         for sequence in decoding:
             self._make_room(sequence, step)

@@ -21,26 +21,20 @@ class Turns:
         self._num_turns = 0
         self._last: dict[tuple[str, int], int] = {}  # the number of each decoding sequence's last turn
 
-    def take(self, decoding: list[Sequence]) -> list[Sequence]:
-        """Those whose turn it is: all, if a step of all is short enough, else those who waited longest."""
+    def divide(self, decoding: list[Sequence], num_wanted: int, budget: int) -> tuple[list[Sequence], int]:
+        """Those whose turn it is, and the tokens of their step: all and the whole budget if a step of `num_wanted`
+        tokens is short enough, else those who waited longest, and the same part of the budget."""
         attended = sum(sequence.num_tokens for sequence in decoding)
-        size = math.ceil(len(decoding) / self._parts(len(decoding), attended))
-        if size == len(decoding):
+        seconds = self._cost.predict(min(num_wanted, budget), attended)
+        parts = max(1, round(seconds / self._seconds))
+        if parts == 1 or not decoding:
             self._last.clear()
-            return decoding
+            return decoding, budget
         last = {sequence.key: self._last.get(sequence.key, 0) for sequence in decoding}
+        size = math.ceil(len(decoding) / parts)
         chosen = sorted(decoding, key=lambda sequence: last[sequence.key])[:size]
         for sequence in chosen:
             self._num_turns += 1
             last[sequence.key] = self._num_turns
         self._last = last
-        return chosen
-
-    def budget(self, budget: int, num_decoding: int) -> int:
-        """Tokens of a step in which so many sequences decode."""
-        if num_decoding == 0:
-            return budget
-        return min(budget, max(math.ceil(budget / self._parts(budget, 0)), num_decoding + 1))
-
-    def _parts(self, num_tokens: int, attended: int) -> int:
-        return max(1, round(self._cost.predict(num_tokens, attended) / self._seconds))
+        return chosen, max(math.ceil(budget / parts), size + 1)

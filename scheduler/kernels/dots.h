@@ -145,26 +145,25 @@ CAROUSEL_INLINE f32v dot_halves(f32v sums, i32v weights, i32v row) {
 #endif
 }
 
-// sums[row][tile] += one word of weights times kRows rows. Both pointers move on.
+// sums[row][tile] += one word of weights times kRows rows. `words` moves on.
 template <Mode mode, int kRows>
-CAROUSEL_INLINE void dot_word(const char*& weights, const uint32_t*& words, f32v (&sums)[kRows][kPanelTiles]) {
-  i32v tile[kPanelTiles];
-  unrolled<kPanelTiles>(CAROUSEL_EACH(t) { tile[t] = load_as<i32v>(weights + t * kVectorBytes); });
-  weights += kPanelTiles * kVectorBytes;
+CAROUSEL_INLINE void dot_word(const char* weights, const uint32_t*& words, f32v (&sums)[kRows][kPanelTiles]) {
   constexpr bool kHalves = mode == Mode::bf16 && kHasHalfDots;
   constexpr int kParts = mode == Mode::bf16 && !kHasHalfDots ? 2 : 1;  // floats in a word of weights
   unrolled<kParts>(CAROUSEL_EACH(part) {
-    i32v here[kPanelTiles];
+    i32v tile[kPanelTiles];
     unrolled<kPanelTiles>(CAROUSEL_EACH(t) {
-      here[t] = kParts == 1 ? tile[t] : part == 0 ? tile[t] << 16 : tile[t] & int32_t(0xffff0000);
+      const i32v word = load_as<i32v>(weights + t * kVectorBytes);
+      tile[t] = kParts == 1 ? word : part == 0 ? word << 16 : word & int32_t(0xffff0000);
     });
     unrolled<kRows>(CAROUSEL_EACH(r) {
       const i32v word = broadcast(words[r]);
       unrolled<kPanelTiles>(CAROUSEL_EACH(t) {
-        sums[r][t] = kHalves ? dot_halves(sums[r][t], here[t], word) : fma((f32v)here[t], (f32v)word, sums[r][t]);
+        sums[r][t] = kHalves ? dot_halves(sums[r][t], tile[t], word) : fma((f32v)tile[t], (f32v)word, sums[r][t]);
       });
     });
     words += kRows;
+    forget(weights);  // or the second part's weights are kept from the first, and sums are not
   });
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kRowsPerItem = 96;     // rows that stay in the second-level cache while panels go by
 constexpr int64_t kItemBytes = 1 << 16;  // of weights, at least: else threads spend their time on taking items
+constexpr int64_t kStretchBytes = 1 << 14;  // of a panel, that stay in the first-level cache while blocks go by
 constexpr int64_t kPrefetch = 4096;      // bytes ahead, across the page borders where the hardware stops
 
 // ---- from sums to outputs ---------------------------------------------------------------------------
@@ -19,11 +20,10 @@ CAROUSEL_INLINE void put(float* to, f32v y, int64_t count, bool add) {
   for (int64_t i = 0; i < count; ++i) to[i] = add ? to[i] + y[i] : y[i];
 }
 
-// One copy for all heights of blocks, so that the kernels stay small.
-__attribute__((noinline)) inline void put_block(const f32v (*sums)[kPanelTiles], const PackedRows::Block& block,
-                                                const PackedWeights& weights, int64_t panel, const Product& product) {
+void put_rows(const f32v (*sums)[kPanelTiles], int64_t first_row, int64_t num_rows, const PackedWeights& weights,
+              int64_t panel, const Product& product) {
   const float* bias = weights.bias(panel);
-  for (int64_t row = block.first; row < block.last; ++row, ++sums) {
+  for (int64_t row = first_row; row < first_row + num_rows; ++row, ++sums) {
     f32v y0 = (*sums)[0];
     f32v y1 = (*sums)[1];
     if (bias) {
@@ -43,7 +43,10 @@ __attribute__((noinline)) inline void put_block(const f32v (*sums)[kPanelTiles],
   }
 }
 
-// ---- the kernels: a block of rows times a panel of channels ---------------------------------------------
+// ---- the kernels: a block of rows times some pieces of a panel of channels --------------------------------
+
+// What a kernel adds to: a vector for each row and tile.
+using Sums = f32v[kPanelTiles];
 
 CAROUSEL_INLINE void prefetch(const char* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i + kPrefetch);
@@ -51,16 +54,18 @@ CAROUSEL_INLINE void prefetch(const char* from, int64_t bytes) {
 
 template <Mode mode, int kRows>
 void multiply_numbers(const PackedRows& rows, const PackedRows::Block& block, const PackedWeights& weights,
-                      int64_t panel, const Product& product) {
-  f32v sums[kRows][kPanelTiles] = {};
-  const uint32_t* words = rows.words(block);
-  const char* from = weights.panel(panel);
-  const char* const end = from + weights.panel_bytes();
-  while (from < end) {
+                      int64_t panel, int64_t first, int64_t last, Sums* to) {
+  constexpr int kWords = mode == Mode::bf16 && !kHasHalfDots ? 2 : 1;  // of a row, to one of weights
+  f32v sums[kRows][kPanelTiles];
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kPanelTiles>(CAROUSEL_EACH(t) { sums[r][t] = to[r][t]; }); });
+  const uint32_t* words = rows.words(block) + first * kWords * kRows;
+  const char* from = weights.panel(panel) + first * weights.piece_bytes();
+  const char* const end = weights.panel(panel) + last * weights.piece_bytes();
+  for (; from < end; from += kPanelTiles * kVectorBytes) {
     prefetch(from, kPanelTiles * kVectorBytes);
     dot_word<mode, kRows>(from, words, sums);
   }
-  put_block(sums, block, weights, panel, product);
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kPanelTiles>(CAROUSEL_EACH(t) { to[r][t] = sums[r][t]; }); });
 }
 
 // The scales or minimums of a tile.
@@ -71,23 +76,24 @@ CAROUSEL_INLINE f32v load_numbers(const char* numbers, int64_t first, bool wide)
 
 template <int kBits, int64_t kGroup, int kRows>
 void multiply_codes(const PackedRows& rows, const PackedRows::Block& block, const PackedWeights& weights,
-                    int64_t panel, const Product& product) {
+                    int64_t panel, int64_t first, int64_t last, Sums* to) {
   constexpr bool kSigned = kBits == 8 && !kHasByteDots;  // these codes are packed without their offset
+  constexpr int64_t kWords = reads_shorts(kBits) ? kGroup / 2 : kGroup / 4;  // of a row, in a group
   const Coding& coding = weights.coding();
   const GroupLayout layout = group_layout(coding);
   const int64_t number_bytes = coding.wide_scales ? 4 : 2;
   const float zero = -float(coding.offset);
-  f32v sums[kRows][kPanelTiles] = {};
-  const uint32_t* words = rows.words(block);
-  const float* row_scales = rows.scales(block);
-  const float* row_totals = rows.totals(block);
-  const char* from = weights.panel(panel);
-  const char* const end = from + weights.panel_bytes();
-  for (; from < end; from += layout.bytes()) {
+  f32v sums[kRows][kPanelTiles];
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kPanelTiles>(CAROUSEL_EACH(t) { sums[r][t] = to[r][t]; }); });
+  const uint32_t* words = rows.words(block) + first * kWords * kRows;
+  const float* row_scales = rows.scales(block) + first * kRows;
+  const float* row_totals = rows.totals(block) + first * kRows;
+  const char* from = weights.panel(panel) + first * layout.bytes();
+  for (int64_t group = first; group < last; ++group, from += layout.bytes()) {
     prefetch(from, layout.bytes());
     i32v exact[kRows][kPanelTiles];
     dot_group<kBits, kGroup, kRows>(from + layout.header_bytes, words, exact);
-    words += (reads_shorts(kBits) ? kGroup / 2 : kGroup / 4) * kRows;
+    words += kWords * kRows;
     unrolled<kPanelTiles>(CAROUSEL_EACH(t) {
       const f32v scale = load_numbers(from, t * kLanes, coding.wide_scales);
       unrolled<kRows>(CAROUSEL_EACH(r) {
@@ -102,11 +108,11 @@ void multiply_codes(const PackedRows& rows, const PackedRows::Block& block, cons
     row_scales += kRows;
     row_totals += kRows;
   }
-  put_block(sums, block, weights, panel, product);
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kPanelTiles>(CAROUSEL_EACH(t) { to[r][t] = sums[r][t]; }); });
 }
 
 using Kernel = void (*)(const PackedRows&, const PackedRows::Block&, const PackedWeights&, int64_t panel,
-                        const Product&);
+                        int64_t first, int64_t last, Sums*);
 
 // Picks the kernel of the block's height.
 template <template <int> class Of, int kRows = kBlockRows>
@@ -140,6 +146,24 @@ Kernel kernel_for(const PackedWeights& weights, int64_t height) {
   }
 }
 
+// Blocks [first, last) of rows times one panel. Where they are several, they share a stretch of the panel while it is
+// in the first-level cache.
+void multiply_panel(const PackedRows& rows, int64_t first, int64_t last, const PackedWeights& weights, int64_t panel,
+                    const Product& product) {
+  f32v sums[kRowsPerItem][kPanelTiles];
+  const int64_t first_row = rows.block(first).first, num_rows = rows.block(last - 1).last - first_row;
+  std::fill_n(&sums[0][0], num_rows * kPanelTiles, f32v{});
+  const int64_t pieces = weights.panel_bytes() / weights.piece_bytes();
+  const int64_t stretch = last - first == 1 ? pieces : std::max<int64_t>(1, kStretchBytes / weights.piece_bytes());
+  for (int64_t piece = 0; piece < pieces; piece += stretch)
+    for (int64_t b = first; b < last; ++b) {
+      const PackedRows::Block block = rows.block(b);
+      kernel_for(weights, block.height())(rows, block, weights, panel, piece, std::min(piece + stretch, pieces),
+                                          sums + (block.first - first_row));
+    }
+  put_rows(sums, first_row, num_rows, weights, panel, product);
+}
+
 }  // namespace
 
 void multiply(Team& team, const Operand& operand, std::span<const PackedWeights> weights, const Product& product) {
@@ -163,11 +187,7 @@ void multiply(Team& team, const Operand& operand, std::span<const PackedWeights>
       panel -= part->num_panels();
       here.data += part->out_features();
     }
-    const PackedRows& rows = operand.in(part->row_form());
-    for (int64_t b = first; b < last; ++b) {
-      const PackedRows::Block block = rows.block(b);
-      kernel_for(*part, block.height())(rows, block, *part, panel, here);
-    }
+    multiply_panel(operand.in(part->row_form()), first, last, *part, panel, here);
   });
 }
 

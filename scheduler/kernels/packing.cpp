@@ -75,8 +75,9 @@ PackedWeights::PackedWeights(Mode mode, std::span<const Matrix> parts, const flo
   if (is_coded())
     coding_ = mode == Mode::int8 ? kInt8 : mode == Mode::int4 ? kInt4 : coding_of(parts[0].type);
   num_panels_ = gated ? (channels_ / 2 + kLanes - 1) / kLanes : (channels_ + kPanel - 1) / kPanel;
-  panel_bytes_ = is_coded() ? (in_features_ + coding_.group - 1) / coding_.group * group_layout(coding_).bytes()
-                            : (mode == Mode::f32 ? in_features_ : (in_features_ + 1) / 2) * kPanelTiles * kVectorBytes;
+  piece_bytes_ = is_coded() ? group_layout(coding_).bytes() : kPanelTiles * kVectorBytes;
+  const int64_t piece = is_coded() ? coding_.group : mode == Mode::bf16 ? 2 : 1;  // values of k
+  panel_bytes_ = (in_features_ + piece - 1) / piece * piece_bytes_;
   words_ = allocate_weights(num_panels_ * panel_bytes_);
   const int64_t packed_channels = num_panels_ * kPanel;
   if (bias) bias_.resize(packed_channels);

@@ -84,6 +84,7 @@ class PackedWeights {
   int64_t out_features() const { return gated_ ? channels_ / 2 : channels_; }  // of the product
   int64_t num_panels() const { return num_panels_; }
   int64_t panel_bytes() const { return panel_bytes_; }
+  int64_t piece_bytes() const { return piece_bytes_; }  // of a panel: a group of codes, or one word of k
   const char* panel(int64_t i) const { return words_.get() + i * panel_bytes_; }
   const float* bias(int64_t panel) const { return bias_.empty() ? nullptr : bias_.data() + panel * kPanel; }
   int64_t bytes() const { return num_panels_ * panel_bytes_ + int64_t(bias_.size() * sizeof(float)); }
@@ -97,7 +98,7 @@ class PackedWeights {
   Mode mode_;
   Coding coding_{};
   bool gated_;
-  int64_t channels_ = 0, in_features_ = 0, num_panels_ = 0, panel_bytes_ = 0;
+  int64_t channels_ = 0, in_features_ = 0, num_panels_ = 0, panel_bytes_ = 0, piece_bytes_ = 0;
   std::shared_ptr<char> words_;
   std::vector<float> bias_;
 };

@@ -98,6 +98,14 @@ CAROUSEL_INLINE void settle(Vector& value) {
 #endif
 }
 
+// Keeps the compiler from knowing what it has loaded from there.
+template <class T>
+CAROUSEL_INLINE void forget(T*& pointer) {
+#if defined(__x86_64__)
+  asm("" : "+r"(pointer));
+#endif
+}
+
 // ---- conversion ---------------------------------------------------------------------------------
 
 CAROUSEL_INLINE f32v widen(u16v halves) {
