@@ -61,12 +61,12 @@ def test_the_default_model_runs_in_its_own_codes_unless_a_type_is_given(model_pa
 
 
 def test_the_default_model_without_its_own_codes_is_measured(
-    float32_path: str, monkeypatch: pytest.MonkeyPatch
+    float32_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """int8 costs it little, int4 more."""
     perplexities = iter([24.9, 23.7, 23.8])
     monkeypatch.setattr(loading, "perplexity", lambda *_: next(perplexities))
-    monkeypatch.setattr("scheduler.quantization._memory", lambda _: Path("/nonexistent/memory"))
+    monkeypatch.setattr("scheduler.quantization._memory", lambda _: tmp_path / "memory")
     assert products(float32_path)[0] == "int8"
 
 
