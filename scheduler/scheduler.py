@@ -129,14 +129,13 @@ class Scheduler:
         """
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
+        num_wanted = 0  # tokens, if all could be computed now
         for sequence in self.running.values():
             remaining = sequence.num_tokens - sequence.num_computed_tokens
+            num_wanted += remaining
             (decoding if remaining == 1 else prefilling).append(sequence)
         budget = self.max_batched_tokens
         if self.turns is not None:
-            num_wanted = sum(
-                sequence.num_tokens - sequence.num_computed_tokens for sequence in self.running.values()
-            )
             newcomer = self.policy.peek() if self._free_seats else None
             num_wanted += newcomer.num_tokens if newcomer is not None else 0
             decoding, budget = self.turns.divide(decoding, num_wanted, budget)
