@@ -1,9 +1,9 @@
-# Every target sets up .venv by itself, and again when pyproject.toml changes.
+# Every target sets up .venv by itself, and again when pyproject.toml or requirements.lock changes.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test prove compare lint venv clean
+.PHONY: help serve test prove sanitize compare lint lock venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,13 +38,20 @@ lint: venv ## Check style, types and the direction of imports
 
 venv: .venv/ready ## Make or refresh the virtual environment
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml requirements.lock
 	@echo "Setting up .venv (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Carousel needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@
+
+lock: ## Renew requirements.lock: the newest versions that pyproject.toml allows, in a fresh environment
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@{ head -n 1 requirements.lock; build/lock/bin/python -m pip freeze --exclude-editable --exclude torch; } > build/lock/new
+	@mv build/lock/new requirements.lock && rm -rf build/lock && git --no-pager diff --stat requirements.lock
 
 clean: ## Remove the virtual environment and every cache in this folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

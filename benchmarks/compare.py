@@ -25,14 +25,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.load import RunResult
 from benchmarks.peers.catalogue import CAROUSEL, PEERS, Load
 from benchmarks.peers.installing import PeerError
 from benchmarks.peers.models import MODELS
 from benchmarks.peers.running import Server, prepare, running
 from benchmarks.processor import ProcessorError, processor
-from benchmarks.report import Slo, Summary, summarise
-from benchmarks.workload import make_requests
+from server.bench.load import RunResult
+from server.bench.report import Slo, Summary, summarise
+from server.bench.workload import make_requests
 
 Row = dict[str, Any]
 

@@ -21,17 +21,17 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, in_each_build
-from benchmarks.workload import words
-from scheduler.checkpoint import open_checkpoint
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.fused_weights import PLAIN_MODES, pack_weights
-from scheduler.loading import choose_dtype, usable_cpus
-from scheduler.model_config import read_config
-from scheduler.model_source import resolve_model
-from scheduler.native import kernels
+from scheduler.engine.core import EngineCore
+from scheduler.kernels.native import kernels
+from scheduler.models.checkpoint import open_checkpoint
+from scheduler.models.fused_weights import PLAIN_MODES, pack_weights
+from scheduler.models.loading import choose_dtype, usable_cpus
+from scheduler.models.model_config import read_config
+from scheduler.models.model_source import resolve_model
 from scheduler.request import Request, SamplingParams
-from scheduler.tokenizer import Tokenizer
+from scheduler.text.tokenizer import Tokenizer
+from server.bench.workload import words
 
 ANSWER = 64
 GOALS = {1: 0.5}

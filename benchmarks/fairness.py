@@ -3,6 +3,7 @@
 python -m benchmarks.fairness neighbour    # one user floods, another sends small requests; with a picture
 python -m benchmarks.fairness weights      # three backlogged users of weights 1, 2 and 4
 python -m benchmarks.fairness cost         # equal users: throughput of fair against fcfs
+python -m benchmarks.fairness scarce       # seats and blocks both scarce, simulated: what is thrown away
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.load import LoadClient, Outcome, RunResult
+from benchmarks import scarce
 from benchmarks.own_server import OwnServer, own_server
-from benchmarks.report import throughput
-from benchmarks.workload import LoadRequest, make_requests, words
+from server.bench.load import LoadClient, Outcome, RunResult
+from server.bench.report import throughput
+from server.bench.workload import LoadRequest, make_requests, words
 
 POLICIES = ("fair", "fcfs")
 FLOOD = 128
@@ -190,7 +192,7 @@ def run_cost(args: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["neighbour", "weights", "cost"])
+    parser.add_argument("what", choices=["neighbour", "weights", "cost", "scarce"])
     parser.add_argument("--seconds", type=float, default=60, help="weights: how long (default: 60)")
     parser.add_argument("--rounds", type=int, default=5, help="cost: turns of each policy (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
@@ -198,7 +200,8 @@ def main() -> int:
         "--picture", type=Path, default=Path("docs/neighbour.png"), help="neighbour: (default: docs/neighbour.png)"
     )
     args = parser.parse_args()
-    {"neighbour": run_neighbour, "weights": run_weights, "cost": run_cost}[args.what](args)
+    runs = {"neighbour": run_neighbour, "weights": run_weights, "cost": run_cost, "scarce": scarce.run}
+    runs[args.what](args)
     return 0
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.load import LoadClient, Outcome, RunResult
 from benchmarks.peers.catalogue import CAROUSEL, PEERS, Load, Peer, Service
 from benchmarks.peers.installing import PeerError
 from benchmarks.peers.models import MODELS
 from benchmarks.peers.running import prepare, running
 from benchmarks.processor import ProcessorError, processor
-from benchmarks.report import Quantiles
-from benchmarks.workload import LoadRequest, words
+from server.bench.load import LoadClient, Outcome, RunResult
+from server.bench.report import Quantiles
+from server.bench.workload import LoadRequest, words
 
 NUM_PROMPTS = 4
 NUM_CHATS = 8

@@ -57,12 +57,12 @@ def load_here(model: str) -> dict[str, Any]:
     import torch
 
     from scheduler.config import EngineConfig
-    from scheduler.engine import EngineCore
-    from scheduler.kv_cache import bytes_per_block
-    from scheduler.model_config import read_config
-    from scheduler.model_source import resolve_model
-    from scheduler.native import kernels
-    from scheduler.outline import outline
+    from scheduler.engine.core import EngineCore
+    from scheduler.execution.kv_cache import bytes_per_block
+    from scheduler.kernels.native import kernels
+    from scheduler.models.model_config import read_config
+    from scheduler.models.model_source import resolve_model
+    from scheduler.models.outline import outline
 
     config = EngineConfig(model=model, kv_cache_memory=POOL)
     path = resolve_model(model)

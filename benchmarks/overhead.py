@@ -17,8 +17,8 @@ import aiohttp
 from tqdm import tqdm
 
 from benchmarks.own_server import OwnServer, own_server
-from benchmarks.report import throughput
-from benchmarks.workload import make_requests
+from server.bench.report import throughput
+from server.bench.workload import make_requests
 
 CONCURRENCY = 32
 
@@ -30,7 +30,7 @@ async def watched(server: OwnServer) -> AsyncIterator[None]:
 
         async def scrape() -> None:
             while True:
-                async with session.get(server.url + "/metrics") as response:
+                async with session.get(server.metrics_url) as response:
                     await response.read()
                 await asyncio.sleep(1)
 

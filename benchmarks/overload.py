@@ -13,10 +13,10 @@ import sys
 
 from tqdm import tqdm
 
-from benchmarks.load import Outcome
 from benchmarks.own_server import OwnServer, own_server
-from benchmarks.report import Quantiles, throughput
-from benchmarks.workload import LoadRequest, arrival_times, make_requests, words
+from server.bench.load import Outcome
+from server.bench.report import Quantiles, throughput
+from server.bench.workload import LoadRequest, arrival_times, make_requests, words
 
 NUM_STREAMS = 16
 

@@ -17,8 +17,9 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.load import LoadClient
 from scheduler.config import DEFAULT_MODEL
+from server.bench.load import LoadClient
+from server.users.file import add_user
 
 CAROUSEL = Path(sys.executable).with_name("carousel")
 START_SECONDS = 120
@@ -29,6 +30,7 @@ class OwnServer:
     """Where it is, and who may use it."""
 
     url: str
+    metrics_url: str
     pid: int
     keys: dict[str, str] = field(default_factory=dict)
 
@@ -38,7 +40,7 @@ class OwnServer:
 
     async def metrics(self, name: str) -> dict[str, float]:
         """A metric's values by user, or under "" where it has no users."""
-        async with aiohttp.ClientSession() as session, session.get(self.url + "/metrics") as response:
+        async with aiohttp.ClientSession() as session, session.get(self.metrics_url) as response:
             text = await response.text()
         values: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
@@ -59,30 +61,28 @@ def own_server(*flags: str, users: Mapping[str, float] | None = None) -> Iterato
     """Start it, with users of the given weights if there are any, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="carousel-bench-") as folder:
         keys = {
-            name: _add_user(name, weight, Path(folder) / "users.yaml") for name, weight in (users or {}).items()
+            name: add_user(Path(folder) / "users.yaml", name, {"weight": weight})
+            for name, weight in (users or {}).items()
         }
-        command = [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", *flags]
+        command = [str(CAROUSEL), "serve", "--port", "0", "--metrics-port", "0", "--no-access-log", *flags]
         if keys:
             command += ["--users", f"{folder}/users.yaml"]
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)
         try:
-            yield OwnServer(_wait(process, log), process.pid, keys)
+            yield OwnServer(*_wait(process, log), process.pid, keys)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
 
-def _add_user(name: str, weight: float, file: Path) -> str:
-    command = [str(CAROUSEL), "users", "add", name, "--users", str(file), "--weight", str(weight)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-
-
-def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """Until it serves; where, and where its metrics are."""
     deadline = time.monotonic() + START_SECONDS
-    while not (found := re.search(r"^Serving .* at (http://\S+)", log.read_text(), re.MULTILINE)):
+    served = re.compile(r"^Serving .* at (http://\S+).*^Metrics: (\S+)", re.MULTILINE | re.DOTALL)
+    while not (found := served.search(log.read_text())):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"carousel serve did not start:\n{log.read_text()[-2000:]}")
         time.sleep(0.1)
-    return found[1]
+    return found[1], found[2]

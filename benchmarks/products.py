@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, in_each_build
 from benchmarks.peak import HOW, peak
-from scheduler.native import kernels
+from scheduler.kernels.native import kernels
 from scheduler.processor import instruction_set
 
 NUM_LAYERS = 30

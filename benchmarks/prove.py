@@ -23,15 +23,15 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, in_build, in_each_build
-from scheduler.checkpoint import gguf_file
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.kv_cache import bytes_per_block
-from scheduler.messages import TokenLogprobs
-from scheduler.model_source import resolve_model
-from scheduler.quantization import TEXT
+from scheduler.engine.core import EngineCore
+from scheduler.execution.kv_cache import bytes_per_block
+from scheduler.models.checkpoint import gguf_file
+from scheduler.models.model_source import resolve_model
+from scheduler.models.quantization import TEXT
 from scheduler.request import Request, SamplingParams
-from scheduler.tokenizer import Tokenizer
+from scheduler.step import TokenLogprobs
+from scheduler.text.tokenizer import Tokenizer
 
 MODES: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32", "quantization": "none"},
@@ -68,12 +68,14 @@ def prompts(path: str) -> list[list[int]]:
     return [book[number * 300 : number * 300 + length] for number, length in enumerate(LENGTHS)]
 
 
-def answers(core: EngineCore, prompts: list[list[int]]) -> tuple[list[Answer], int]:
+def answers(
+    core: EngineCore, prompts: list[list[int]], params: SamplingParams = PARAMS
+) -> tuple[list[Answer], int]:
     """Run all prompts together; their answers, and how many preemptions there were."""
     result = [Answer([], []) for _ in prompts]
     num_preemptions = 0
     for number, prompt in enumerate(prompts):
-        core.add(Request(request_id=str(number), prompt_token_ids=prompt, params=PARAMS))
+        core.add(Request(request_id=str(number), prompt_token_ids=prompt, params=params))
     while core.has_work:
         outputs = core.step()
         assert outputs.step is not None

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import DEFAULT_MODEL, EngineConfig
-from scheduler.fused_weights import Mode
-from scheduler.loading import usable_cpus
-from scheduler.model_config import read_config
-from scheduler.model_source import resolve_model
+from scheduler.execution.step_model import StepModel
+from scheduler.models.fused_weights import Mode
+from scheduler.models.loading import usable_cpus
+from scheduler.models.model_config import read_config
+from scheduler.models.model_source import resolve_model
+from scheduler.models.quantization import CONTEXT, TextLogprobs, kl_divergence, perplexity, text_tokens
+from scheduler.models.sources import open_source
 from scheduler.processor import instruction_set
-from scheduler.quantization import CONTEXT, StepModel, TextLogprobs, kl_divergence, perplexity, text_tokens
-from scheduler.sources import open_source
 
 MODES: dict[str, Mode] = {"float32": "f32", "bfloat16": "bf16", "int8": "int8", "int4": "int4", "stored": "stored"}
 KV_TYPES = (torch.float32, torch.bfloat16)

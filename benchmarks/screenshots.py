@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.async_api import Page, async_playwright, expect
 
 from benchmarks.own_server import OwnServer, own_server
-from benchmarks.workload import LoadRequest, make_requests
+from server.bench.workload import LoadRequest, make_requests
 
 QUESTION = "Tell me a long story about a wooden horse that wants to see the world."
 USERS = ("alice", "bob", "carol", "dan", "erin", "frank")

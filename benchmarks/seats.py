@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.model_source import resolve_model
+from scheduler.engine.core import EngineCore
+from scheduler.models.model_source import resolve_model
 from scheduler.request import Request, SamplingParams
 
 WAITING, CHUNK, DECODE = "#d9d9d9", "#2f6db5", "#f2a33a"
@@ -62,9 +62,9 @@ def record(num_requests: int, num_seats: int) -> tuple[list[Turn], list[int]]:
                     is_prompt = chunk.start < chunk.sequence.num_prompt_tokens
                     request = int(chunk.sequence.request.request_id)
                     turns.append(Turn(step, chunk.seat, request, is_prompt))
-                sampled = core.runner.sample(plan, core.runner.forward(plan))
-                tokens = [one.token_id for one in sampled if one.token_id is not None]
-                bar.update(len(core.scheduler.commit(plan, tokens)))
+                result = core.executor.collect(core.executor.launch(plan.step_input()))
+                gains = core.scheduler.commit(plan, result)
+                bar.update(sum(gain.sequence.finish_reason is not None for gain in gains))
             queue.append(core.scheduler.num_waiting)
             step += 1
     return turns, queue

@@ -23,14 +23,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.load import LoadClient
 from benchmarks.peers.catalogue import PEERS, Load
 from benchmarks.peers.installing import PeerError
 from benchmarks.peers.models import MODELS
 from benchmarks.peers.running import prepare, running
 from benchmarks.processor import ProcessorError, processor
-from benchmarks.report import throughput
-from benchmarks.workload import LoadRequest, words
+from server.bench.load import LoadClient
+from server.bench.report import throughput
+from server.bench.workload import LoadRequest, words
 
 SERVERS = ("carousel", "openvino-genai-int8")
 ANSWER = 56

@@ -15,17 +15,18 @@ from prometheus_client import CollectorRegistry
 from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
-from scheduler.blocks import BlockPool
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.fair import FairShare, Prices
-from scheduler.kv_cache import KVCache
-from scheduler.loading import usable_cpus
+from scheduler.engine.core import EngineCore
+from scheduler.execution.kv_cache import KVCache
 from scheduler.messages import EngineState, Phases, Received, StepStats
-from scheduler.metrics import EngineMetrics
-from scheduler.model_source import resolve_model
+from scheduler.models.loading import usable_cpus
+from scheduler.models.model_source import resolve_model
+from scheduler.observing.metrics import EngineMetrics
+from scheduler.planning.blocks import BlockPool
+from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.scheduler import Scheduler
 from scheduler.request import Request, SamplingParams
-from scheduler.scheduler import Scheduler
+from scheduler.step import SampledToken, StepResult
 
 SPEC = LayerSpec(9, 3, 64, 64, 0.125, None, None)
 NUM_LAYERS = 30
@@ -99,7 +100,8 @@ def planning(num_running: int, num_waiting: int) -> float:
 
     def step() -> None:
         plan = scheduler.schedule()
-        scheduler.commit(plan, [7] * len(plan.sampling))
+        tokens = [[SampledToken(7)] if chunk.samples else [] for chunk in plan.chunks]
+        scheduler.commit(plan, StepResult(tokens, []))
 
     for _ in range(5):
         step()
@@ -112,7 +114,7 @@ def recording(num_sequences: int) -> float:
     metrics = EngineMetrics(CollectorRegistry(), "model")
     users = {f"user{number}": Received(10.0, 0.001) for number in range(8)}
     phases = Phases(0.0001, 0.014, 0.0003, 0.0001)
-    step = StepStats(0.015, num_sequences, 0, 0, num_sequences, 0, 0, 0, phases, users)
+    step = StepStats(0.015, num_sequences, 0, 0, 0, num_sequences, 0, 0, 0, phases, users)
     state = EngineState(num_sequences, 0, 100, 10, 0.0)
 
     def record() -> None:

@@ -154,6 +154,15 @@ def scheduler() -> Dashboard:
                 width=8,
             )
         )
+        .with_panel(
+            lines(
+                "Computed again",
+                "Tokens in a second that had been computed before a preemption: work that was thrown away.",
+                TOKENS_A_SECOND,
+                {"recomputed": ALL.rate("carousel_recomputed_tokens_total")},
+                width=8,
+            )
+        )
         .with_row(Row("The HTTP process"))
         .with_panel(
             lines(

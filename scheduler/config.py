@@ -1,46 +1,21 @@
-"""Every knob of the engine, in one validated place.
-
-A value comes from the first of: a flag or keyword argument, an environment variable `CAROUSEL_<NAME>`,
-the YAML file named by `config` (`--config FILE`), the default below.
-"""
+"""Every knob of the engine, in one validated place."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ByteSize, Field, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    YamlConfigSettingsSource,
-)
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class ConfigFileError(ValueError):
-    """The YAML file named by `--config` is missing or is not a mapping."""
-
-
-class EngineConfig(BaseSettings):
+class EngineConfig(BaseModel):
     """The knobs of one engine. Raises `pydantic.ValidationError` with a sentence for each wrong value."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="CAROUSEL_",
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-    )
-
-    config: Path | None = None
-    """YAML file with any of these knobs, named as in the environment but in lower case (max_num_seqs: 64)."""
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     model: str = DEFAULT_MODEL
     """What to serve: a local folder, a .gguf file, a Hugging Face id, or a name: SmolLM2-135M-Instruct or
@@ -70,7 +45,8 @@ class EngineConfig(BaseSettings):
 
     kv_cache_memory: ByteSize | None = None
     """Memory for the KV pool (2GiB, 800MB); by default 40 % of the free memory (CUDA: 85 %), and never more
-    than all seats could fill."""
+    than all seats could fill. A pool that holds fewer than 256 tokens (or --max-model-len, where that is given or
+    the model's is shorter) is refused."""
 
     kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the keys and values in the KV pool; auto is bfloat16 on a CPU, float32 beside products in float32,
@@ -78,6 +54,10 @@ class EngineConfig(BaseSettings):
 
     prefix_caching: bool = True
     """Reuse the KV blocks of a prefix that was computed before."""
+
+    share_prefixes: bool = False
+    """Let users reuse each other's prefixes too. Without it users find only their own, and cannot tell from the
+    number of cached tokens, or from the time that an answer takes, what somebody else has asked."""
 
     attention_backend: Literal["auto", "native", "flex", "torch"] = "auto"
     """How attention reads the block pool: native is the C++ kernel for CPU, flex torch's FlexAttention for CUDA,
@@ -121,44 +101,11 @@ class EngineConfig(BaseSettings):
     """How log lines look; json has one object a line, with the request's id, user and figures as fields."""
 
     threads: PositiveInt | None = None
-    """Threads of the forward pass; by default one for each core this process may use, and fewer while other
-    programs keep cores busy."""
+    """Threads of the forward pass; by default one for each core this process may use, within a container's quota,
+    and fewer while other programs keep cores busy."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError("max_model_len must be at least 2: one token of prompt and one of answer")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _ConfigFile(settings_cls)
-
-
-class _ConfigFile(YamlConfigSettingsSource):
-    """The YAML source whose path is itself a knob, already known from the sources of higher precedence."""
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls, yaml_file=None)
-
-    def __call__(self) -> dict[str, Any]:
-        path = self.current_state.get("config") or os.environ.get("CAROUSEL_CONFIG")
-        if not path:
-            return {}
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise ConfigFileError(f"--config {file}: there is no such file")
-        try:
-            values = self._read_file(file)
-        except Exception as error:
-            raise ConfigFileError(f"--config {file}: not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigFileError(f"--config {file}: expected `knob: value` lines, not {type(values).__name__}")
-        return values

@@ -9,12 +9,12 @@ from typing import Any
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.messages import TokenLogprobs
-from scheduler.model_source import resolve_model
+from scheduler.engine.core import EngineCore
+from scheduler.engine.stream import RequestStream, make_request
+from scheduler.models.model_source import resolve_model
 from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams
-from scheduler.stream import RequestStream, make_request
-from scheduler.tokenizer import Tokenizer
+from scheduler.step import TokenLogprobs
+from scheduler.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

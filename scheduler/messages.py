@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from scheduler.request import FinishReason, Request
+from scheduler.step import SampledToken, TokenLogprobs
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -47,17 +48,10 @@ class RecordTrace(msgspec.Struct, frozen=True, tag=True):
     number: int
     """What `Recorded` will be known by."""
     num_steps: int
+    """0: forget the recording of this number, nobody waits for it any more."""
 
 
 ToEngine = AddRequest | AbortRequest | Watch | RecordTrace | Shutdown
-
-
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """The chosen token's log-probability (natural logarithm) and the likeliest alternatives, best first."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -65,14 +59,23 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     index: int
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None = None
+    tokens: list[SampledToken]
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     num_cached_tokens: int = 0
     queue_time: float = 0.0
     """Seconds from the request's arrival to the sequence's first seat; 0 if it never had one."""
     error: str | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.token_id for token in self.tokens]
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        """One for each token, if asked for."""
+        found = [token.logprobs for token in self.tokens if token.logprobs is not None]
+        return found or None
 
 
 class EngineState(msgspec.Struct, frozen=True, array_like=True):
@@ -117,6 +120,8 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """Those among them that clients sent (a resumed sequence's own tokens are not)."""
     num_cached_tokens: int
     """Prompt tokens that the prefix cache spared the sequences admitted in this step."""
+    num_recomputed_tokens: int
+    """Those that had been computed before a preemption."""
     num_sampled_tokens: int
     num_preemptions: int
     num_yielded: int

@@ -55,10 +55,13 @@ class UnknownProcessorError(ValueError):
 
 @cache
 def instruction_set() -> str:
-    """The best of `FLAGS` that this processor has, or the lesser one that `CAROUSEL_CPU` names."""
+    """The fastest of `FLAGS` that this processor has, or the one that `CAROUSEL_CPU` names."""
     wanted = os.environ.get(VARIABLE, "").lower()
     if not wanted:
-        return available()[0]
+        # On Intel's processors a product of bfloat16 takes longer than converting to float32 and multiplying there
+        # (`python -m benchmarks.micro products`).
+        slow = {"avx512-bf16"} if _cpuinfo("vendor_id") == "GenuineIntel" else set()
+        return next(name for name in available() if name not in slow)
     if wanted not in FLAGS:
         raise UnknownProcessorError(f"{VARIABLE}={wanted}: give one of {', '.join(FLAGS)}")
     if wanted not in available():
@@ -81,12 +84,21 @@ def hold_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether bfloat16 is a type to compute in here, rather than only to store."""
+    return "avx512-bf16" in available() and instruction_set().startswith("avx512")
+
+
 def _features() -> set[str]:
     """What the kernel of the operating system says the processor has; nothing where it does not say."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return set()
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return set(_cpuinfo("flags").split()) if is_x86 else set()
+
+
+def _cpuinfo(field: str) -> str:
+    """What it says of the first core, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

@@ -41,6 +41,9 @@ class FinishReason(enum.StrEnum):
     """It failed inside the engine; the log has the traceback."""
 
 
+MAX_STOP_TOKENS = 1024
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose tokens, and when to stop. Raises `InvalidRequestError` for values out of range."""
 
@@ -60,7 +63,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """With a seed, the same request draws the same tokens, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings."""
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
     """The answer ends with the first of these tokens."""
     ignore_eos: bool = False
     """Go on after the model's end-of-sequence token (for load tests)."""
@@ -82,12 +85,27 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
         check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
         check(all(self.stop), "stop", "made of non-empty strings")
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise InvalidRequestError(f"stop_token_ids can be {MAX_STOP_TOKENS} at most", "stop_token_ids")
+        msgspec.structs.force_setattr(self, "stop_token_ids", frozenset(self.stop_token_ids))
         check(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "between 0 and 20")
         check(1 <= self.n <= 128, "n", "between 1 and 128")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
             )
+
+
+class PriorityClass(enum.IntEnum):
+    """A user's class; see fair.py and `PriorityFirst` for what it does."""
+
+    HIGH = -1
+    NORMAL = 0
+    LOW = 1
+
+
+CLASS_DISTANCE = 1000
+"""Between the priorities of two classes."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,10 +130,43 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     arrival_time: float = msgspec.field(default_factory=time.monotonic)
     """Seconds on the machine's monotonic clock."""
 
+    @property
+    def priority_class(self) -> PriorityClass:
+        """The class whose priority is nearest."""
+        return PriorityClass(max(-1, min(1, round(self.priority / CLASS_DISTANCE))))
+
+
+def check_fits(request: Request, *, max_model_len: int, pool_tokens: int, vocab_size: int) -> None:
+    """Raise `InvalidRequestError` for a request that even an empty engine could not finish.
+
+    `pool_tokens` is what all blocks of the pool hold together.
+    """
+    num_prompt_tokens = len(request.prompt_token_ids)
+    longest = min(max_model_len, pool_tokens)
+    if num_prompt_tokens == 0:
+        raise InvalidRequestError("the prompt is empty: at least one token is needed", "prompt")
+    if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < vocab_size:
+        raise InvalidRequestError(f"the prompt has token ids outside of 0 to {vocab_size - 1}", "prompt")
+    if num_prompt_tokens >= longest:
+        raise InvalidRequestError(
+            f"the prompt has {num_prompt_tokens} tokens, and prompt plus answer can have {longest} at most: "
+            "shorten the prompt",
+            "prompt",
+        )
+    max_tokens = request.params.max_tokens
+    if max_tokens is not None and num_prompt_tokens + max_tokens > longest:
+        raise InvalidRequestError(
+            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {max_tokens}, together more than the "
+            f"{longest} that prompt plus answer can have: shorten the prompt or lower max_tokens",
+            "max_tokens",
+        )
+
 
 class Status(enum.Enum):
     """Where a sequence is in its life."""
 
+    FOLLOWING = enum.auto()
+    """New, and not in the queue yet: the first of its request's sequences is computing the prompt for all."""
     WAITING = enum.auto()
     """In the queue: new, or preempted and to be resumed."""
     RUNNING = enum.auto()
@@ -134,16 +185,19 @@ class Sequence:
     __slots__ = (
         "arrival",
         "block_table",
+        "crowded_out",
         "finish_reason",
         "first_token_time",
         "index",
         "num_cached_tokens",
         "num_charged_tokens",
         "num_computed_tokens",
+        "num_ever_computed",
         "num_preemptions",
         "num_prompt_tokens",
         "prefix",
         "request",
+        "root",
         "seat",
         "seated_time",
         "status",
@@ -162,21 +216,34 @@ class Sequence:
         """When it got its first seat, on the monotonic clock."""
         self.first_token_time: float | None = None
         """When its first token was sampled, on the monotonic clock."""
-        self.token_ids: list[int] = list(request.prompt_token_ids)
+        self.token_ids: list[int] = request.prompt_token_ids
+        """Prompt and answer so far. The request's own list until there is an answer: who waits needs no copy."""
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_ever_computed = 0
+        """The most that `num_computed_tokens` has been: fewer are there after a preemption."""
+        self.crowded_out = False
+        """Whether it has lost its seat for want of blocks."""
         self.num_cached_tokens = 0
         """Prompt tokens that the prefix cache spared at first admission."""
         self.num_charged_tokens = 0
         """Prompt tokens that are on the user's account: what is computed again is not charged again."""
         self.num_preemptions = 0
         self.block_table: list[int] = []
-        self.prefix: list[int] = []
+        self.root = b""
+        """What its first block follows in the prefix cache, given by the scheduler."""
+        self.prefix: list[bytes] = []
         """Identity in the prefix cache of each full block that is already published (see blocks.py)."""
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | None = None
         """The stop token that ended it, if one of the request's own did."""
+
+    def append(self, token_id: int) -> None:
+        """One more token of the answer."""
+        if self.token_ids is self.request.prompt_token_ids:
+            self.token_ids = list(self.token_ids)
+        self.token_ids.append(token_id)
 
     @property
     def num_tokens(self) -> int:

@@ -8,33 +8,41 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
-from scheduler.async_engine import AsyncEngine, EngineDeadError
+from scheduler.engine.client import AsyncEngine, EngineDeadError
 from scheduler.messages import StepStats
-from server.access_log import log_departures, name_response
-from server.admission import tell_limits
-from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, LIVE, REGISTRY, STARTED, USERS
-from server.authentication import authenticate
-from server.chat import create_chat_completion
-from server.completions import create_completion
-from server.config import MAX_BODY_BYTES, ServeConfig
-from server.errors import answer_errors
-from server.generation import check_model
-from server.ledger import Ledger
-from server.limits import Limits
-from server.live import Live
-from server.live_page import end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
-from server.openai_responses import Health, Model, ModelList, json_response
-from server.otel import Spans
-from server.trace import record_trace
-from server.usage import get_usage
-from server.users import UserDirectory
+from server.api.chat import create_chat_completion
+from server.api.completions import create_completion
+from server.api.generation import check_model
+from server.api.responses import Health, Model, ModelList
+from server.api.trace import record_trace
+from server.api.usage import get_usage
+from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, USERS
+from server.config import ServeConfig
+from server.http.access_log import log_departures
+from server.http.admission import tell_limits
+from server.http.authentication import authenticate
+from server.http.errors import answer_errors
+from server.http.guard import guard
+from server.http.json import json_response
+from server.http.metrics import add_metrics, without_names
+from server.http.record import name_response
+from server.http.spans import Spans
+from server.http.worker import WORKER, new_worker, worker_lifetime
+from server.live.broadcaster import Live
+from server.live.handlers import LIVE, end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
+from server.users.directory import UserDirectory
+from server.users.ledger import Ledger
+from server.users.limits import Limits
+
+STARTED = web.AppKey("started", int)
+"""Unix time."""
 
 
 def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegistry) -> web.Application:
     """The application. It starts the engine when it starts, and stops it at its end. Raises `UsersFileError`."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[log_departures, answer_errors])
+    checks = guard(config.host, config.allowed_hosts, has_keys=config.users is not None)
+    app = web.Application(middlewares=[log_departures, answer_errors, checks])
     if config.users is not None:
         app[USERS] = UserDirectory(config.users)
         app.middlewares.append(authenticate)
@@ -50,9 +58,9 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
         max_queued_requests=config.max_queued_requests, max_queued_tokens=config.max_queued_tokens
     )
     app[LIVE] = Live(engine, with_users=config.users is not None)
-    app[REGISTRY] = registry
     app[STARTED] = int(time.time())
-    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime])
+    app[WORKER] = new_worker()
+    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime])
     app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
     app.router.add_post("/v1/completions", create_completion)
@@ -66,7 +74,8 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app.router.add_get("/page/{name}", get_page_file)
     app.router.add_get("/live", get_live)
     app.router.add_get("/health", health)
-    app.router.add_get("/metrics", metrics)
+    if config.metrics_port is None:
+        add_metrics(app, registry if config.users is None else without_names(registry))
     return app
 
 
@@ -96,7 +105,7 @@ async def list_models(request: web.Request) -> web.Response:
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
-    check_model(request, request.match_info["model"])
+    check_model(request.app, request.match_info["model"])
     return json_response(_served_model(request.app))
 
 
@@ -109,8 +118,3 @@ async def health(request: web.Request) -> web.Response:
     if (reason := request.app[ENGINE].error) is not None:
         raise EngineDeadError(reason)
     return json_response(Health("ok"))
-
-
-async def metrics(request: web.Request) -> web.Response:
-    encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
-    return web.Response(body=encoder(request.app[REGISTRY]), headers={"Content-Type": content_type})

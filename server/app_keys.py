@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
-from scheduler.async_engine import AsyncEngine
+from scheduler.engine.client import AsyncEngine
 from server.config import ServeConfig
-from server.ledger import Ledger
-from server.limits import Admission, Limits
-from server.live import Live
-from server.users import ANONYMOUS, User, UserDirectory
+from server.users.directory import ANONYMOUS, User, UserDirectory
+from server.users.ledger import Ledger
+from server.users.limits import Admission, Limits
 
 CONFIG = web.AppKey("config", ServeConfig)
 ENGINE = web.AppKey("engine", AsyncEngine)
 LEDGER = web.AppKey("ledger", Ledger)
 LIMITS = web.AppKey("limits", Limits)
-LIVE = web.AppKey("live", Live)
-REGISTRY = web.AppKey("registry", CollectorRegistry)
-STARTED = web.AppKey("started", int)
-"""Unix time."""
 USERS = web.AppKey("users", UserDirectory)
 """Only on a server with users."""
 

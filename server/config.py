@@ -9,8 +9,11 @@ from pydantic import Field
 
 from scheduler.config import EngineConfig, PositiveInt
 
+MIN_BODY_BYTES = 1024 * 1024
 MAX_BODY_BYTES = 16 * 1024 * 1024
-"""Largest request body; far more than the longest prompt that any model here could read."""
+"""Between these, the largest request body follows from the longest prompt that the model can read."""
+
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def ledger_of(users: Path) -> Path:
@@ -38,11 +41,32 @@ class ServeConfig(EngineConfig):
     """SQLite file that keeps who used how much on which day; by default, with --users, it is next to that file
     (users.yaml: users.ledger.sqlite3)."""
 
+    allowed_hosts: str | None = None
+    """Names, with commas between them, that requests may have in their Host header besides this machine's own. By
+    default that is looked at only on 127.0.0.1 without --users, where a page in a browser could otherwise reach
+    the server under a name of its own; with this, on every address."""
+
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Serve /metrics on a port of its own, and there only; 0 takes a free one. There users have their names; by
+    default /metrics is on the port of everything else, needs no key, and users are numbers in it."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of --metrics-port."""
+
     max_queued_requests: PositiveInt = 1024
-    """Requests that may wait for their first token, over all users; more are refused with status 429."""
+    """Prompts that may wait for their first token, over all users; when they are so many, whoever holds more than
+    their part of them is refused with status 429."""
 
     max_queued_tokens: PositiveInt = 1_000_000
-    """Tokens that the prompts of waiting requests may have together; more are refused with status 429."""
+    """Tokens that the waiting prompts may have together, and those of one request at most; when they are so many,
+    whoever holds more than their part of them is refused with status 429."""
+
+    slow_body_seconds: PositiveSeconds = 30.0
+    """Seconds that a request's body may take to arrive; then the request ends with status 408, and its connection
+    is closed."""
+
+    stalled_stream_seconds: PositiveSeconds = 30.0
+    """Seconds that the reader of a stream may take nothing; then the request and its connection end."""
 
     otlp_endpoint: str | None = None
     """Send a span for each generation there, by OpenTelemetry's protocol over HTTP (http://127.0.0.1:4318/v1/traces);

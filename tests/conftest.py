@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 import scheduler
@@ -79,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """The default model's folder; the first use downloads it."""
-    from scheduler.model_source import resolve_model
+    from scheduler.models.model_source import resolve_model
 
     return resolve_model(DEFAULT_MODEL)
 
@@ -89,7 +91,7 @@ def float32_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> s
     """The default model as transformers reads it out of its GGUF file, in float32: a folder of safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from scheduler.checkpoint import gguf_file
+    from scheduler.models.checkpoint import gguf_file
 
     gguf = gguf_file(model_path)
     assert gguf is not None
@@ -114,7 +116,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterato
 @pytest.fixture(scope="session")
 def prompts(model_path: str) -> list[list[int]]:
     """32 prompts of 3 to 600 tokens, cut out of a book, no two alike."""
-    from scheduler.tokenizer import Tokenizer
+    from scheduler.text.tokenizer import Tokenizer
 
     book = Tokenizer(model_path).encode(ALICE)
     rng = random.Random(0)
@@ -124,12 +126,30 @@ def prompts(model_path: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def references(float32_path: str, prompts: list[list[int]]) -> list[Reference]:
-    """What transformers answers to each prompt alone, in float32. Two processes take turns with the prompts: a
-    second thread gains little with one token at a time."""
+def references(
+    request: pytest.FixtureRequest, model_path: str, prompts: list[list[int]], pytestconfig: pytest.Config
+) -> list[Reference]:
+    """What transformers answers to each prompt alone, in float32. It takes a minute, so pytest's cache keeps it
+    from run to run, as long as nothing that it depends on has changed."""
+    from scheduler.models.checkpoint import gguf_file
+
+    file = gguf_file(model_path)
+    assert file is not None and pytestconfig.cache is not None
+    facts = [file.stat().st_size, file.stat().st_mtime_ns, torch.__version__, transformers.__version__]
+    digest = hashlib.sha256(repr((facts, torch.backends.cpu.get_cpu_capability(), NUM_TOKENS, prompts)).encode())
+    name = f"carousel/references-{digest.hexdigest()[:16]}"
+    known = pytestconfig.cache.get(name, None)
+    if known is None:
+        known = [asdict(answer) for answer in _all_references(request.getfixturevalue("float32_path"), prompts)]
+        pytestconfig.cache.set(name, known)
+    return [Reference(**answer) for answer in known]
+
+
+def _all_references(path: str, prompts: list[list[int]]) -> list[Reference]:
+    """Two processes take turns with the prompts: a second thread gains little with one token at a time."""
     halves = [prompts[::2], prompts[1::2]]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
-        even, odd = processes.map(_references, [float32_path, float32_path], halves)
+        even, odd = processes.map(_references, [path, path], halves)
     return [answer for pair in zip(even, odd, strict=True) for answer in pair]
 
 

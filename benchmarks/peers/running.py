@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 from tqdm import tqdm
 
-from benchmarks.load import LoadClient
 from benchmarks.peers.catalogue import PEERS, Load, Peer, Service
 from benchmarks.peers.installing import PEERS_FOLDER, PeerError
 from benchmarks.processor import HELD_TO_AVX2
+from server.bench.load import LoadClient
 
 START_SECONDS = 600
 REQUEST_SECONDS = 900

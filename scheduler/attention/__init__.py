@@ -11,7 +11,7 @@ from scheduler.attention.flex_backend import FlexAttention
 from scheduler.attention.interface import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
-from scheduler.native import NativeBuildError
+from scheduler.kernels.native import NativeBuildError
 
 __all__ = ["AttentionBackend", "BackendError", "LayerSpec", "PackedBatch", "choose_backend"]
 

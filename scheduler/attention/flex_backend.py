@@ -59,7 +59,7 @@ class FlexAttention:
         self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         shape = (num_blocks, block_size, spec.num_kv_heads)
-        # Zeros, because a value that is masked out is still multiplied by zero, and must not be a NaN.
+        # Zeros, because a value that is masked out is still multiplied by zero, and must be finite.
         return (
             torch.zeros(*shape, spec.key_dim, dtype=dtype, device=device),
             torch.zeros(*shape, spec.value_dim, dtype=dtype, device=device),
@@ -75,8 +75,11 @@ class FlexAttention:
         spec: LayerSpec,
     ) -> Tensor:
         keys, values = cache
-        keys.flatten(0, 1)[batch.slot_mapping] = key.to(keys.dtype)
-        values.flatten(0, 1)[batch.slot_mapping] = value.to(values.dtype)
+        key, value = key.to(keys.dtype), value.to(values.dtype)
+        # So a value that is not finite is told by its key alone, which a mask hides from whoever must not see it.
+        is_sound = value.isfinite().all(dim=-1, keepdim=True)
+        keys.flatten(0, 1)[batch.slot_mapping] = key.where(is_sound, torch.nan)
+        values.flatten(0, 1)[batch.slot_mapping] = value.where(is_sound, 0.0)
         if self._tiles is None or batch is not self._batch:
             self._batch, self._tiles, self._visits = batch, Tiles.of(batch, keys.shape[0], keys.shape[1]), {}
         window = spec.sliding_window

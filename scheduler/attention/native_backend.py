@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from scheduler.attention.interface import LayerSpec, PackedBatch
-from scheduler.native import kernels
+from scheduler.kernels.native import kernels
 
 VECTOR = 16
 """Head sizes and block sizes must be multiples of this many numbers: the kernel's vectors."""

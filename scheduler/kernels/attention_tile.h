@@ -35,7 +35,7 @@ constexpr float kNoKey = -std::numeric_limits<float>::infinity();
 // Adds a partition's softmax to the state before it. Not inlined: both ways to walk the partitions, by one thread
 // or by several, must round alike.
 __attribute__((noinline)) inline void merge(float* state, float* partial, int64_t value_dim) {
-  if (RowState::largest(partial) == kNoKey) return;
+  if (RowState::sum(partial) == 0.0f) return;  // no key; not known by the largest score, which passes over a NaN
   const float largest = RowState::largest(state) > RowState::largest(partial) ? RowState::largest(state)
                                                                                : RowState::largest(partial);
   const f32v keep = exp(splat(RowState::largest(state) - largest));
@@ -151,7 +151,7 @@ void attend_tile(const PartitionView<Stored>& view, const float* queries, const 
   const int64_t stride = RowState::floats(view.value_dim);
   const int64_t begin = visible[0].begin, end = visible[kRows - 1].end;
   if (begin >= end) {
-    for (int r = 0; r < kRows; ++r) RowState::largest(states + r * stride) = kNoKey;
+    for (int r = 0; r < kRows; ++r) RowState::sum(states + r * stride) = 0.0f;
     return;
   }
   constexpr int kAtOnce = vectors_at_once(kRows);

@@ -308,6 +308,21 @@ at::Tensor draw_tokens(const at::Tensor& tensor, const at::Tensor& temperatures,
   return tokens;
 }
 
+at::Tensor draw_truncated_tokens(const at::Tensor& tensor, const at::Tensor& temperatures, const at::Tensor& numbers,
+                                 const at::Tensor& top_k, const at::Tensor& top_p, const at::Tensor& min_p,
+                                 int num_threads) {
+  const Logits logits = logits_of(tensor);
+  const float* over = data<float>(temperatures, "temperatures", {logits.rows});
+  const double* at_numbers = data<double>(numbers, "numbers", {logits.rows});
+  const Truncation truncation{data<int64_t>(top_k, "top_k", {logits.rows}), data<double>(top_p, "top_p", {logits.rows}),
+                              data<double>(min_p, "min_p", {logits.rows})};
+  at::Tensor tokens = at::empty({logits.rows}, at::kLong);
+  int64_t* to = tokens.data_ptr<int64_t>();
+  check_threads(num_threads);
+  parallel(num_threads, [&](Team& team) { draw_truncated(team, logits, over, truncation, at_numbers, to); });
+  return tokens;
+}
+
 std::pair<at::Tensor, at::Tensor> top_logits(const at::Tensor& tensor, int64_t count, int num_threads) {
   const Logits logits = logits_of(tensor);
   require(count >= 1 && count <= logits.vocabulary, "k must be in [1, ", logits.vocabulary, "], not ", count);
@@ -370,6 +385,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("logsumexp", &logsumexp, without_gil, arg("logits"), arg("temperatures"), arg("num_threads") = 1);
   module.def("draw", &draw_tokens, without_gil, arg("logits"), arg("temperatures"), arg("numbers"),
              arg("num_threads") = 1);
+  module.def("draw_truncated", &draw_truncated_tokens, without_gil, arg("logits"), arg("temperatures"), arg("numbers"),
+             arg("top_k"), arg("top_p"), arg("min_p"), arg("num_threads") = 1);
   module.def("top_candidates", &top_logits, without_gil, arg("logits"), arg("k"), arg("num_threads") = 1);
 }
 

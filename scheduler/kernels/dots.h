@@ -34,6 +34,12 @@ CAROUSEL_INLINE i32v dot_bytes(i32v sums, i32v weights, i32v row) {
 #endif
 }
 
+// The even or the odd bytes of each word, as two 16-bit numbers.
+typedef int16_t i16v __attribute__((vector_size(4 * kLanes)));
+CAROUSEL_INLINE i32v even_bytes(i32v w) { return (i32v)((i16v)w << 8 >> 8); }
+CAROUSEL_INLINE i32v odd_bytes(i32v w) { return (i32v)((i16v)w >> 8); }
+
+// dot_shorts: the sums of two products of 16-bit numbers each, on top of `sums`.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 #define CAROUSEL_SIXTEEN_BIT_SUMS 1
 #if defined(__AVX512BW__)
@@ -44,8 +50,6 @@ CAROUSEL_INLINE Register multiply_bytes(i32v weights, i32v row) {
 CAROUSEL_INLINE Register add_shorts(Register a, Register b) { return _mm512_add_epi16(a, b); }
 CAROUSEL_INLINE i32v multiply_shorts(Register a, Register b) { return (i32v)_mm512_madd_epi16(a, b); }
 CAROUSEL_INLINE i32v widen_sums(Register sums) { return multiply_shorts(sums, _mm512_set1_epi16(1)); }
-CAROUSEL_INLINE i32v even_bytes(i32v w) { return (i32v)_mm512_srai_epi16(_mm512_slli_epi16((Register)w, 8), 8); }
-CAROUSEL_INLINE i32v odd_bytes(i32v w) { return (i32v)_mm512_srai_epi16((Register)w, 8); }
 #else
 typedef __m256i Register;
 CAROUSEL_INLINE Register multiply_bytes(i32v weights, i32v row) {
@@ -54,16 +58,10 @@ CAROUSEL_INLINE Register multiply_bytes(i32v weights, i32v row) {
 CAROUSEL_INLINE Register add_shorts(Register a, Register b) { return _mm256_add_epi16(a, b); }
 CAROUSEL_INLINE i32v multiply_shorts(Register a, Register b) { return (i32v)_mm256_madd_epi16(a, b); }
 CAROUSEL_INLINE i32v widen_sums(Register sums) { return multiply_shorts(sums, _mm256_set1_epi16(1)); }
-CAROUSEL_INLINE i32v even_bytes(i32v w) { return (i32v)_mm256_srai_epi16(_mm256_slli_epi16((Register)w, 8), 8); }
-CAROUSEL_INLINE i32v odd_bytes(i32v w) { return (i32v)_mm256_srai_epi16((Register)w, 8); }
 #endif
 CAROUSEL_INLINE i32v dot_shorts(i32v sums, i32v a, i32v b) { return sums + multiply_shorts((Register)a, (Register)b); }
 #else
 #define CAROUSEL_SIXTEEN_BIT_SUMS 0
-// The even or the odd bytes of each word, as two 16-bit numbers; and the sum of two such products.
-typedef int16_t i16v __attribute__((vector_size(4 * kLanes)));
-CAROUSEL_INLINE i32v even_bytes(i32v w) { return (i32v)((i16v)w << 8 >> 8); }
-CAROUSEL_INLINE i32v odd_bytes(i32v w) { return (i32v)((i16v)w >> 8); }
 CAROUSEL_INLINE i32v dot_shorts(i32v sums, i32v a, i32v b) {
 #if defined(__SSE2__) && !defined(__AVX2__)
   return sums + (i32v)_mm_madd_epi16((__m128i)a, (__m128i)b);

@@ -37,7 +37,7 @@ std::shared_ptr<char> allocate_weights(size_t bytes) {
   return memory;
 }
 
-// Sixteen values from `values`, or what is left of them and zeros.
+// A vector of values from `values`, or what is left of them and zeros.
 CAROUSEL_INLINE f32v load_some(const float* values, int64_t count) {
   if (count >= kLanes) return load(values);
   f32v some = {};
@@ -210,9 +210,13 @@ void PackedRows::pack(const Block& block, int64_t row, const float* values) {
   float* scale = scales_.data() + block.first * groups_ + (row - block.first);
   float* total = totals_.data() + block.first * groups_ + (row - block.first);
   for (int64_t g = 0; g < groups_; ++g, scale += height, total += height) {
-    const int64_t first = g * form_.group, last = std::min(first + form_.group, width_);
-    const float largest = largest_magnitude(values + first, last - first);
-    const float steps_per_unit = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const int64_t first = g * form_.group, end = std::min(first + form_.group, width_);
+    const float largest = largest_magnitude(values + first, end - first), steps = 127.0f / largest;
+    // No steps where all is zero or next to it, and none where something is infinite or a NaN: then the scale is that
+    // too, and zero steps of it are a NaN, as is every sum with it.
+    const bool has_steps = steps > 0.0f && std::isfinite(steps);
+    const float steps_per_unit = has_steps ? steps : 0.0f;
+    const int64_t last = has_steps ? end : first;
     i32v sum = {};
     for (int64_t k = first; k < first + form_.group; k += kLanes) {
       const i32v rounded = round_to_int(k < last ? load_some(values + k, last - k) : f32v{}, steps_per_unit);

@@ -82,6 +82,11 @@ void round_row(const float* values, int64_t columns, const Coding& coding, Coded
   for (int64_t g = 0; g < int64_t(to.scales.size()); ++g) {
     const int64_t first = g * coding.group, count = std::min(coding.group, columns - first);
     uint8_t* codes = &to.codes[first];
+    if (!std::isfinite(largest_magnitude(values + first, count))) {
+      std::fill_n(codes, count, uint8_t(0));
+      to.scales[g] = std::numeric_limits<float>::quiet_NaN();
+      continue;
+    }
     if (!coding.minimums) {
       round_symmetric(values + first, count, codes, to.scales[g]);
       continue;

@@ -1,5 +1,6 @@
 #include "sampler.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -11,7 +12,7 @@ namespace {
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kStretch = 64;  // logits looked at together
 
-// Sixteen logits from `from`, or what is left of them and -inf.
+// A vector of logits from `from`, or what is left of them and -inf.
 CAROUSEL_INLINE f32v load_logits(const float* from, int64_t left) {
   f32v logits = splat(kLowest);
   if (left >= kLanes) logits = load(from);
@@ -124,6 +125,84 @@ struct Exponentials {
   }
 };
 
+struct Weighted {
+  Candidate candidate;
+  double weight;  // e to the logit over the temperature, relative to the likeliest's
+  bool operator<(const Weighted& other) const { return candidate < other.candidate; }
+};
+
+double sum_of(const std::vector<Weighted>& tokens, size_t begin, size_t end) {
+  double sum = 0;
+  for (size_t i = begin; i < end; ++i) sum += tokens[i].weight;
+  return sum;
+}
+
+// Moves the likeliest tokens whose weights sum to `mass` to the front, and returns how many they are: at least one.
+size_t take_mass(std::vector<Weighted>& tokens, double mass) {
+  size_t begin = 0, end = tokens.size();
+  double before = 0;
+  while (end - begin > 32) {
+    const size_t middle = (begin + end) / 2;
+    std::nth_element(tokens.begin() + begin, tokens.begin() + middle, tokens.begin() + end);
+    const double half = sum_of(tokens, begin, middle);
+    if (before + half >= mass) {
+      end = middle;
+    } else {
+      before += half;
+      begin = middle;
+    }
+  }
+  std::sort(tokens.begin() + begin, tokens.begin() + end);
+  while (begin < end && before < mass) before += tokens[begin++].weight;
+  return std::max<size_t>(begin, 1);
+}
+
+// Where the number falls among the tokens that are left, in the order in which they stand.
+int64_t pick(const std::vector<Weighted>& tokens, size_t count, double min_p, double number) {
+  double kept = 0;
+  for (size_t i = 0; i < count; ++i) kept += tokens[i].weight >= min_p ? tokens[i].weight : 0;
+  double target = number * kept;
+  int64_t likely = tokens.front().candidate.index;
+  for (size_t i = 0; i < count; ++i) {
+    if (tokens[i].weight < min_p || tokens[i].weight == 0) continue;
+    likely = tokens[i].candidate.index;
+    target -= tokens[i].weight;
+    if (target < 0) break;
+  }
+  return likely;
+}
+
+constexpr int64_t kFew = 256;  // candidates that mostly are enough
+
+int64_t draw_row(const float* logits, int64_t vocabulary, float temperature, int64_t top_k, double top_p, double min_p,
+                 double number) {
+  const Exponentials exponentials(logits, vocabulary, temperature);
+  const double scale = 1.0 / temperature;
+  const bool counted = top_k > 0 && top_k < vocabulary;
+  std::vector<Weighted> tokens;
+  const auto weigh = [&](const Candidate& candidate) {
+    tokens.push_back({candidate, std::exp((double(candidate.logit) - exponentials.largest) * scale)});
+  };
+  if (!counted || top_k <= kFew) {
+    const int64_t count = std::min(counted ? top_k : kFew, vocabulary);
+    for (const Candidate& candidate : best_candidates(logits, vocabulary, count)) weigh(candidate);
+    const double found = sum_of(tokens, 0, tokens.size());
+    const double mass = top_p * (counted ? found : exponentials.total);
+    const bool enough = counted || count == vocabulary || (top_p < 1.0 && found >= mass) ||
+                        tokens.back().weight < min_p;
+    if (enough) return pick(tokens, top_p < 1.0 ? take_mass(tokens, mass) : tokens.size(), min_p, number);
+    tokens.clear();
+  }
+  tokens.reserve(vocabulary);
+  for (int64_t i = 0; i < vocabulary; ++i) weigh({std::isnan(logits[i]) ? kLowest : logits[i], i});
+  if (counted) {
+    std::nth_element(tokens.begin(), tokens.begin() + (top_k - 1), tokens.end());
+    tokens.resize(top_k);
+  }
+  const double mass = top_p * (counted ? sum_of(tokens, 0, tokens.size()) : exponentials.total);
+  return pick(tokens, top_p < 1.0 ? take_mass(tokens, mass) : tokens.size(), min_p, number);
+}
+
 }  // namespace
 
 void largest_logits(Team& team, const Logits& logits, float* values, int64_t* indices) {
@@ -145,6 +224,14 @@ void draw(Team& team, const Logits& logits, const float* temperatures, const dou
   team.for_each(logits.rows, 1, [&](int64_t row) {
     const Exponentials exponentials(logits.row(row), logits.vocabulary, temperatures[row]);
     tokens[row] = exponentials.token_at(numbers[row] * exponentials.total);
+  });
+}
+
+void draw_truncated(Team& team, const Logits& logits, const float* temperatures, const Truncation& truncation,
+                    const double* numbers, int64_t* tokens) {
+  team.for_each(logits.rows, 1, [&](int64_t row) {
+    tokens[row] = draw_row(logits.row(row), logits.vocabulary, temperatures[row], truncation.top_k[row],
+                           truncation.top_p[row], truncation.min_p[row], numbers[row]);
   });
 }
 

@@ -131,7 +131,7 @@ CAROUSEL_INLINE u16v narrow(f32v x) {  // to nearest, ties to even; a NaN stays 
 #endif
 }
 
-// Half precision, as scales are stored.
+// Half precision, as scales are stored. What is infinite or no number stays it.
 CAROUSEL_INLINE f32v widen_half(u16v halves) {
 #if defined(__AVX512F__)
   return _mm512_cvtph_ps((__m256i)halves);
@@ -139,16 +139,19 @@ CAROUSEL_INLINE f32v widen_half(u16v halves) {
   return _mm256_cvtph_ps((__m128i)halves);
 #else
   // The exponent is 15 bits too far down for a float and counts from 15 instead of 127; a product sets it right, for
-  // subnormal numbers too. Scales are finite.
+  // subnormal numbers too. Only the largest exponent stands for no number.
   const u32v bits = __builtin_convertvector(halves, u32v);
-  const f32v magnitude = (f32v)((bits & 0x7fff) << 13) * 0x1p112f;
-  return (f32v)((u32v)magnitude | (bits & 0x8000) << 16);
+  const u32v shifted = (bits & 0x7fff) << 13;
+  const u32v magnitude = shifted < (0x7c00u << 13) ? (u32v)((f32v)shifted * 0x1p112f) : shifted | 0x7f800000;
+  return (f32v)(magnitude | (bits & 0x8000) << 16);
 #endif
 }
 
-// To nearest, ties to even. The magnitude must be below 65520.
+// To nearest, ties to even; infinite from 65520 on; a NaN stays a NaN.
 inline uint16_t to_half(float x) {
   const uint32_t sign = std::bit_cast<uint32_t>(x) >> 16 & 0x8000;
+  if (x != x) return 0x7e00;
+  if (x >= 65520.0f || x <= -65520.0f) return uint16_t(sign | 0x7c00);
   // Adding a number whose last bit is worth what a half's last bit will be rounds there.
   const float magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0x7fffffff);
   const uint32_t exponent = std::bit_cast<uint32_t>(magnitude) & 0x7f800000;
@@ -161,7 +164,9 @@ inline uint16_t to_half(float x) {
 }
 
 inline float from_half(uint16_t bits) {
-  const float magnitude = std::bit_cast<float>(uint32_t(bits & 0x7fff) << 13) * 0x1p112f;
+  const uint32_t shifted = uint32_t(bits & 0x7fff) << 13;
+  const float magnitude = shifted < (0x7c00u << 13) ? std::bit_cast<float>(shifted) * 0x1p112f
+                                                    : std::bit_cast<float>(shifted | 0x7f800000);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from benchmarks.load import LoadClient, RunResult
-from benchmarks.workload import make_requests
 from scheduler.config import DEFAULT_MODEL
+from server.bench.load import LoadClient, RunResult
+from server.bench.workload import make_requests
 from tests.dashboards.exposition import Exposition
 from tests.dashboards.prometheus import Prometheus, scraping
 from tests.server.serving import Server

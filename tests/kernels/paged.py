@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scheduler.native import kernels
+from scheduler.kernels.native import kernels
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler.native import kernels
+from scheduler.kernels.native import kernels
 from tests.kernels.paged import attention_oracle, page, random_batch
 
 LENS = [(1, 1), (1, 257), (5, 5), (37, 300), (1, 600), (3, 513)]

@@ -18,10 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from scheduler.checkpoint import ModuleCheckpoint
-from scheduler.fused_model import can_fuse, make_decoder
-from scheduler.fused_weights import Mode, pack_weights
-from scheduler.model import PagedModel
+from scheduler.models.checkpoint import ModuleCheckpoint
+from scheduler.models.fused_model import can_fuse, make_decoder
+from scheduler.models.fused_weights import Mode, pack_weights
+from scheduler.models.paged_model import PagedModel
 
 SIZES: dict[str, Any] = {
     "hidden_size": 96,

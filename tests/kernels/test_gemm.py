@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scheduler import native
+from scheduler.kernels import native
 from tests.kernels.builds import TESTED
 
 SHAPES = [(16, 16), (33, 20), (96, 7), (5, 3), (960, 576), (576, 1537)]

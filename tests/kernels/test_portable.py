@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler import native
+from scheduler.kernels import native
 from tests.kernels.builds import TESTED
 from tests.kernels.paged import attention_oracle, random_batch
 

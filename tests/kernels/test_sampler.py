@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler.logits import NativeScans, TorchScans
-from scheduler.native import kernels
+from scheduler.execution.logits import NativeScans, TorchScans, Truncation
+from scheduler.kernels.native import kernels
 
 
 @pytest.mark.parametrize("vocabulary", [1, 15, 64, 1000, 49152])
@@ -34,6 +34,54 @@ def test_draws_where_torch_does(vocabulary: int) -> None:
     # A number next to an edge between two tokens may fall on either side of it.
     assert (ours == theirs).float().mean() > 0.98
     assert (logits.gather(1, ours[:, None]) > -torch.inf).all()
+
+
+def kept(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+    """Probabilities [vocabulary], 0 for the tokens that a narrowed choice leaves out, by sorting."""
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    order = torch.argsort(logits, descending=True, stable=True)
+    sorted_ = probabilities[order]
+    if 0 < top_k < len(logits):
+        sorted_[top_k:] = 0
+        sorted_ /= sorted_.sum()
+    sorted_[sorted_.cumsum(0) - sorted_ >= top_p] = 0
+    sorted_[sorted_ < min_p * sorted_[0]] = 0
+    return torch.zeros_like(probabilities).scatter(0, order, sorted_ / sorted_.sum())
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [
+        (0, 0.9, 0.0),
+        (0, 0.3, 0.1),
+        (40, 1.0, 0.0),
+        (40, 0.8, 0.0),
+        (700, 0.95, 0.0),
+        (0, 1.0, 0.3),
+        (900, 1.0, 0.05),
+    ],
+)
+def test_narrowed_choices_have_the_right_probabilities(
+    scale: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Numbers that fall evenly into 0 to 1 draw each token as often as it is likely, wherever the cut lies."""
+    torch.manual_seed(0)
+    count, temperature = 20_000, 1.3
+    logits = scale * torch.randn(1000)
+    numbers = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    truncation = Truncation(
+        torch.full((count,), top_k),
+        torch.full((count,), top_p, dtype=torch.float64),
+        torch.full((count,), min_p, dtype=torch.float64),
+    )
+    rows = logits.expand(count, -1).contiguous()
+    tokens = NativeScans(2).draw_truncated(rows, torch.full((count,), temperature), numbers, truncation)
+    wanted = kept(logits, temperature, top_k, top_p, min_p)
+    drawn = torch.bincount(tokens, minlength=1000).double() / count
+    # One token at the edge may be let in by one way of rounding and not by another.
+    assert ((wanted == 0) != (drawn == 0)).sum() <= 1
+    assert (drawn - wanted).abs().max() <= wanted.max() * 0.01 + 3 / count
 
 
 def test_the_ends_of_the_distribution() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scheduler.engine import EngineCore
+from scheduler.engine.core import EngineCore
 from scheduler.messages import StepStats
 from scheduler.request import Request, SamplingParams
 

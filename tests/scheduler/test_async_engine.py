@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+import zmq.asyncio
 from prometheus_client import CollectorRegistry
 
 from scheduler import AsyncEngine, EngineConfig, SamplingParams
-from scheduler.async_engine import EngineDeadError, EngineStartError
+from scheduler.engine.client import EngineDeadError, EngineStartError
+from scheduler.engine.core import EngineCore
+from scheduler.engine.process import EngineLoop
+from scheduler.engine.stream import Delta, RequestStream
+from scheduler.messages import RecordTrace, SequenceOutput, StepStats, ToEngine
 from scheduler.request import FinishReason, InvalidRequestError
 
 REGISTRY = CollectorRegistry()
@@ -80,6 +87,77 @@ async def test_the_same_request_id_twice_is_no_conflict(engine: AsyncEngine) -> 
     assert first == second
 
 
+async def test_a_listener_that_fails_costs_nobody_a_token(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def listener(step: StepStats) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "listeners", [listener])
+    async with asyncio.timeout(30):
+        deltas = [delta async for delta in engine.generate([1, 2, 3], GREEDY)]
+    assert sum(len(delta.token_ids) for delta in deltas) == 8
+    assert "Traceback" in caplog.text
+    await idle(engine)
+
+
+async def test_an_output_that_cannot_be_handed_out_ends_its_own_request(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = RequestStream.push
+
+    def picky(stream: RequestStream, output: SequenceOutput) -> Delta | None:
+        if output.request_id.startswith("bad"):
+            raise ZeroDivisionError
+        return push(stream, output)
+
+    async def run(name: str) -> int:
+        return sum([len(delta.token_ids) async for delta in engine.generate([1, 2], GREEDY, request_id=name)])
+
+    monkeypatch.setattr(RequestStream, "push", picky)
+    async with asyncio.timeout(30):
+        good, bad = await asyncio.gather(run("good"), run("bad"), return_exceptions=True)
+    assert good == 8
+    assert isinstance(bad, ZeroDivisionError)
+    await idle(engine)
+
+
+async def test_a_recording_that_nobody_waits_for_ends(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[ToEngine] = []
+    send = engine._send
+
+    async def spy(message: ToEngine) -> None:
+        sent.append(message)
+        await send(message)
+
+    monkeypatch.setattr(engine, "_send", spy)
+    recording = asyncio.create_task(engine.record_trace(10**6))
+    while not sent:
+        await asyncio.sleep(0)
+    recording.cancel()
+    await asyncio.gather(recording, return_exceptions=True)
+    (first, last) = cast(list[RecordTrace], sent)
+    assert (last.number, last.num_steps) == (first.number, 0)
+    assert not engine._recordings
+    again = asyncio.create_task(engine.record_trace(1))
+    assert [delta async for delta in engine.generate([1, 2, 3], GREEDY)]
+    assert b'"step 1"' in await again
+    assert not engine._recordings
+
+
+def test_the_engine_forgets_a_recording() -> None:
+    core: Any = SimpleNamespace(observers=[], has_work=False)
+    loop = EngineLoop(cast(EngineCore, core), lambda _: None)
+    loop._take(RecordTrace(1, 100))
+    loop._take(RecordTrace(2, 100))
+    loop._take(RecordTrace(1, 0))
+    loop._take(RecordTrace(7, 0))
+    assert core.observers == list(loop._recordings.values())
+    assert list(loop._recordings) == [2]
+
+
 async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(model_path: str) -> None:
     engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
     await engine.start()
@@ -100,6 +178,26 @@ async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(m
         await engine.stop()
 
 
+async def test_a_message_that_is_none_is_no_silence(model_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB")) as engine:
+        stream = engine.generate([5, 6, 7], SamplingParams(max_tokens=600, ignore_eos=True))
+        await anext(stream)
+        recording = asyncio.create_task(engine.record_trace(10**6))
+        with zmq.asyncio.Context() as context, context.socket(zmq.PUSH) as stranger:
+            stranger.connect(f"ipc://{engine._socket_folder.name}/outputs")
+            await stranger.send(b"\xc1")
+            async with asyncio.timeout(30):
+                with pytest.raises(EngineDeadError, match="receiving from the engine's process failed"):
+                    async for _ in stream:
+                        pass
+        with pytest.raises(EngineDeadError):
+            await recording
+        assert engine.error is not None
+        assert "Traceback" in caplog.text
+        assert not engine._clients
+        assert not engine._recordings
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
@@ -110,6 +208,6 @@ async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(m
 async def test_an_engine_that_cannot_start_says_why(
     knobs: dict[str, object], message: str, model_path: str
 ) -> None:
-    engine = AsyncEngine(EngineConfig(**{"model": model_path, **knobs}))  # type: ignore[arg-type]
+    engine = AsyncEngine(EngineConfig(**{"model": model_path, **knobs}))
     with pytest.raises(EngineStartError, match=message):
         await engine.start()

@@ -9,14 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from scheduler.blocks import BlockPool, NoFreeBlocksError
+from scheduler.planning.blocks import BlockPool, Identity, NoFreeBlocksError
 
 
-def publish_all(pool: BlockPool, blocks: list[int], tokens: list[int], salt: str = "") -> list[int]:
+def publish_all(pool: BlockPool, blocks: list[int], tokens: list[int], salt: str = "") -> list[Identity]:
     """Publish every full block of `tokens`, as the scheduler does after computing them."""
-    identities: list[int] = []
+    identities: list[Identity] = []
     for index in range(len(tokens) // pool.block_size):
-        parent = identities[-1] if identities else salt
+        parent = identities[-1] if identities else pool.root(salt)
         part = tokens[index * pool.block_size : (index + 1) * pool.block_size]
         identities.append(pool.publish(blocks[index], parent, part))
     return identities
@@ -45,7 +45,7 @@ def test_a_common_prefix_is_shared() -> None:
     blocks = pool.allocate(3)
     publish_all(pool, blocks, [1, 2, 3, 4, 5])
 
-    prefix = pool.lookup([1, 2, 3, 4, 9, 9], salt="")
+    prefix = pool.lookup([1, 2, 3, 4, 9, 9], pool.root(""))
     assert prefix.blocks == blocks[:2]
     pool.share(prefix.blocks)
     assert [pool.references(block) for block in blocks] == [2, 2, 1]
@@ -55,8 +55,8 @@ def test_a_prefix_always_leaves_a_token_to_compute() -> None:
     pool = BlockPool(num_blocks=8, block_size=2)
     blocks = pool.allocate(2)
     publish_all(pool, blocks, [1, 2, 3, 4])
-    assert pool.lookup([1, 2, 3, 4], salt="").blocks == blocks[:1]
-    assert pool.lookup([1, 2, 3, 4, 5], salt="").blocks == blocks
+    assert pool.lookup([1, 2, 3, 4], pool.root("")).blocks == blocks[:1]
+    assert pool.lookup([1, 2, 3, 4, 5], pool.root("")).blocks == blocks
 
 
 def test_a_freed_published_block_is_found_until_it_is_evicted() -> None:
@@ -65,59 +65,64 @@ def test_a_freed_published_block_is_found_until_it_is_evicted() -> None:
     publish_all(pool, blocks, [1, 2, 3, 4])
     pool.free(blocks)
     assert pool.num_used == 0
-    assert pool.lookup([1, 2, 3, 4, 5], salt="").blocks == blocks
+    assert pool.lookup([1, 2, 3, 4, 5], pool.root("")).blocks == blocks
 
     pool.allocate(1)  # evicts the end of the sequence first: its beginning can still be found
-    assert pool.lookup([1, 2, 3, 4, 5], salt="").blocks == blocks[:1]
+    assert pool.lookup([1, 2, 3, 4, 5], pool.root("")).blocks == blocks[:1]
 
 
 def test_the_least_recently_used_is_evicted_first() -> None:
     pool = BlockPool(num_blocks=3, block_size=1)
     blocks = pool.allocate(3)
     for block, token in zip(blocks, [10, 20, 30], strict=True):
-        pool.publish(block, "", [token])
+        pool.publish(block, pool.root(""), [token])
         pool.free([block])
     pool.share([blocks[0]])  # used again, so now the most recent
     pool.free([blocks[0]])
     pool.allocate(2)
-    assert pool.lookup([10, 0], salt="").blocks == [blocks[0]]
-    assert pool.lookup([20, 0], salt="").blocks == []
-    assert pool.lookup([30, 0], salt="").blocks == []
+    assert pool.lookup([10, 0], pool.root("")).blocks == [blocks[0]]
+    assert pool.lookup([20, 0], pool.root("")).blocks == []
+    assert pool.lookup([30, 0], pool.root("")).blocks == []
 
 
 def test_equal_tokens_after_different_prefixes_are_different_content() -> None:
     pool = BlockPool(num_blocks=4, block_size=2)
     publish_all(pool, pool.allocate(2), [1, 1, 7, 7])
     publish_all(pool, pool.allocate(1), [2, 2])
-    assert len(pool.lookup([2, 2, 7, 7, 0], salt="").blocks) == 1
+    assert len(pool.lookup([2, 2, 7, 7, 0], pool.root("")).blocks) == 1
 
 
 def test_prefixes_are_shared_only_within_a_salt() -> None:
     pool = BlockPool(num_blocks=4, block_size=2)
     publish_all(pool, pool.allocate(1), [1, 2], salt="adapter-a")
-    assert pool.lookup([1, 2, 3], salt="adapter-b").blocks == []
-    assert len(pool.lookup([1, 2, 3], salt="adapter-a").blocks) == 1
+    assert pool.lookup([1, 2, 3], pool.root("adapter-b")).blocks == []
+    assert len(pool.lookup([1, 2, 3], pool.root("adapter-a")).blocks) == 1
 
 
-def test_a_hash_collision_does_not_return_wrong_content() -> None:
-    class Colliding(int):
-        def __hash__(self) -> int:
-            return 0
-
+def test_a_digest_collision_does_not_return_wrong_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockPool, "_digest", lambda self, content: b"always the same.")
     pool = BlockPool(num_blocks=8, block_size=2)
-    tokens = [Colliding(n) for n in (1, 2, 3, 4)]
-    other = [Colliding(n) for n in (5, 6, 3, 4)]
     blocks = pool.allocate(2)
-    publish_all(pool, blocks, list(tokens))
-    assert pool.lookup([*other, Colliding(9)], salt="").blocks == []
-    assert pool.lookup([*tokens[:2], *other[:2], Colliding(9)], salt="").blocks == blocks[:1]
-    assert pool.lookup([*tokens, Colliding(9)], salt="").blocks == blocks
+    publish_all(pool, blocks, [1, 2, 3, 4])
+    assert pool.lookup([5, 6, 3, 4, 9], pool.root("")).blocks == []
+    assert pool.lookup([1, 2, 5, 6, 9], pool.root("")).blocks == blocks[:1]
+
+
+def test_every_copy_of_a_content_can_be_found() -> None:
+    """Two sequences that computed the same at the same time: what the first loses, the second still has."""
+    pool = BlockPool(num_blocks=6, block_size=2)
+    first, second = pool.allocate(2), pool.allocate(3)
+    publish_all(pool, first, [1, 2, 3, 4])
+    publish_all(pool, second, [1, 2, 3, 4, 5, 6])
+    pool.free(first)
+    pool.allocate(3)  # evicts all of the first's
+    assert pool.lookup([1, 2, 3, 4, 5, 6, 7], pool.root("")).blocks == second
 
 
 def test_only_full_blocks_are_published() -> None:
     pool = BlockPool(num_blocks=1, block_size=4)
     with pytest.raises(ValueError, match="only full blocks"):
-        pool.publish(pool.allocate(1)[0], "", [1, 2])
+        pool.publish(pool.allocate(1)[0], pool.root(""), [1, 2])
 
 
 class BlockPoolMachine(RuleBasedStateMachine):
@@ -134,7 +139,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
     @rule(target=sequences, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=13))
     def arrive(self, tokens: list[int]) -> Any:
-        prefix = self.pool.lookup(tokens, salt="")
+        prefix = self.pool.lookup(tokens, self.pool.root(""))
         size = self.pool.block_size
         for place, block in enumerate(prefix.blocks):
             assert self.content[block] == tuple(tokens[: (place + 1) * size]), "the cache returned wrong content"

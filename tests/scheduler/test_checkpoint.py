@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from scheduler.checkpoint import (
+from scheduler.models.checkpoint import (
     GgufCheckpoint,
     SafetensorsCheckpoint,
     StoredBlocks,
@@ -19,7 +19,7 @@ from scheduler.checkpoint import (
     gguf_file,
     open_checkpoint,
 )
-from scheduler.gguf_file import GgufError, GgufFile
+from scheduler.models.gguf_file import GgufError, GgufFile
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.detokenizer import IncrementalDetokenizer
-from scheduler.tokenizer import Tokenizer
+from scheduler.text.detokenizer import IncrementalDetokenizer
+from scheduler.text.tokenizer import Tokenizer
 
 TEXTS = [
     "Hello, world! It's 12:30.",

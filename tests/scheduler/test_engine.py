@@ -11,19 +11,12 @@ import torch
 
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.kv_cache import KVCache, KVCacheTooSmallError
-from scheduler.plan import Plan
+from scheduler.engine.core import EngineCore
+from scheduler.execution.kv_cache import KVCache, KVCacheTooSmallError
+from scheduler.execution.runner import Launched
 from scheduler.request import FinishReason, Request, SamplingParams
+from scheduler.step import StepInput
 from tests.scheduler.engine_runs import run_all
-from tests.scheduler.test_families import tiny_model
-
-
-@pytest.fixture(scope="module")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tiny-llama")
-    tiny_model("llama").save_pretrained(path)
-    return str(path)
 
 
 def make_core(path: str, **knobs: Any) -> EngineCore:
@@ -90,14 +83,14 @@ def test_a_request_that_fails_does_not_take_the_others_with_it(
     tiny_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = make_core(tiny_path)
-    forward = core.runner.forward
+    launch = core.executor.launch
 
-    def failing(plan: Plan) -> torch.Tensor:
-        if any(chunk.sequence.request.request_id == "bad" and chunk.start > 5 for chunk in plan.chunks):
+    def failing(step: StepInput) -> Launched:
+        if any(chunk.request_id == "bad" and chunk.start > 5 for chunk in step.chunks):
             raise ZeroDivisionError("a programming error")
-        return forward(plan)
+        return launch(step)
 
-    monkeypatch.setattr(core.runner, "forward", failing)
+    monkeypatch.setattr(core.executor, "launch", failing)
     for name in ("good", "bad", "fine"):
         core.add(request(name))
     ends = run_to_end(core)
@@ -156,7 +149,8 @@ def test_a_deadline_ends_a_request_and_an_unreachable_one_is_refused_at_once(
     assert core.add(late) == []
     core.step()
     (sequence,) = core.scheduler.running.values()
-    core.scheduler._deadlines[0] = (time.monotonic(), 1, sequence)
+    core.scheduler._deadlines.remove(sequence)
+    core.scheduler._deadlines.push((time.monotonic(),), sequence)
     (output,) = core.step().outputs
     assert output.finish_reason is FinishReason.TIMEOUT
     assert not core.has_work

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
+from scheduler.engine.core import EngineCore
 from scheduler.request import SamplingParams
 from tests.conftest import NUM_TOKENS, Reference, count_ties
 from tests.scheduler.engine_runs import run_all
@@ -44,7 +44,7 @@ def test_32_prompts_together(
     references: list[Reference],
     report: object,
 ) -> None:
-    core = EngineCore(EngineConfig(dtype="float32", **knobs), model_path)  # type: ignore[arg-type]
+    core = EngineCore(EngineConfig(dtype="float32", **knobs), model_path)
     run = run_all(core, prompts, GREEDY)
     assert max(step.num_tokens for step in run.steps) <= core.scheduler.max_batched_tokens
     report(count_ties(run.tokens, references))  # type: ignore[operator]

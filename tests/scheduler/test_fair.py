@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.fair import MIN_TURN, QUANTUM, FairShare, Prices
-from scheduler.plan import Plan
-from scheduler.policy import Policy, PriorityFirst
-from scheduler.request import FinishReason, Request
-from scheduler.scheduler import Scheduler
-from tests.scheduler.test_scheduler import make_scheduler, request
+from scheduler.planning.fair import LOW_SECONDS, MIN_TURN, QUANTUM, FairShare, Prices
+from scheduler.planning.plan import Plan
+from scheduler.planning.policy import Policy, PriorityFirst
+from scheduler.planning.recomputation import MOST, SHARE
+from scheduler.planning.scheduler import Scheduler
+from scheduler.request import CLASS_DISTANCE, FinishReason, Request
+from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 PRICES = Prices()
 
@@ -57,8 +58,8 @@ class Users:
 
     def step(self) -> Plan:
         plan = self.scheduler.schedule()
-        for sequence in self.scheduler.commit(plan, [7] * len(plan.sampling)):
-            self.live[sequence.request.user] -= 1
+        for sequence, _ in self.scheduler.commit(plan, sampled(plan)):
+            self.live[sequence.request.user] -= sequence.finish_reason is not None
         total = 0.0
         for work in plan.work:
             service = PRICES.service(work)
@@ -196,6 +197,73 @@ def test_no_more_of_a_user_run_than_their_limit() -> None:
     assert most == 2
 
 
+def scarce_users(seats: int, budget: int, num_blocks: int) -> Users:
+    """Blocks for what the seats need at most, and hardly any to keep what one who gave way had computed."""
+    return Users(fair_scheduler(seats, budget, num_blocks))
+
+
+def test_a_seat_is_not_taken_where_what_was_computed_would_be_lost() -> None:
+    """16 users, 8 seats, and a pool of what 8 sequences need: were seats exchanged as if blocks were plenty, two
+    thirds of all tokens would be computed again."""
+    for num_blocks, exchanges in ((4 * 8 * 38, True), (8 * 38, False)):
+        users = scarce_users(8, 128, num_blocks)
+        for number in range(16):
+            users.send(f"user{number}", 400, 200, count=2)
+        computed = recomputed = yielded = 0
+        while users.scheduler.has_work:
+            plan = users.step()
+            computed += plan.num_tokens
+            recomputed += sum(work.recomputed for work in plan.work)
+            yielded += plan.num_yielded
+        assert 1 - recomputed / computed >= 0.8
+        assert (yielded > 16) == exchanges
+
+
+def test_one_who_comes_seldom_gets_a_seat_even_where_blocks_are_scarce() -> None:
+    users = scarce_users(8, 64, 8 * 38)
+    users.send("flood", 400, 200, count=50)
+    for _ in range(100):
+        users.step()
+    users.send("guest", 20, 10)
+    users.step()
+    assert users.seats["guest"] == 1
+
+
+def test_low_users_get_what_the_others_leave_and_a_quantum_every_half_minute() -> None:
+    now = 0.0
+    users = Users(fair_scheduler(seats=4, policy=FairShare(PRICES, lambda: now)))
+    users.send("batch", 20, 500, count=8, priority=CLASS_DISTANCE)
+    users.step()
+    assert users.seats == {"batch": 4}, "nobody else is there"
+    for _ in range(40):
+        users.step()
+    users.send("chat", 20, 200, count=400)
+    users.step()
+    assert users.seats == {"chat": 4}
+    gained = users.gains(100)
+    assert gained["batch"] == 0
+    for _ in range(5):
+        now += LOW_SECONDS
+        gained = users.gains(300)
+        assert QUANTUM <= gained["batch"] < 2 * QUANTUM
+    users.send("other batch", 20, 100, count=400, priority=CLASS_DISTANCE)
+    assert users.gains(50)["chat"] > 0
+    assert users.service["other batch"] == 0
+
+
+def test_high_users_go_first_among_equals_but_get_no_larger_share() -> None:
+    users = Users(fair_scheduler(seats=4))
+    users.send("normal", 20, 100, count=300)
+    users.send("high", 20, 100, count=300, priority=-CLASS_DISTANCE)
+    first = users.step()
+    assert [sequence.request.user for sequence in first.admitted[:4]] == ["high"] * 4
+    for _ in range(500):
+        users.step()
+    gained = users.gains(4000)
+    assert gained["high"] == pytest.approx(gained["normal"], rel=0.05)
+    assert users.service["high"] >= users.service["normal"]
+
+
 def test_the_priority_policy_takes_the_seat_of_a_lower_class() -> None:
     users = Users(fair_scheduler(seats=2, policy=PriorityFirst()))
     users.send("batch", 20, 100, count=5, priority=1000)
@@ -226,13 +294,16 @@ def test_a_deadline_ends_a_request_in_the_queue_and_on_its_seat() -> None:
 def test_two_backlogged_users_never_drift_apart_by_more_than_the_bound(data: st.DataObject) -> None:
     seats = data.draw(st.integers(1, 12))
     budget = data.draw(st.integers(seats, 80))
-    users = Users(fair_scheduler(seats, budget))
+    longest = 600
+    num_blocks = data.draw(st.sampled_from([4000, seats * -(-longest // 16), 2 * seats * -(-longest // 16)]))
+    users = Users(fair_scheduler(seats, budget, num_blocks))
     lengths = st.tuples(st.integers(1, 300), st.integers(1, 300))
     weight = st.sampled_from([0.5, 1.0, 2.0, 5.0])
     backlogged = {name: (data.draw(weight), data.draw(lengths)) for name in ("a", "b")}
     passing = {name: (data.draw(weight), data.draw(lengths)) for name in ("c", "d")}
     rng = random.Random(data.draw(st.integers(0, 1000)))
     drifts = []
+    computed = recomputed = 0
     for _ in range(600):
         for name, (of, (prompt, answer)) in backlogged.items():
             while users.num_waiting(name) <= seats:
@@ -240,8 +311,13 @@ def test_two_backlogged_users_never_drift_apart_by_more_than_the_bound(data: st.
         for name, (of, (prompt, answer)) in passing.items():
             if rng.random() < 0.02:
                 users.send(name, prompt, answer, weight=of, count=rng.randint(1, 6))
-        users.step()
+        plan = users.step()
+        computed += plan.num_tokens
+        recomputed += sum(work.recomputed for work in plan.work)
         drifts.append(users.service["a"] / backlogged["a"][0] - users.service["b"] / backlogged["b"][0])
     lesser = min(of for of, _ in backlogged.values())
-    bound = 2 * (QUANTUM + (MIN_TURN + 2) * users.most_in_a_step) / lesser
+    is_scarce = num_blocks < 4000
+    loss = PRICES.output * longest / SHARE if is_scarce else 0.0
+    bound = 2 * (QUANTUM + (MIN_TURN + 2) * users.most_in_a_step + loss) / lesser
     assert max(drifts) - min(drifts) <= bound
+    assert recomputed <= 0.2 * computed + MOST

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.model_config import UnsupportedModelError
+from scheduler.engine.core import EngineCore
+from scheduler.models.model_config import UnsupportedModelError
 from scheduler.request import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all
@@ -90,7 +90,7 @@ def test_family(name: str, knobs: dict[str, Any], tmp_path: Path) -> None:
 
     if "kv_cache_memory" in knobs:  # given in blocks here; a block's bytes differ from family to family
         probe = EngineCore(EngineConfig(dtype="float32", max_model_len=32), str(tmp_path))
-        from scheduler.kv_cache import bytes_per_block
+        from scheduler.execution.kv_cache import bytes_per_block
 
         knobs = {**knobs, "kv_cache_memory": 55 * bytes_per_block(probe.model.layers, 4, torch.float32)}
     core = EngineCore(EngineConfig(dtype="float32", **knobs), str(tmp_path))

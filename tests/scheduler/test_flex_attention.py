@@ -12,8 +12,8 @@ from scheduler.attention import BackendError, LayerSpec, PackedBatch
 from scheduler.attention.flex_backend import FlexAttention, Tiles
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
-from scheduler.cuda_graphs import DecodeInput
-from scheduler.engine import EngineCore
+from scheduler.engine.core import EngineCore
+from scheduler.execution.cuda_graphs import DecodeInput
 from scheduler.request import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all
@@ -127,6 +127,27 @@ def test_padding_rows_of_a_decode_step_touch_nothing_of_the_others() -> None:
     assert output.isfinite().all()
     for written, right in zip(cache, copy, strict=True):
         assert torch.equal(written[:NUM_BLOCKS], right[:NUM_BLOCKS])
+
+
+@pytest.mark.parametrize("attention", [FlexAttention(CPU), TorchAttention()], ids=["flex", "torch"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_what_is_not_finite_reaches_those_who_see_it_and_nobody_who_has_their_blocks_later(
+    spec: LayerSpec, attention: FlexAttention | TorchAttention
+) -> None:
+    torch.manual_seed(0)
+    clean = attention.allocate(spec, NUM_BLOCKS, BLOCK, torch.float32, CPU)
+    for part in clean:
+        part.zero_()
+    stale = (clean[0].clone(), clean[1].clone())
+    query, key, value = random_states(spec, BLOCK * NUM_BLOCKS)
+    value[::2], value[1::4] = torch.nan, torch.inf
+    everywhere = random_batch([(BLOCK * NUM_BLOCKS, BLOCK * NUM_BLOCKS)])
+    assert attention.attend(query, key, value, stale, everywhere, spec).isnan().all()
+    batch = random_batch([(70, 70), (5, 5), (64, 64), (130, 130), (1, 1)])
+    states = random_states(spec, len(batch.input_ids))
+    expected = attention.attend(*states, clean, batch, spec)
+    assert expected.isfinite().all()
+    assert torch.equal(attention.attend(*states, stale, batch, spec), expected)
 
 
 def test_an_engine_runs_on_it(tmp_path: Path) -> None:

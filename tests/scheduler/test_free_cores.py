@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.free_cores import LONGEST_TRIAL, WINDOW, FreeCores, waits
+from scheduler.engine.free_cores import LONGEST_TRIAL, WINDOW, FreeCores, waits
 from scheduler.messages import Phases, StepStats
-from scheduler.plan import Plan
+from scheduler.planning.plan import Plan
 
 PLAN = Plan(chunks=[], admitted=[], preempted=[])
 
@@ -24,7 +24,7 @@ class Machine:
             threads.append(self.cores.threads)
             if self.cores.threads == 2:
                 self.waited[2] += step * self.share_taken
-            stats = StepStats(step, 1, 0, 0, 1, 0, 0, 0, Phases(0.0, step, 0.0, 0.0), {})
+            stats = StepStats(step, 1, 0, 0, 0, 1, 0, 0, 0, Phases(0.0, step, 0.0, 0.0), {})
             self.cores.step(PLAN, 0.0, stats, [])
         return threads
 

@@ -6,16 +6,15 @@ With a small model; `make prove` does the same with the default model, which tak
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 
+from benchmarks.prove import answers
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.kv_cache import bytes_per_block
-from scheduler.messages import TokenLogprobs
-from scheduler.request import Request, SamplingParams
+from scheduler.engine.core import EngineCore
+from scheduler.execution.kv_cache import bytes_per_block
+from scheduler.request import SamplingParams
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 
@@ -33,51 +32,26 @@ ONE = 5
 """The prompt whose answer is watched."""
 
 
-@dataclass
-class Answer:
-    """Everything that one request was given."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-
-def answers(core: EngineCore, prompts: list[list[int]]) -> tuple[list[Answer], int]:
-    """Run all prompts together; returns their answers, and how many preemptions there were."""
-    result = [Answer() for _ in prompts]
-    num_preemptions = 0
-    for number, prompt in enumerate(prompts):
-        core.add(Request(request_id=str(number), prompt_token_ids=prompt, params=PARAMS))
-    while core.has_work:
-        outputs = core.step()
-        assert outputs.step is not None
-        num_preemptions += outputs.step.num_preemptions
-        for output in outputs.outputs:
-            answer = result[int(output.request_id)]
-            answer.tokens += output.token_ids
-            answer.logprobs += output.logprobs or []
-    return result, num_preemptions
-
-
 def check_invariance(mode: str, path: str, prompts: list[list[int]]) -> None:
     def engine(**knobs: object) -> EngineCore:
-        return EngineCore(EngineConfig(**MODES[mode], **{"kv_cache_memory": "1GB", **knobs}), path)  # type: ignore[arg-type]
+        return EngineCore(EngineConfig(**MODES[mode], **{"kv_cache_memory": "1GB", **knobs}), path)
 
     core = engine()
-    (alone,), _ = answers(core, [prompts[ONE]])
+    (alone,), _ = answers(core, [prompts[ONE]], PARAMS)
     assert len(alone.logprobs) == 64
 
-    (cached,), _ = answers(core, [prompts[ONE]])
+    (cached,), _ = answers(core, [prompts[ONE]], PARAMS)
     assert cached == alone, "its prefix was cached"
 
-    together, _ = answers(core, prompts)
+    together, _ = answers(core, prompts, PARAMS)
     assert together[ONE] == alone, "among 31 others"
 
-    chunked, _ = answers(engine(max_batched_tokens=16), prompts)
+    chunked, _ = answers(engine(max_batched_tokens=16), prompts, PARAMS)
     assert chunked[ONE] == alone, "in chunks of 16 tokens"
 
     block = bytes_per_block(core.model.layers, 16, getattr(torch, core.info.kv_cache_dtype))
     tight = engine(kv_cache_memory=75 * block, max_model_len=700)
-    squeezed, num_preemptions = answers(tight, prompts)
+    squeezed, num_preemptions = answers(tight, prompts, PARAMS)
     assert num_preemptions > 0
     assert squeezed == together, "after preemption"
 
@@ -98,10 +72,3 @@ def test_tokens_and_logprobs_have_the_same_bits(mode: str, small_path: str) -> N
     rng = random.Random(0)
     lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(30))]
     check_invariance(mode, small_path, [[rng.randrange(3, 199) for _ in range(length)] for length in lengths])
-
-
-@pytest.mark.prove
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("mode", MODES)
-def test_so_they_have_with_the_default_model(mode: str, model_path: str, prompts: list[list[int]]) -> None:
-    check_invariance(mode, model_path, prompts)

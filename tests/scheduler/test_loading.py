@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from scheduler import loading
 from scheduler.attention import BackendError
-from scheduler.checkpoint import open_checkpoint
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.fused_model import FusedModel
-from scheduler.model import PagedModel
-from scheduler.model_config import UnsupportedModelError
+from scheduler.engine.core import EngineCore
+from scheduler.models import loading
+from scheduler.models.checkpoint import open_checkpoint
+from scheduler.models.fused_model import FusedModel
+from scheduler.models.model_config import UnsupportedModelError
+from scheduler.models.paged_model import PagedModel
 from scheduler.request import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all
@@ -48,7 +48,7 @@ def test_what_was_asked_for_by_name_and_cannot_be_is_refused(tmp_path: Path) -> 
 
 def products(path: str, **knobs: str) -> tuple[str, str]:
     """What was chosen: the arithmetic of the products, and the type of the KV cache."""
-    info = EngineCore(EngineConfig(kv_cache_memory="64MB", **knobs), path).info  # type: ignore[arg-type]
+    info = EngineCore(EngineConfig(kv_cache_memory="64MB", **knobs), path).info
     return info.products, info.kv_cache_dtype
 
 
@@ -66,7 +66,7 @@ def test_the_default_model_without_its_own_codes_is_measured(
     """int8 costs it little, int4 more."""
     perplexities = iter([24.9, 23.7, 23.8])
     monkeypatch.setattr(loading, "perplexity", lambda *_: next(perplexities))
-    monkeypatch.setattr("scheduler.quantization._memory", lambda _: tmp_path / "memory")
+    monkeypatch.setattr("scheduler.models.quantization._memory", lambda _: tmp_path / "memory")
     assert products(float32_path)[0] == "int8"
 
 
@@ -129,16 +129,18 @@ def test_a_gguf_file_says_how_much_slower_positions_turn(tmp_path: Path) -> None
         assert run_all(core, PROMPTS, GREEDY).tokens == expected
 
 
-def test_without_a_compiler_it_warns_once_and_runs_on_torch(model_path: str) -> None:
+def test_without_a_compiler_and_without_a_home_it_warns_once_and_runs_on_torch(model_path: str) -> None:
     program = (
         "from scheduler import LLM, SamplingParams\n"
         f"llm = LLM({model_path!r}, dtype='float32', kv_cache_memory='64MB')\n"
         "params = SamplingParams(temperature=0, max_tokens=1)\n"
         "print(llm.engine.info.attention_backend, llm.generate(['The capital of France is'], params)[0].text)"
     )
+    # Not even root can write there.
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "HF_HOME"), "/proc/nowhere")
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "CXX": "no-such-compiler"},
+        env={**os.environ, **nowhere, "CXX": "no-such-compiler"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -147,3 +149,4 @@ def test_without_a_compiler_it_warns_once_and_runs_on_torch(model_path: str) -> 
     assert result.stdout.strip() == "torch  Paris"
     (warning,) = [line for line in result.stderr.splitlines() if "falls back" in line]
     assert "need a C++ compiler, and 'no-such-compiler' is not on the PATH" in warning
+    assert "cannot write the cache folder /proc/nowhere" in result.stderr

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from scheduler import fetching, model_source
 from scheduler.config import DEFAULT_MODEL
-from scheduler.model_source import ModelNotFoundError, models_folder, resolve_model
+from scheduler.kernels import native
+from scheduler.models import fetching, model_source
+from scheduler.models.model_source import ModelNotFoundError, models_folder, resolve_model
+from scheduler.processor import instruction_set
 
 RESOLVE = (
-    f"from scheduler.model_source import resolve_model; print(resolve_model({DEFAULT_MODEL!r})); "
+    f"from scheduler.models.model_source import resolve_model; print(resolve_model({DEFAULT_MODEL!r})); "
     f"import sys; print('torch' in sys.modules)"
 )
 
@@ -126,3 +130,70 @@ def test_a_gguf_file_of_ones_own_stays_where_it_is(
     assert (folder / "mine.gguf").samefile(mine)
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
     assert resolve_model(str(mine)) == str(folder)
+
+
+NOWHERE = "/proc/nowhere"
+"""Not even root can write there."""
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of_the_cache(model_path, tmp_path, monkeypatch)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock", refuse)
+    assert resolve_model(DEFAULT_MODEL) == str(folder)
+    (weights,) = folder.glob("*.gguf")
+    weights.touch()
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert resolve_model(DEFAULT_MODEL) == str(folder), (
+        "the weights are read again, though it cannot be remembered"
+    )
+    monkeypatch.setattr(Path, "write_text", write)
+    with weights.open("ab") as file:
+        file.write(b"damage")
+    with pytest.raises(ModelNotFoundError, match=r"cannot be written \(Read-only file system\): set XDG"):
+        resolve_model(DEFAULT_MODEL)
+
+
+def test_without_a_home_a_gguf_file_of_ones_own_is_described_for_this_run(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", NOWHERE)
+    (original,) = Path(model_path).glob("*.gguf")
+    with pytest.raises(ModelNotFoundError, match=f"cache folder {NOWHERE}.* cannot be written"):
+        resolve_model(DEFAULT_MODEL)
+    folder = Path(resolve_model(str(original)))
+    assert (folder / "tokenizer.json").is_file()
+    assert "is kept for this run alone" in caplog.text
+
+
+def test_kernels_that_are_built_need_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.kernels()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(native, "FileLock", refuse)
+    assert native.load(instruction_set()).__name__ == native.kernels().__name__
+
+
+def test_kernels_that_are_not_built_are_built_for_this_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders: list[Path] = []
+
+    def build(name: str, folder: Path, *_: object) -> ModuleType:
+        assert folder.is_dir()
+        folders.append(folder)
+        return ModuleType(name)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", NOWHERE)
+    monkeypatch.setattr(native, "_build", build)
+    assert native.load(instruction_set()).__name__.startswith("carousel_kernels_")
+    assert not folders[0].exists(), "the library is loaded, and its file is not needed any more"
+    assert f"cannot write the cache folder {NOWHERE}" in caplog.text

@@ -11,12 +11,12 @@ from torch import nn
 from scheduler.attention import PackedBatch
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
-from scheduler.fused_weights import Mode
-from scheduler.kv_cache import KVCache
-from scheduler.model import PagedModel, load_model
-from scheduler.model_config import read_config
-from scheduler.packed_linear import PackedLinear, pack_linears
+from scheduler.engine.core import EngineCore
+from scheduler.execution.kv_cache import KVCache
+from scheduler.models.fused_weights import Mode
+from scheduler.models.model_config import read_config
+from scheduler.models.packed_linear import PackedLinear, pack_linears
+from scheduler.models.paged_model import PagedModel, load_model
 from scheduler.request import SamplingParams
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import FAMILIES, tiny_model
@@ -68,8 +68,8 @@ def test_int8_for_a_family_that_is_not_fused(
 ) -> None:
     tiny_model("olmo2", head_dim=16, hidden_size=96).save_pretrained(tmp_path)
     knobs = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "attention_backend": backend}
-    core = EngineCore(EngineConfig(quantization="int8", **knobs), str(tmp_path))  # type: ignore[arg-type]
-    assert core.runner.cache.layers[0][0].dtype == getattr(torch, kv_cache_dtype)
+    core = EngineCore(EngineConfig(quantization="int8", **knobs), str(tmp_path))
+    assert core.executor.cache.layers[0][0].dtype == getattr(torch, kv_cache_dtype)
     assert core.info.products == "int8"
     run = run_all(
         core, [[5, 6, 7], [9] * 40], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, seed=0)

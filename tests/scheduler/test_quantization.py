@@ -9,9 +9,9 @@ import torch
 
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
-from scheduler.fused_weights import Mode
-from scheduler.loading import load
-from scheduler.quantization import TextLogprobs, choose_mode, kl_divergence, perplexity
+from scheduler.models.fused_weights import Mode
+from scheduler.models.loading import load
+from scheduler.models.quantization import TextLogprobs, _memory, choose_mode, kl_divergence, perplexity
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 
@@ -28,7 +28,7 @@ def small_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def logprobs(path: str, **knobs: str) -> TextLogprobs:
-    loaded = load(EngineConfig(kv_cache_memory="1MB", **knobs), path)  # type: ignore[arg-type]
+    loaded = load(EngineConfig(kv_cache_memory="1MB", **knobs), path)
     return TextLogprobs(loaded.model, NativeAttention(2), getattr(torch, loaded.info.kv_cache_dtype))
 
 
@@ -62,7 +62,7 @@ def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
 def test_auto_takes_the_first_that_costs_little_and_remembers(
     measured: dict[Mode, float], chosen: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.quantization._memory", lambda path: tmp_path / "memory" / "file.json")
+    monkeypatch.setattr("scheduler.models.quantization._memory", lambda path: tmp_path / "memory" / "file.json")
     asked: list[Mode] = []
 
     def measure(mode: Mode) -> float:
@@ -73,3 +73,18 @@ def test_auto_takes_the_first_that_costs_little_and_remembers(
     assert sorted(asked) == sorted(measured)
     assert choose_mode("model", "f32", measure) == chosen
     assert len(asked) == len(measured), "nothing was measured again"
+
+
+def test_it_remembers_a_hub_model_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    memories = []
+    for commit in ("0" * 40, "1" * 40, "0" * 40):
+        (repository / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (repository / "snapshots" / commit / "config.json").touch()
+        (repository / "refs" / "main").write_text(commit)
+        memories.append(_memory("owner/name"))
+    first, second, third = memories
+    assert first == third != second
+    assert _memory("owner/other") not in memories

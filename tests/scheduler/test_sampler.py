@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from scheduler.execution.sampler import SamplingRow, sample, uniform
 from scheduler.request import SamplingParams
-from scheduler.sampler import SamplingRow, sample, uniform
 
 VOCABULARY = 3000
 
@@ -21,9 +21,9 @@ def row(seed: int = 0, index: int = 0, position: int = 0, **params: Any) -> Samp
 
 
 def draw(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
-    tokens = [sampled.token_id for sampled in sample(logits, rows)]
-    assert None not in tokens
-    return tokens  # type: ignore[return-value]
+    sampled = [token.token_id for token in sample(logits, rows) if token is not None]
+    assert len(sampled) == len(rows)
+    return sampled
 
 
 def frequencies(logits: list[float], count: int = 20_000, **params: Any) -> list[float]:
@@ -107,6 +107,7 @@ def test_logprobs_are_those_of_the_model_before_temperature() -> None:
     logits = torch.tensor([[1.0, 2.0, 4.0, 3.0]])
     (sampled,) = sample(logits, [row(temperature=0, logprobs=2)])
     wanted = torch.log_softmax(logits, dim=-1)[0].tolist()
+    assert sampled is not None
     assert sampled.logprobs is not None
     assert sampled.logprobs.token_id == sampled.token_id == 2
     assert sampled.logprobs.logprob == pytest.approx(wanted[2])
@@ -117,4 +118,4 @@ def test_logprobs_are_those_of_the_model_before_temperature() -> None:
 def test_logits_that_are_not_numbers_are_reported_for_their_row_only() -> None:
     logits = torch.tensor([[1.0, 2.0], [float("nan"), 2.0], [3.0, 2.0]])
     sampled = sample(logits, [row(temperature=0), row(), row(temperature=0)])
-    assert [one.token_id for one in sampled] == [1, None, 0]
+    assert [one and one.token_id for one in sampled] == [1, None, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 
@@ -11,12 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scheduler.blocks import BlockPool
-from scheduler.fair import FairShare, Prices
-from scheduler.plan import Plan
-from scheduler.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.blocks import BlockPool
+from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.plan import Plan
+from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.scheduler import Scheduler
 from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence, Status
-from scheduler.scheduler import Scheduler
+from scheduler.step import SampledToken, StepResult
 
 EOS = 0
 
@@ -29,6 +31,7 @@ def make_scheduler(
     max_batched_tokens: int = 16,
     max_model_len: int = 100,
     prefix_caching: bool = True,
+    share_prefixes: bool = False,
     policy: Policy | None = None,
 ) -> Scheduler:
     return Scheduler(
@@ -40,6 +43,7 @@ def make_scheduler(
         vocab_size=1000,
         eos_token_ids=[EOS],
         prefix_caching=prefix_caching,
+        share_prefixes=share_prefixes,
     )
 
 
@@ -57,8 +61,15 @@ def request(name: str, prompt: int | list[int], max_tokens: int = 8, **params: o
 def run_step(scheduler: Scheduler, token: int = 7) -> Plan:
     """One step in which every sampled token is `token`."""
     plan = scheduler.schedule()
-    scheduler.commit(plan, [token] * len(plan.sampling))
+    scheduler.commit(plan, sampled(plan, lambda _: token))
     return plan
+
+
+def sampled(plan: Plan, token: Callable[[Sequence], int] = lambda _: 7) -> StepResult:
+    """The result of a step in which each sequence samples `token(sequence)`."""
+    return StepResult(
+        [[SampledToken(token(chunk.sequence))] if chunk.samples else [] for chunk in plan.chunks], []
+    )
 
 
 def shape(plan: Plan) -> dict[str, tuple[int, int]]:
@@ -159,7 +170,7 @@ def test_reasons_to_stop() -> None:
         run_step(scheduler, token=EOS)
     assert ignoring.finish_reason is FinishReason.LENGTH
 
-    (stopped,) = scheduler.add(request("stop token", 2, stop_token_ids=(7,)))
+    (stopped,) = scheduler.add(request("stop token", 2, stop_token_ids=frozenset({7})))
     run_step(scheduler, token=7)
     assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, 7)
 
@@ -200,12 +211,82 @@ def test_abort_in_every_state() -> None:
     assert scheduler.pool.num_used == 0
 
 
+def test_what_has_ended_is_kept_nowhere() -> None:
+    """Deadlines far away, and a waiting queue that never empties, must not hold on to those who have gone."""
+    for policy in (FirstComeFirstServed(), FairShare(Prices())):
+        scheduler = make_scheduler(max_num_seqs=1, policy=policy)
+        scheduler.add(request("runs", 5, max_tokens=90))
+        scheduler.add(request("waits", 5))
+        run_step(scheduler)
+        for index in range(5000):
+            passing = msgspec.structs.replace(request(str(index), [1, 2, 3], n=2), deadline=1e9 - index)
+            scheduler.add(passing)
+            if index % 2:
+                scheduler.abort(passing.request_id)
+            else:
+                assert len(scheduler.expire(1e9)) == 2
+        assert scheduler.num_waiting == 1
+        assert scheduler._deadlines.num_entries < 100
+        gc.collect()
+        left = [thing for thing in gc.get_objects() if isinstance(thing, Sequence)]
+        assert sum(sequence.request.request_id.isdecimal() for sequence in left) < 100
+
+
+def test_the_n_sequences_of_a_request_compute_its_prompt_once() -> None:
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=64, max_batched_tokens=200)
+    sequences = scheduler.add(request("many", 42, max_tokens=8, n=64))
+    assert shape(run_step(scheduler)) == {"many": (0, 42)}
+    assert scheduler.num_waiting == 63
+    followers = run_step(scheduler)
+    assert all(chunk.start == 40 for chunk in followers.chunks if chunk.sequence.index > 0)
+    assert not followers.preempted
+    while scheduler.has_work:
+        run_step(scheduler)
+    assert {sequence.num_output_tokens for sequence in sequences} == {8}
+
+
+def test_siblings_go_on_without_the_one_who_went_ahead() -> None:
+    scheduler = make_scheduler()
+    first, *others = scheduler.add(request("many", 40, n=3))
+    run_step(scheduler)
+    scheduler.abort("many", 0)
+    while scheduler.has_work:
+        run_step(scheduler)
+    assert first.finish_reason is FinishReason.ABORT
+    assert [sequence.finish_reason for sequence in others] == [FinishReason.LENGTH] * 2
+    scheduler.add(request("gone", 40, n=3))
+    run_step(scheduler)
+    assert len(scheduler.abort("gone")) == 3
+    assert not scheduler.has_work
+    assert scheduler.pool.num_used == 0
+
+
+def test_users_do_not_find_each_others_prefixes_unless_they_are_shared() -> None:
+    for share in (False, True):
+        scheduler = make_scheduler(share_prefixes=share)
+        for user in ("alice", "bob"):
+            scheduler.add(msgspec.structs.replace(request(user, [5] * 13, max_tokens=1), user=user))
+            found = run_step(scheduler).num_cached_tokens
+        assert found == (12 if share else 0)
+
+
+def test_a_sequence_that_was_crowded_out_does_not_come_back_to_be_crowded_out_again() -> None:
+    scheduler = make_scheduler(num_blocks=30, max_num_seqs=4, max_model_len=100, prefix_caching=False)
+    sequences = [scheduler.add(request(name, 24, max_tokens=30))[0] for name in "abcd"]
+    computed = 0
+    while scheduler.has_work:
+        computed += run_step(scheduler).num_tokens
+    assert max(sequence.num_preemptions for sequence in sequences) == 1
+    assert computed < 1.5 * 4 * 54
+
+
 def test_one_of_n_sequences_can_be_aborted() -> None:
     scheduler = make_scheduler()
     first, second = scheduler.add(request("pair", 3, n=2))
     run_step(scheduler)
     scheduler.abort("pair", 0)
-    run_step(scheduler)
+    for _ in range(2):
+        run_step(scheduler)
     assert first.finish_reason is FinishReason.ABORT
     assert second.num_output_tokens == 2
 
@@ -305,9 +386,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
         for chunk in plan.chunks:
             self._compute(chunk.sequence, chunk.start, chunk.end)
-        sampling = plan.sampling
         # Sequences that differ in index draw different tokens.
-        self.scheduler.commit(plan, [(tokens + sequence.index) % 3 for sequence in sampling])
+        self.scheduler.commit(plan, sampled(plan, lambda sequence: (tokens + sequence.index) % 3))
 
     def _compute(self, sequence: Sequence, start: int, end: int) -> None:
         pool = self.scheduler.pool
@@ -334,7 +414,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
         seats = [sequence.seat for sequence in scheduler.running.values()]
         assert len(set(seats)) == len(seats) <= scheduler.num_seats
-        waiting = [sequence for sequence in self.sequences if sequence.status is Status.WAITING]
+        waiting = [
+            sequence for sequence in self.sequences if sequence.status in (Status.WAITING, Status.FOLLOWING)
+        ]
         assert scheduler.num_waiting == len(waiting)
 
     def teardown(self) -> None:

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from scheduler.plan import MIN_PROMPT_TOKENS, Pace
-from scheduler.step_cost import StepCost
+from scheduler.planning.plan import MIN_PROMPT_TOKENS, Pace
+from scheduler.planning.step_cost import StepCost
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 
 
@@ -36,6 +36,18 @@ def test_steps_that_only_decode_do_not_unlearn_what_prompts_cost() -> None:
     for _ in range(2000):
         cost.observe(16, 16 * 300, true_seconds(16, 16 * 300))
     assert cost.predict(256, 256 * 300) == pytest.approx(true_seconds(256, 256 * 300), rel=0.25)
+
+
+def test_an_accident_teaches_nothing_unless_it_repeats() -> None:
+    cost = learned()
+    before = cost.predict(64, 6400)
+    cost.observe(64, 6400, 20.0)
+    assert cost.predict(64, 6400) == before
+    cost.observe(64, 6400, true_seconds(64, 6400))
+    assert cost.predict(64, 6400) == pytest.approx(before, rel=0.1)
+    for _ in range(300):
+        cost.observe(64, 6400, 20.0)
+    assert cost.predict(64, 6400) > 5
 
 
 def test_a_chunk_of_the_proposed_size_stays_within_the_time() -> None:

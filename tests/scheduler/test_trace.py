@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine import EngineCore
+from scheduler.engine.core import EngineCore
+from scheduler.observing.trace import Recording, TraceFile
 from scheduler.request import SamplingParams
-from scheduler.trace import Recording, TraceFile
 from tests.scheduler.engine_runs import Run, run_all
 
 Event = dict[str, Any]

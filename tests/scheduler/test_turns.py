@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
+from scheduler.planning.step_cost import StepCost
+from scheduler.planning.turns import Turns
 from scheduler.request import Request, SamplingParams
-from scheduler.step_cost import StepCost
-from scheduler.turns import Turns
-from tests.scheduler.test_scheduler import make_scheduler
+from tests.scheduler.test_scheduler import make_scheduler, sampled
 
 
 def cost_of(per_token: float) -> StepCost:
@@ -28,14 +28,14 @@ def test_a_long_step_is_divided(per_token: float, parts: int) -> None:
     for index in range(64):
         scheduler.add(Request(request_id=str(index), prompt_token_ids=[1, 2], params=params))
     plan = scheduler.schedule()
-    scheduler.commit(plan, [7] * len(plan.sampling))
+    scheduler.commit(plan, sampled(plan))
     scheduler.turns = Turns(cost_of(per_token), 0.04)
     decoded: Counter[str] = Counter()
     for _ in range(10 * parts):
         plan = scheduler.schedule()
         assert abs(len(plan.chunks) - 64 / parts) <= 1
         decoded.update(sequence.request.request_id for sequence in plan.sampling)
-        scheduler.commit(plan, [7] * len(plan.sampling))
+        scheduler.commit(plan, sampled(plan))
     assert len(decoded) == 64
     assert max(decoded.values()) - min(decoded.values()) <= 1
 
@@ -47,8 +47,24 @@ def test_prompts_beside_streams_get_smaller_chunks() -> None:
     scheduler.add(Request(request_id="alone", prompt_token_ids=[1] * 128, params=params))
     plan = scheduler.schedule()
     assert plan.num_tokens == 128, "nobody streams yet"
-    scheduler.commit(plan, [7])
+    scheduler.commit(plan, sampled(plan))
     scheduler.add(Request(request_id="long", prompt_token_ids=[2] * 400, params=params))
     plan = scheduler.schedule()
-    assert plan.num_tokens == pytest.approx(128 / 3, abs=1)
+    assert plan.num_tokens == pytest.approx(40, abs=1)
     assert len(plan.chunks) == 2
+
+
+def test_a_few_streams_all_decode_beside_long_prompts() -> None:
+    scheduler = make_scheduler(max_num_seqs=12, max_batched_tokens=128, num_blocks=9000, max_model_len=6000)
+    params = SamplingParams(max_tokens=100, seed=0)
+    for index in range(8):
+        scheduler.add(Request(request_id=str(index), prompt_token_ids=[index] * 4, params=params))
+    scheduler.commit(plan := scheduler.schedule(), sampled(plan))
+    scheduler.turns = Turns(cost_of(0.001), 0.04)
+    for index in range(4):
+        scheduler.add(Request(request_id=f"long {index}", prompt_token_ids=[index] * 4000, params=params))
+    for _ in range(20):
+        plan = scheduler.schedule()
+        assert len(plan.sampling) == 8
+        assert plan.num_tokens == pytest.approx(40, abs=4)
+        scheduler.commit(plan, sampled(plan))

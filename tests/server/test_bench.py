@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import Slo
-from benchmarks.workload import WORKLOADS, LoadRequest, WorkloadError, arrival_times, make_requests, read_requests
+from server.bench.report import Slo
+from server.bench.workload import (
+    WORKLOADS,
+    LoadRequest,
+    WorkloadError,
+    arrival_times,
+    make_requests,
+    read_requests,
+)
 from tests.server.serving import Server, carousel
 
 

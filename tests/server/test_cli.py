@@ -93,12 +93,12 @@ def test_generate_raw_continues_until_ctrl_c() -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-@pytest.mark.parametrize("module", ["server.cli", "server.app", "server.serve"])
+@pytest.mark.parametrize("module", ["server.commands.main", "server.app", "server.serving"])
 def test_the_http_process_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_help_needs_no_http_server() -> None:
-    code = "import sys, server.cli; sys.exit('aiohttp' in sys.modules)"
+    code = "import sys, server.commands.main; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

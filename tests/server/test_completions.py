@@ -6,7 +6,7 @@ import asyncio
 
 from openai import AsyncOpenAI, OpenAI
 
-from scheduler.tokenizer import Tokenizer
+from scheduler.text.tokenizer import Tokenizer
 from tests.server.conftest import MODEL
 
 PROMPT = "The capital of France is"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Self, cast
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from scheduler.async_engine import AsyncEngine, Delta, EngineDeadError
+from scheduler.engine.client import AsyncEngine, Delta, EngineDeadError
+from scheduler.messages import EngineInfo
 from scheduler.request import FinishReason
 from server.app import create_app
 from server.config import ServeConfig
@@ -29,7 +31,8 @@ FAILURE = Delta(0, "", [], None, FinishReason.ERROR, None, 0, "the model's outpu
 class ScriptedEngine:
     """Stands in for AsyncEngine: every request gets the same deltas, or the exception among them."""
 
-    tokenizer = None
+    tokenizer = SimpleNamespace(longest_token=16)
+    info = EngineInfo("scripted", 1024, 100, 64, 16, "float32", "cpu", "torch", "float32", 0, "")
     error: str | None = None
 
     def __init__(self, *script: Delta | Exception) -> None:

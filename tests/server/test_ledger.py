@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import stat
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import CompletionUsage
 
-from server.ledger import Ledger, LedgerError, read_ledger
+from server.users.ledger import Ledger, LedgerError, read_ledger
 from tests.server.conftest import MODEL
 from tests.server.serving import Json, carousel
 from tests.server.users_server import UsersServer
@@ -43,7 +44,7 @@ async def test_it_is_the_sum_of_what_the_answers_say(users_server: UsersServer) 
     names = ("alice", "bob", "carol")
     before = {name: counts_of((await users_server.usage(name))["total"]) for name in names}
     spent = {name: Counter[str]() for name in names}
-    places = asyncio.Semaphore(12)
+    places = asyncio.Semaphore(5)
 
     async def spend(name: str, client: AsyncOpenAI, number: int) -> None:
         async with places:
@@ -129,7 +130,7 @@ async def test_a_crash_loses_a_second_at_most(tmp_path: Path) -> None:
 async def test_days_and_users_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "ledger.sqlite3"
     for now in (0.0, 86399.9, 86400.0):
-        monkeypatch.setattr("server.ledger.time.time", lambda now=now: now)
+        monkeypatch.setattr("server.users.ledger.time.time", lambda now=now: now)
         async with Ledger(file) as ledger:
             ledger.add("alice", requests=1, completion_tokens=2, engine_seconds=0.25)
             ledger.add("bob", prompt_tokens=3)
@@ -149,12 +150,63 @@ async def test_what_could_not_be_written_is_written_later(
     file = tmp_path / "ledger.sqlite3"
     async with Ledger(file) as ledger:
         with monkeypatch.context() as broken:
-            broken.setattr("server.ledger._ADD", "INSERT INTO nowhere VALUES (?, ?, ?, ?, ?, ?, ?)")
+            broken.setattr("server.users.ledger._ADD", "INSERT INTO nowhere VALUES (?, ?, ?, ?, ?, ?, ?)")
             ledger.add("alice", requests=1)
             assert await ledger.usage("alice") == []
         assert "cannot be written, and will be tried again" in caplog.text
         ledger.add("alice", requests=1)
         assert [day.requests for day in await ledger.usage("alice")] == [2]
+
+
+async def test_however_long_it_cannot_be_written_it_holds_a_row_a_user_and_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ledger.sqlite3"
+    async with Ledger(file) as ledger:
+        with monkeypatch.context() as broken:
+            broken.setattr("server.users.ledger._ADD", "INSERT INTO nowhere VALUES (?, ?, ?, ?, ?, ?, ?)")
+            for _ in range(50):
+                ledger.add("alice", requests=1, engine_seconds=0.5)
+                ledger.add("bob", completion_tokens=2)
+                await ledger.usage("alice")
+            assert len(ledger._unwritten) <= 4, "two users, and midnight may have passed"
+    alice, bob = read_ledger(file, "alice"), read_ledger(file, "bob")
+    assert sum(day.requests for day in alice) == 50
+    assert sum(day.engine_seconds for day in alice) == 25.0
+    assert sum(day.completion_tokens for day in bob) == 100
+
+
+async def test_the_writer_goes_on_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.users.ledger.WRITE_SECONDS", 0.01)
+    monkeypatch.setattr("scheduler.engine.background.FIRST_PAUSE", 0.0)
+    file = tmp_path / "ledger.sqlite3"
+    async with Ledger(file) as ledger:
+        with monkeypatch.context() as broken:
+            broken.setattr("server.users.ledger._date", lambda _: 1 // 0)
+            ledger.add("alice", requests=1)
+            async with asyncio.timeout(30):
+                while "ZeroDivisionError" not in caplog.text:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while not read_ledger(file):
+                await asyncio.sleep(0.01)
+    assert [day.requests for day in read_ledger(file)] == [1]
+
+
+async def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.sqlite3"
+    beside = [tmp_path / f"ledger.sqlite3{suffix}" for suffix in ("", "-wal", "-shm")]
+    async with Ledger(file) as ledger:
+        ledger.add("alice", requests=1)
+        assert len(await ledger.usage("alice")) == 1
+        assert [stat.S_IMODE(each.stat().st_mode) for each in beside] == [0o600] * 3
+    file.chmod(0o644)
+    beside[1].touch(0o644)
+    async with Ledger(file) as ledger:
+        assert len(await ledger.usage("alice")) == 1
+        assert [stat.S_IMODE(each.stat().st_mode) for each in beside] == [0o600] * 3
 
 
 async def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:

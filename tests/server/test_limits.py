@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import openai
 import pytest
 
-from server.limits import Allowance, LimitExceededError, Limits, duration
-from server.users import User, UserLimits
+from scheduler.request import InvalidRequestError
+from server.users.directory import User, UserLimits
+from server.users.limits import Allowance, LimitExceededError, Limits, duration
 from tests.server.conftest import MODEL
 from tests.server.serving import Json
 from tests.server.users_server import LONG, UsersServer
@@ -59,14 +60,14 @@ def test_a_request_leaves_the_queue_with_its_first_token_or_its_end() -> None:
     limits = Limits(max_queued_requests=1, max_queued_tokens=100)
     user = User(name="alice", limits=UserLimits(max_queued=1))
     with limits.admit(user) as admission:
-        admission.add_prompt(10)
+        admission.add_prompts([10])
         with pytest.raises(LimitExceededError, match="1 of your requests wait"), limits.admit(user):
             pass
-        with pytest.raises(LimitExceededError, match="queue is full"), limits.admit(User(name="bob")):
+        with pytest.raises(LimitExceededError, match="queue is full"), limits.admit(User(name="alice")):
             pass
         admission.first_token(10)
         with limits.admit(user) as other:
-            other.add_prompt(10)
+            other.add_prompts([10])
     assert (limits.num_queued_requests, limits.num_queued_tokens) == (0, 0)
 
 
@@ -74,23 +75,88 @@ def test_a_prompt_that_was_not_computed_costs_nothing() -> None:
     limits = Limits(max_queued_requests=10, max_queued_tokens=100)
     user = User(name="alice", limits=UserLimits(tokens_per_minute=50))
     with limits.admit(user) as admission:
-        admission.add_prompt(40)
+        admission.add_prompts([40])
         assert admission.headers()["x-ratelimit-remaining-tokens"] == "10"
     assert admission.headers()["x-ratelimit-remaining-tokens"] == "50"
 
 
-def test_an_empty_queue_takes_a_prompt_of_any_length() -> None:
+def test_a_queue_of_tokens() -> None:
     limits = Limits(max_queued_requests=10, max_queued_tokens=100)
     user = User(name="alice")
     with limits.admit(user) as first:
-        first.add_prompt(1000)
-        with pytest.raises(LimitExceededError, match="1000 tokens of prompts wait"), limits.admit(user):
+        first.add_prompts([100])
+        with pytest.raises(LimitExceededError, match="100 tokens of prompts wait"), limits.admit(user):
             pass
     with limits.admit(user) as first, limits.admit(user) as second:
-        first.add_prompt(60)
+        first.add_prompts([60])
         with pytest.raises(LimitExceededError, match="60 tokens of prompts wait"):
-            second.add_prompt(41)
-        second.add_prompt(40)
+            second.add_prompts([41])
+        second.add_prompts([40])
+
+
+def admit_all(limits: Limits, name: str, lengths: list[int]) -> ExitStack:
+    """A request of one prompt for each length, all of which wait until the stack is closed."""
+    stack = ExitStack()
+    for length in lengths:
+        stack.enter_context(limits.admit(User(name=name))).add_prompts([length])
+    return stack
+
+
+def test_one_users_1024_requests_keep_nobody_else_out() -> None:
+    limits = Limits(max_queued_requests=1024, max_queued_tokens=10**6)
+    with admit_all(limits, "flood", [1] * 1024):
+        with pytest.raises(LimitExceededError, match="1024 requests wait"), limits.admit(User(name="flood")):
+            pass
+        with admit_all(limits, "guest", [1] * 512):  # half of the queue each
+            with pytest.raises(LimitExceededError, match="1536 requests wait"), limits.admit(User(name="guest")):
+                pass
+            with admit_all(limits, "third", [1]):
+                pass
+    with admit_all(limits, "guest", [1] * 1024):
+        pass
+
+
+def test_one_users_tokens_keep_nobody_else_out() -> None:
+    limits = Limits(max_queued_requests=100, max_queued_tokens=1000)
+    with admit_all(limits, "flood", [400, 400, 200]):
+        more_than_a_part = admit_all(limits, "guest", [900])  # but there is nothing else of theirs
+        with pytest.raises(LimitExceededError, match="1900 tokens"), limits.admit(User(name="guest")):
+            pass
+        more_than_a_part.close()
+        with admit_all(limits, "guest", [300]), limits.admit(User(name="guest")) as second:
+            with pytest.raises(LimitExceededError, match="1300 tokens"):
+                second.add_prompts([201])
+            second.add_prompts([200])
+
+
+def test_each_prompt_of_a_request_takes_a_place_until_its_first_token() -> None:
+    limits = Limits(max_queued_requests=8, max_queued_tokens=100)
+    with limits.admit(User(name="alice")) as several:
+        several.add_prompts([3, 2, 1])
+        assert (limits.num_queued_requests, limits.num_queued_tokens) == (3, 6)
+        several.first_token(2)
+        assert (limits.num_queued_requests, limits.num_queued_tokens) == (2, 4)
+        with limits.admit(User(name="alice")) as more, pytest.raises(LimitExceededError, match="3 requests wait"):
+            more.add_prompts([1] * 7)
+    assert (limits.num_queued_requests, limits.num_queued_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_queued", "message"),
+    [
+        ([1] * 9, None, "9 prompts, and 8 may wait at a time"),
+        ([1] * 4, 3, "4 prompts, and 3 may wait at a time"),
+        ([101], None, "101 tokens, and 100 may wait at a time"),
+    ],
+)
+def test_what_an_empty_queue_has_no_room_for_is_a_wrong_request(
+    lengths: list[int], max_queued: int | None, message: str
+) -> None:
+    limits = Limits(max_queued_requests=8, max_queued_tokens=100)
+    user = User(name="alice", limits=UserLimits(max_queued=max_queued))
+    with limits.admit(user) as admission, pytest.raises(InvalidRequestError, match=message):
+        admission.add_prompts(lengths)
+    assert (limits.num_queued_requests, limits.num_queued_tokens) == (0, 0)
 
 
 # The server --------------------------------------------------------------------------------------------
@@ -154,20 +220,23 @@ async def test_a_users_queue_is_full(users_server: UsersServer) -> None:
 
 async def test_the_servers_queue_is_full(users_server: UsersServer) -> None:
     async with waiting(users_server, "one-at-a-time", *[LONG] * 16):
-        refused = await users_server.ask("alice")
+        refused = await users_server.ask("one-at-a-time")
         assert (refused.status, refused.code, refused.body["error"]["type"]) == (429, "queue_full", "server_busy")
         assert refused.headers["Retry-After"] == "1"
-    assert (await users_server.ask("alice")).status == 200
+        assert (await users_server.ask("alice")).status == 200, "it is not full of hers"
+    assert (await users_server.ask("one-at-a-time")).status == 200
 
 
 async def test_the_servers_queue_is_full_of_tokens(users_server: UsersServer) -> None:
     prompt = {"prompt": [7] * 1500, "max_tokens": 1}
     async with waiting(users_server, "one-at-a-time", prompt):
-        refused = await users_server.ask("alice", prompt)
+        refused = await users_server.ask("one-at-a-time", prompt)
         assert (refused.status, refused.code) == (429, "queue_full")
         assert "1500 tokens" in refused.body["error"]["message"]
-        assert (await users_server.ask("alice")).status == 200, "there is room for a short one"
-    assert (await users_server.ask("alice", prompt)).status == 200
+        assert (await users_server.ask("alice", prompt)).status == 200, "it is not full of hers"
+    assert (await users_server.ask("one-at-a-time", prompt)).status == 200
+    never = await users_server.ask("alice", {"prompt": [[7] * 1500] * 2})
+    assert (never.status, never.body["error"]["param"]) == (400, "prompt")
 
 
 # Deadlines and priorities ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from benchmarks.screenshots import LAUNCH, chromium
-from server.live import FRAME_SECONDS
+from server.live.broadcaster import FRAME_SECONDS
 from tests.server.serving import Json, Server
 from tests.server.users_server import LONG, UsersServer
 

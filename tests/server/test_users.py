@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.users import KEY_PREFIX, UserDirectory, UsersFileError, hash_of, read_users
-from server.users_file import add_user, rotate_key, set_disabled
+from server.users.directory import KEY_PREFIX, UserDirectory, UsersFileError, hash_of, read_users
+from server.users.file import add_user, rotate_key, set_disabled
 from tests.server.conftest import MODEL
 from tests.server.serving import Server, carousel
 from tests.server.users_server import COMPLETIONS, UsersServer
@@ -83,6 +83,42 @@ async def test_an_edit_that_fails_changes_nothing_and_streams_go_on(users_server
         while (await users_server.usage("alice"))["user"] != "alice":
             await asyncio.sleep(0.1)
     assert "Traceback" not in users_server.log
+
+
+async def test_after_a_file_that_cannot_be_read_edits_still_count(users_server: UsersServer) -> None:
+    file = users_server.users_file
+    good = file.read_text()
+    file.write_text(f"users: {'[' * 2000}{']' * 2000}\n")
+    await users_server.until_logged(f"{file}: not valid as a users file: it is nested too deeply")
+    assert (await users_server.ask("carol")).status == 200
+    file.write_text(good)
+    set_disabled(file, "carol", disabled=True)
+    await users_server.until_status("carol", 401)
+    file.write_text(good)
+    await users_server.until_status("carol", 200)
+    assert "Traceback" not in users_server.log
+
+
+async def test_the_watch_of_the_file_goes_on_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.users.directory.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("scheduler.engine.background.FIRST_PAUSE", 0.0)
+    file = tmp_path / "users.yaml"
+    key = add_user(file, "eve", {})
+    directory = UserDirectory(file)
+    with monkeypatch.context() as broken:
+        broken.setattr("server.users.directory.read_users", lambda _: 1 // 0)
+        watching = asyncio.create_task(directory.watch())
+        file.write_text(f"# A comment.\n{file.read_text()}")
+        async with asyncio.timeout(30):
+            while "ZeroDivisionError" not in caplog.text:
+                await asyncio.sleep(0.01)
+    set_disabled(file, "eve", disabled=True)
+    async with asyncio.timeout(30):
+        while not ((user := directory.find(key)) is not None and user.disabled):
+            await asyncio.sleep(0.01)
+    watching.cancel()
 
 
 async def test_without_users_everybody_is_anonymous(server: Server) -> None:
@@ -199,6 +235,15 @@ def test_those_who_edit_at_the_same_time_wait_for_each_other(tmp_path: Path) -> 
     assert sorted(read_users(file)) == sorted(names)
 
 
+def test_nobody_else_reads_what_lies_beside_the_file(tmp_path: Path) -> None:
+    file, lock = tmp_path / "users.yaml", tmp_path / "users.yaml.lock"
+    add_user(file, "a", {})
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+    lock.chmod(0o644)
+    rotate_key(file, "a")
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -217,6 +262,8 @@ def test_those_who_edit_at_the_same_time_wait_for_each_other(tmp_path: Path) -> 
         (f"users: {{a: {{keys: [{'a' * 64}]}}, b: {{keys: [{'a' * 64}]}}}}", "a and b have the same key"),
         ("users:\n  a: {}\n  a: {}\n", 'line 3: found duplicate key "a"'),
         ("users:\n\t- a", "not valid YAML: line 2"),
+        (f"users: {'[' * 2000}{']' * 2000}", "it is nested too deeply"),
+        ("".join(f"{' ' * level}a:\n" for level in range(2000)), "it is nested too deeply"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, content: str, message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from server.users_file import add_user
+from server.users.file import add_user
 from tests.server.serving import Json, Server
 
 COMPLETIONS = "/v1/completions"

@@ -1,0 +1,318 @@
+"""EngineCore: intake, plan, execute, commit, publish. The README draws this loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from scheduler.config import EngineConfig
+from scheduler.engine.free_cores import FreeCores
+from scheduler.execution.runner import Runner
+from scheduler.kernels.native import kernels
+from scheduler.messages import (
+    EngineState,
+    Phases,
+    Received,
+    SeatView,
+    SequenceOutput,
+    Snapshot,
+    StepOutputs,
+    StepStats,
+)
+from scheduler.models.loading import LoadedModel, load, usable_cpus
+from scheduler.planning.blocks import BlockPool
+from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.plan import Chunk, Pace, Plan
+from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.step_cost import StepCost
+from scheduler.planning.turns import Turns
+from scheduler.request import DeadlineError, FinishReason, InvalidRequestError, Request, Sequence
+from scheduler.step import SampledToken, StepInput, StepResult
+
+logger = logging.getLogger(__name__)
+
+
+MAP_CELLS = 1024
+"""Cells of a snapshot's picture of the block pool, at most."""
+
+
+class StepObserver(Protocol):
+    """Looks at steps; see trace.py."""
+
+    def step(self, plan: Plan, started: float, stats: StepStats, ended: Iterable[Sequence]) -> None:
+        """A step that began at `started` (monotonic clock) is over, and these sequences ended in it."""
+
+
+class EngineCore:
+    """One model, one block pool, one running batch. Everything happens in `step()`, in one thread."""
+
+    def __init__(self, config: EngineConfig, model_path: str) -> None:
+        """Load the model and allocate the pool. Raises what `loading.load` raises."""
+        loaded = load(config, model_path)
+        self.cost = StepCost()
+        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size)
+        self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
+        self._policy = make_policy(config.policy, self._prices)
+        self.scheduler = Scheduler(
+            self.pool,
+            self._policy,
+            max_num_seqs=config.max_num_seqs,
+            max_batched_tokens=token_budget(config, loaded.device.type),
+            max_model_len=loaded.info.max_model_len,
+            vocab_size=loaded.info.vocab_size,
+            eos_token_ids=loaded.eos_token_ids,
+            prefix_caching=config.prefix_caching,
+            share_prefixes=config.share_prefixes,
+            pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
+            turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
+        )
+        self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
+        self.model = loaded.model
+        self.executor = runner_of(loaded, self.scheduler.num_seats)
+        self.observers: list[StepObserver] = []
+        """Told of every step, once it is over."""
+        if config.threads is None and loaded.cache.backend.name == "native":
+            self.observers.append(FreeCores(usable_cpus(), kernels().limit_threads))
+        self._last_end: float | None = None
+        """When the last step ended, if it left work to do."""
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @property
+    def state(self) -> EngineState:
+        return EngineState(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_used_blocks=self.pool.num_used,
+            num_cached_blocks=self.pool.num_cached,
+            fairness_gap=self._policy.gap,
+        )
+
+    def add(self, request: Request) -> list[SequenceOutput]:
+        """Queue a request. If it can never be served, or not in time, the outputs say so; otherwise there are none
+        yet."""
+        try:
+            if request.deadline is not None:
+                self._check_deadline(request, request.deadline - time.monotonic())
+            self.scheduler.add(request)
+        except (InvalidRequestError, DeadlineError) as error:
+            reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
+            return [
+                SequenceOutput(request.request_id, index, [], finish_reason=reason, error=str(error))
+                for index in range(request.params.n)
+            ]
+        return []
+
+    def _check_deadline(self, request: Request, seconds_left: float) -> None:
+        """Raise `DeadlineError` for a request that would be late even if nobody else were served meanwhile."""
+        params = request.params
+        budget = self.scheduler.max_batched_tokens
+        num_prompt_tokens = len(request.prompt_token_ids) - self.scheduler.num_cached_tokens(request)
+        num_prompt_tokens += self._policy.tokens_ahead(request)
+        num_output_tokens = (params.max_tokens if params.ignore_eos else None) or max(1, params.min_tokens)
+        needed = num_prompt_tokens / budget * self.cost.predict(budget, 0)
+        needed += (num_output_tokens - 1) * self.cost.predict(1, num_prompt_tokens)
+        if needed > seconds_left:
+            raise DeadlineError(
+                f"the answer would take {needed:.1f} s at least, with what waits before it, and the request's "
+                f"timeout ends in {max(0.0, seconds_left):.1f} s"
+            )
+
+    def abort(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
+        """End a request, or one of its sequences, at once; unknown ids are ignored."""
+        return [_output(sequence) for sequence in self.scheduler.abort(request_id, index)]
+
+    def step(self) -> StepOutputs:
+        """Run one step: every running sequence moves on, and those that end leave."""
+        clock = Stopwatch()
+        expired = self.scheduler.expire(time.monotonic())
+        plan = self.scheduler.schedule()
+        now = time.monotonic()
+        for sequence in plan.admitted:
+            sequence.seated_time = now
+        planning = clock.lap()
+        result, failed, sampling_time = self._execute(plan)
+        executing = clock.lap() - sampling_time
+        gains = [gain for gain in self.scheduler.commit(plan, result) if gain.tokens]
+        ended = expired + [sequence for sequence, _ in gains if sequence.finish_reason is not None]
+        now = time.monotonic()
+        for sequence, _ in gains:
+            if sequence.first_token_time is None:
+                sequence.first_token_time = now
+        outputs = [_output(sequence) for sequence in expired] + failed
+        outputs += [_output(sequence, tokens) for sequence, tokens in gains]
+        if not self.has_work and self.pool.num_used > 0:
+            logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
+        phases = Phases(planning, executing, sampling_time, clock.lap())
+        self._learn(plan, clock)
+        step = StepStats(
+            duration=clock.total,
+            num_tokens=plan.num_tokens,
+            num_prompt_tokens=sum(work.prompt for work in plan.work),
+            num_cached_tokens=plan.num_cached_tokens,
+            num_recomputed_tokens=sum(work.recomputed for work in plan.work),
+            num_sampled_tokens=sum(len(tokens) for _, tokens in gains),
+            num_preemptions=len(plan.preempted),
+            num_yielded=plan.num_yielded,
+            num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
+            phases=phases,
+            users=self._received(plan, clock.total),
+        )
+        for observer in self.observers:
+            observer.step(plan, clock.started, step, ended)
+        return StepOutputs(outputs, self.state, step)
+
+    def snapshot(self, *, with_blocks: bool) -> Snapshot:
+        """Who sits where, and perhaps the state of the blocks."""
+        seats = [
+            SeatView(
+                seat=sequence.seat or 0,
+                request_id=sequence.request.request_id,
+                index=sequence.index,
+                user=sequence.request.user,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_computed_tokens=sequence.num_computed_tokens,
+                num_output_tokens=sequence.num_output_tokens,
+                max_tokens=sequence.request.params.max_tokens or 0,
+            )
+            for sequence in self.scheduler.running.values()
+        ]
+        return Snapshot(seats, self.pool.map(MAP_CELLS) if with_blocks else None)
+
+    def _learn(self, plan: Plan, clock: Stopwatch) -> None:
+        """What streams feel is the time from one step's end to the next: what comes between counts too."""
+        if plan.chunks:
+            since = clock.started if self._last_end is None else self._last_end
+            self.cost.observe(plan.num_tokens, plan.attended, clock.now - since)
+        self._last_end = clock.now if self.has_work else None
+
+    def _received(self, plan: Plan, duration: float) -> dict[str, Received]:
+        """What the step did for each user."""
+        service: dict[str, float] = {}
+        tokens: dict[str, int] = {}
+        for chunk, work in zip(plan.chunks, plan.work, strict=True):
+            user = chunk.sequence.request.user
+            service[user] = service.get(user, 0.0) + self._prices.service(work)
+            tokens[user] = tokens.get(user, 0) + chunk.length
+        per_token = duration / max(1, plan.num_tokens)
+        return {user: Received(service[user], per_token * count) for user, count in tokens.items()}
+
+    def _execute(self, plan: Plan) -> tuple[StepResult, list[SequenceOutput], float]:
+        """Execute the plan. A sequence that makes it fail is taken out of the plan and ended; the others go on.
+        The last result is the time that sampling took."""
+        if not plan.chunks:  # all that was to run ran out of time
+            return StepResult([], []), [], 0.0
+        step = plan.step_input()
+        sampling = Stopwatch()
+        failed: list[SequenceOutput] = []
+        try:
+            handle = self.executor.launch(step)
+            sampling = Stopwatch()
+            result = self.executor.collect(handle)
+        except Exception:
+            logger.exception("a step of %d sequences failed; running them one at a time", len(plan.chunks))
+            result, failed = self._execute_singly(plan, step)
+        for place in reversed(result.broken):
+            chunk = plan.chunks.pop(place)
+            del result.tokens[place]
+            logger.error("request %s: the model's logits are not numbers", chunk.sequence.request.request_id)
+            failed.append(self._fail(chunk, "the model's output for this request is not a number"))
+        return result, failed, sampling.lap()
+
+    def _execute_singly(self, plan: Plan, step: StepInput) -> tuple[StepResult, list[SequenceOutput]]:
+        """One request must not take the others with it: find out which one does."""
+        failed: list[SequenceOutput] = []
+        chunks, plan.chunks = plan.chunks, []
+        result = StepResult([], [])
+        for chunk, chunk_input in zip(chunks, step.chunks, strict=True):
+            try:
+                alone = self.executor.collect(self.executor.launch(StepInput([chunk_input], step.tables)))
+            except Exception:
+                logger.exception("request %s failed", chunk.sequence.request.request_id)
+                failed.append(self._fail(chunk, "the engine failed on this request; its log says why"))
+                continue
+            if alone.broken:
+                result.broken.append(len(plan.chunks))
+            plan.chunks.append(chunk)
+            result.tokens.extend(alone.tokens)
+        return result, failed
+
+    def _fail(self, chunk: Chunk, message: str) -> SequenceOutput:
+        self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
+        return _output(chunk.sequence, error=message)
+
+
+def _output(sequence: Sequence, tokens: Iterable[SampledToken] = (), error: str | None = None) -> SequenceOutput:
+    return SequenceOutput(
+        request_id=sequence.request.request_id,
+        index=sequence.index,
+        tokens=list(tokens),
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        num_cached_tokens=sequence.num_cached_tokens,
+        queue_time=(
+            sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
+        ),
+        error=error,
+    )
+
+
+def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
+    """What executes the steps of a model that was loaded here."""
+    return Runner(
+        loaded.model,
+        loaded.cache,
+        device=loaded.device,
+        num_seats=num_seats,
+        max_model_len=loaded.info.max_model_len,
+    )
+
+
+def make_policy(name: str, prices: Prices) -> Policy:
+    """The policy that `--policy` names."""
+    match name:
+        case "fair":
+            return FairShare(prices)
+        case "priority":
+            return PriorityFirst()
+        case "fcfs":
+            return FirstComeFirstServed()
+    raise ValueError(f"unknown policy {name!r}")
+
+
+def token_budget(config: EngineConfig, device_type: str) -> int:
+    """Tokens in a step. A CPU is busy with few: more would only make everybody's next token wait for prompts. With
+    a latency target, steps are as long as the target allows."""
+    if config.max_batched_tokens is not None:
+        return config.max_batched_tokens
+    few = device_type == "cpu" and config.target_itl_ms is None
+    return max(128 if few else 2048, 2 * config.max_num_seqs)
+
+
+class Stopwatch:
+    """Laps, and the time since it was made."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._last = self._last, time.monotonic()
+        return self._last - before
+
+    @property
+    def now(self) -> float:
+        """When the last lap ended."""
+        return self._last
+
+    @property
+    def total(self) -> float:
+        """Seconds of all laps."""
+        return self._last - self.started

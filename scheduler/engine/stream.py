@@ -1,0 +1,123 @@
+"""The client's side of a request: what is submitted, and how the engine's outputs become text."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
+
+import msgspec
+
+from scheduler.messages import EngineInfo, SequenceOutput
+from scheduler.request import FinishReason, Request, SamplingParams, check_fits
+from scheduler.step import TokenLogprobs
+from scheduler.text.detokenizer import IncrementalDetokenizer
+from scheduler.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one sequence."""
+
+    index: int
+    """Which of the request's n sequences."""
+    text: str
+    """May be empty: half a character, or what may become a stop string, is held back."""
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    """One for each token, if asked for."""
+    finish_reason: FinishReason | None
+    """Set on a sequence's last delta."""
+    stop_reason: int | str | None
+    """The stop token or stop string that ended the sequence."""
+    num_cached_tokens: int
+    """Prompt tokens that the prefix cache spared."""
+    error: str | None
+    """With the finish reason `error`: what to tell the client."""
+
+
+class Ownership(TypedDict, total=False):
+    """Whose a request is and how it is to be treated; `Request` explains each."""
+
+    user: str
+    weight: float
+    max_running: int | None
+    priority: int
+    deadline: float | None
+    cache_salt: str
+
+
+def make_request(
+    request_id: str,
+    prompt_token_ids: list[int],
+    params: SamplingParams,
+    info: EngineInfo,
+    **ownership: Unpack[Ownership],
+) -> Request:
+    """A request that the engine described by `info` can serve. What the client left open becomes a number: the
+    longest answer that fits, and a random seed. Raises `InvalidRequestError` if it can never fit."""
+    changes: dict[str, int] = {}
+    if params.max_tokens is None:
+        changes["max_tokens"] = max(1, info.max_model_len - len(prompt_token_ids))
+    if params.seed is None:
+        changes["seed"] = secrets.randbits(63)
+    request = Request(
+        request_id=request_id,
+        prompt_token_ids=prompt_token_ids,
+        params=msgspec.structs.replace(params, **changes),
+        **ownership,
+    )
+    check_fits(
+        request,
+        max_model_len=info.max_model_len,
+        pool_tokens=info.num_blocks * info.block_size,
+        vocab_size=info.vocab_size,
+    )
+    return request
+
+
+class RequestStream:
+    """Turns the engine's outputs for one request into deltas, until all its sequences have ended."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self.request = request
+        params = request.params
+        self._detokenizers = [IncrementalDetokenizer(tokenizer, params.stop) for _ in range(params.n)]
+        self._num_tokens = [0] * params.n
+        self._open = set(range(params.n))
+
+    @property
+    def finished(self) -> bool:
+        return not self._open
+
+    def push(self, output: SequenceOutput) -> Delta | None:
+        """Take one output. None: its sequence has ended already, the engine just did not know yet.
+
+        A delta that ends with a stop string carries its finish reason before the engine has it: the caller is to
+        abort that sequence.
+        """
+        if output.index not in self._open:
+            return None
+        detokenizer = self._detokenizers[output.index]
+        self._num_tokens[output.index] += len(output.token_ids)
+        text = detokenizer.push(
+            output.token_ids,
+            last=output.finish_reason is not None,
+            match_stop=self._num_tokens[output.index] >= self.request.params.min_tokens,
+        )
+        finish_reason = output.finish_reason
+        stop_reason: int | str | None = output.stop_reason
+        if detokenizer.stop_reason is not None:
+            finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_reason
+        if finish_reason is not None:
+            self._open.discard(output.index)
+        return Delta(
+            index=output.index,
+            text=text,
+            token_ids=output.token_ids,
+            logprobs=output.logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            num_cached_tokens=output.num_cached_tokens,
+            error=output.error,
+        )

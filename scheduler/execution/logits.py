@@ -1,0 +1,159 @@
+"""What sampling asks of whole rows of logits, each in as few passes over the vocabulary as it takes.
+
+In torch for every device, and natively for a CPU, where the vocabulary is what sampling costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from scheduler.kernels.native import kernels
+from scheduler.request import SamplingParams
+
+NUM_CANDIDATES = 256
+"""In torch, truncation first looks at this many likeliest tokens, and sorts the whole vocabulary only for a row
+where they are not enough."""
+
+
+class Truncation(NamedTuple):
+    """How each row's choice is narrowed: top-k, then top-p of what it left, then min-p. Each [rows]."""
+
+    top_k: Tensor
+    """int64; 0 keeps all."""
+    top_p: Tensor
+    """float64."""
+    min_p: Tensor
+    """float64."""
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Self:
+        def tensor(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            tensor([each.top_k for each in params], torch.int64),
+            tensor([each.top_p for each in params], torch.float64),
+            tensor([each.min_p for each in params], torch.float64),
+        )
+
+
+class LogitScans(Protocol):
+    """All take float32 logits, [rows, vocabulary]. A row's result does not depend on the other rows."""
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest logit of each row, NaN if one of them is, and its token: each [rows]."""
+
+    def draw(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        """Where `numbers` (float64, 0 to 1) fall in the cumulative distribution of softmax(logits / temperatures):
+        token ids, [rows]."""
+
+    def draw_truncated(
+        self, logits: Tensor, temperatures: Tensor, numbers: Tensor, truncation: Truncation
+    ) -> Tensor:
+        """The same among the tokens that are left when the choice is narrowed: token ids, [rows]."""
+
+    def log_total(self, logits: Tensor, temperatures: Tensor) -> Tensor:
+        """The logarithm of the sum of exp(logits / temperatures), [rows]."""
+
+    def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` largest logits of each row in falling order, and their tokens: each [rows, count]."""
+
+
+class TorchScans:
+    """In plain torch."""
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        values, tokens = logits.max(dim=-1)
+        return values, tokens
+
+    def draw(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        return invert(torch.softmax(logits / temperatures.unsqueeze(1), dim=-1), numbers)
+
+    def draw_truncated(
+        self, logits: Tensor, temperatures: Tensor, numbers: Tensor, truncation: Truncation
+    ) -> Tensor:
+        vocabulary = logits.shape[1]
+        log_total = self.log_total(logits, temperatures)
+
+        def draw(rows: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+            values, ids = self.top(logits[rows], num_candidates)
+            scaled = values / temperatures[rows].unsqueeze(1)
+            narrowed = Truncation(*(each[rows] for each in truncation))
+            return _draw_from_likeliest(scaled, ids, log_total[rows], numbers[rows], narrowed, vocabulary)
+
+        tokens, enough = draw(torch.arange(len(logits), device=logits.device), min(NUM_CANDIDATES, vocabulary))
+        missing = torch.nonzero(~enough).squeeze(1)
+        if len(missing) > 0:
+            tokens[missing], _ = draw(missing, vocabulary)
+        return tokens
+
+    def log_total(self, logits: Tensor, temperatures: Tensor) -> Tensor:
+        return (logits / temperatures.unsqueeze(1)).logsumexp(dim=-1)
+
+    def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        values, tokens = logits.topk(count, dim=-1)
+        return values, tokens
+
+
+class NativeScans:
+    """In C++ (kernels/sampler.cpp), rows in parallel."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._kernels = kernels()
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        values, tokens = self._kernels.argmax(logits, num_threads=self._num_threads)
+        return values, tokens
+
+    def draw(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        tokens: Tensor = self._kernels.draw(logits, temperatures, numbers, num_threads=self._num_threads)
+        return tokens
+
+    def draw_truncated(
+        self, logits: Tensor, temperatures: Tensor, numbers: Tensor, truncation: Truncation
+    ) -> Tensor:
+        tokens: Tensor = self._kernels.draw_truncated(
+            logits, temperatures, numbers, *truncation, num_threads=self._num_threads
+        )
+        return tokens
+
+    def log_total(self, logits: Tensor, temperatures: Tensor) -> Tensor:
+        total: Tensor = self._kernels.logsumexp(logits, temperatures, num_threads=self._num_threads)
+        return total
+
+    def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        values, tokens = self._kernels.top_candidates(logits, count, num_threads=self._num_threads)
+        return values, tokens
+
+
+def invert(weights: Tensor, numbers: Tensor) -> Tensor:
+    """Invert the cumulative distribution of each row: the first place where it exceeds number * total."""
+    cumulative = weights.double().cumsum(dim=-1)
+    thresholds = numbers.unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
+
+
+def _draw_from_likeliest(
+    scaled: Tensor, ids: Tensor, log_total: Tensor, numbers: Tensor, truncation: Truncation, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Draw from each row's likeliest tokens `ids`, whose logits over temperature are `scaled`, in falling order;
+    the second result says for which rows the truncation lay within them, so that the draw is the right one."""
+    candidates = scaled.shape[1]
+    top_k = torch.where(truncation.top_k > 0, truncation.top_k, vocabulary).unsqueeze(1)
+    top_p, min_p = truncation.top_p.unsqueeze(1), truncation.min_p.unsqueeze(1)
+    rank = torch.arange(candidates, device=scaled.device).unsqueeze(0)
+    kept = rank < top_k
+    weights = torch.where(kept, (scaled.double() - log_total.double().unsqueeze(1)).exp(), 0.0)
+    cumulative = weights.cumsum(dim=-1)
+    # With top-k, top-p is a share of what top-k left; without, of the whole vocabulary.
+    total = torch.where(top_k < vocabulary, cumulative[:, -1:], torch.ones_like(cumulative[:, -1:]))
+    kept &= (cumulative - weights < top_p * total) | (rank == 0)
+    kept &= weights >= min_p * weights[:, :1]
+    enough = ~kept[:, -1] | (candidates == vocabulary) | (top_k.squeeze(1) <= candidates)
+    places = invert(torch.where(kept, weights, 0.0), numbers)
+    return ids.gather(1, places.unsqueeze(1)).squeeze(1), enough

@@ -1,0 +1,115 @@
+"""Turns a step's input into tensors, runs the forward pass, and samples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scheduler.attention import PackedBatch
+from scheduler.execution.kv_cache import KVCache
+from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
+from scheduler.execution.sampler import SamplingRow, sample
+from scheduler.execution.step_model import StepModel
+from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult
+
+
+class Launched(NamedTuple):
+    """A step on its way."""
+
+    step: StepInput
+    logits: torch.Tensor
+    """[rows whose logits are wanted, vocabulary]."""
+
+
+class Runner:
+    """The `Executor` that runs a model here. Keeps a block table for each seat, so that a step brings only what is
+    new."""
+
+    def __init__(
+        self, model: StepModel, cache: KVCache, *, device: torch.device, num_seats: int, max_model_len: int
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self._device = device
+        self._scans: LogitScans = (
+            NativeScans(torch.get_num_threads()) if cache.backend.name == "native" else TorchScans()
+        )
+        self._tables = np.zeros((num_seats, -(-max_model_len // cache.block_size)), dtype=np.int32)
+
+    def launch(self, step: StepInput) -> Launched:
+        """Run the forward pass, or on a GPU begin it."""
+        for change in step.tables:
+            self._tables[change.seat, change.start : change.start + len(change.blocks)] = change.blocks
+        return Launched(step, self.model.forward(self._pack(step.chunks), self.cache))
+
+    def collect(self, handle: Launched) -> StepResult:
+        """Sample every wanted row with its own number, and keep guessed tokens for as long as they are those."""
+        chunks, logits = handle
+        rows = [row for chunk in chunks.chunks for row in _rows(chunk)]
+        sampled = iter(sample(logits, rows, self._scans) if rows else [])
+        result = StepResult([], [])
+        for place, chunk in enumerate(chunks.chunks):
+            tokens = [next(sampled) for _ in range(chunk.num_sampled)]
+            kept = _kept(chunk, tokens)
+            if kept is None:
+                result.broken.append(place)
+            result.tokens.append(kept or [])
+        return result
+
+    def _pack(self, chunks: list[ChunkInput]) -> PackedBatch:
+        """Build the packed batch. Python work is per sequence; what is per token is vectorised."""
+        block_size = self.cache.block_size
+        seats = np.array([chunk.seat for chunk in chunks])
+        starts = np.array([chunk.start for chunk in chunks])
+        lengths = np.array([len(chunk.token_ids) for chunk in chunks])
+        contexts = starts + lengths
+        query_start = np.zeros(len(chunks) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=query_start[1:])
+
+        token_ids: list[int] = []
+        sample_rows: list[int] = []
+        for chunk in chunks:
+            token_ids += chunk.token_ids
+            sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
+        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
+        blocks = self._tables[np.repeat(seats, lengths), positions // block_size].astype(np.int64)
+        width = -(-int(contexts.max()) // block_size)
+        return PackedBatch(
+            input_ids=self._tensor(np.array(token_ids, dtype=np.int64)),
+            positions=self._tensor(positions),
+            slot_mapping=self._tensor(blocks * block_size + positions % block_size),
+            query_start=self._tensor(query_start),
+            context_lens=self._tensor(contexts.astype(np.int32)),
+            block_tables=self._tensor(self._tables[seats, :width]),
+            sample_rows=self._tensor(np.array(sample_rows, dtype=np.int64)),
+            query_lens=lengths.tolist(),
+            contexts=contexts.tolist(),
+        )
+
+    def _tensor(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _rows(chunk: ChunkInput) -> list[SamplingRow]:
+    """How each wanted row of a chunk is sampled: the number that decides depends on the token's place alone."""
+    end = chunk.start + len(chunk.token_ids)
+    return [
+        SamplingRow(chunk.params, chunk.index, position)
+        for position in range(end - chunk.num_sampled + 1, end + 1)
+    ]
+
+
+def _kept(chunk: ChunkInput, sampled: list[SampledToken | None]) -> list[SampledToken] | None:
+    """The sampled tokens that count: up to the first that is not the guessed one. None if that was no number."""
+    drafted = chunk.token_ids[len(chunk.token_ids) - chunk.num_drafted :]
+    kept: list[SampledToken] = []
+    for place, token in enumerate(sampled):
+        if token is None:
+            return None
+        kept.append(token)
+        if place < len(drafted) and token.token_id != drafted[place]:
+            break
+    return kept

@@ -1,0 +1,114 @@
+"""From logits to the next token, for a whole batch at once.
+
+Randomness is counter-based (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011): the number
+that decides a token is a function of the request's seed, the sequence's index and the token's position, and of
+nothing else. So a seeded request draws the same tokens whoever else is in the batch and however often it was
+preempted, and there is no generator state to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scheduler.execution.logits import LogitScans, TorchScans, Truncation
+from scheduler.request import SamplingParams
+from scheduler.step import SampledToken, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """Whose token is sampled from one row of logits."""
+
+    params: SamplingParams
+    index: int
+    """The sequence's place among the request's n."""
+    position: int
+    """How many tokens the sequence has so far."""
+
+
+@torch.inference_mode()
+def sample(
+    logits: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    scans: LogitScans = TorchScans(),  # noqa: B008 (it has no state)
+) -> list[SampledToken | None]:
+    """Choose one token for each row of `logits`, [len(rows), vocabulary] in any float type; None for a row whose
+    logits are not numbers."""
+    logits = logits.float()
+    best, tokens = scans.best(logits)
+    random = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    if random:
+        tokens[random] = _draw(_rows_of(logits, random), [rows[i] for i in random], scans)
+    # The maximum is NaN where any logit is, so one look at the maxima finds every broken row. Both come to the
+    # host together: on a GPU each transfer is a wait.
+    ids, broken = torch.stack([tokens, (~torch.isfinite(best)).long()]).tolist()
+    logprobs = _logprobs(logits, tokens, rows, scans)
+    return [None if broken[i] else SampledToken(ids[i], logprobs.get(i)) for i in range(len(rows))]
+
+
+def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
+    """One number in [0, 1) for each row, [len(rows)] float64: splitmix64 (Steele et al., OOPSLA 2014) over
+    seed, index and position."""
+    state = np.zeros(len(rows), dtype=np.uint64)
+    for part in (
+        [row.params.seed or 0 for row in rows],
+        [row.index for row in rows],
+        [row.position for row in rows],
+    ):
+        state ^= np.array(part, dtype=np.int64).view(np.uint64)
+        state += np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _rows_of(logits: torch.Tensor, chosen: list[int]) -> torch.Tensor:
+    """Some rows; the whole tensor, not a copy, if all are chosen."""
+    return logits if len(chosen) == len(logits) else logits[chosen]
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans) -> torch.Tensor:
+    """Sample each row with its own temperature and truncation; returns [len(rows)] int64."""
+    device = logits.device
+    temperatures = torch.tensor([row.params.temperature for row in rows], dtype=torch.float32, device=device)
+    numbers = torch.from_numpy(uniform(rows)).to(device)
+    whole = [i for i, row in enumerate(rows) if not _is_truncated(row.params)]
+    cut = [i for i, row in enumerate(rows) if _is_truncated(row.params)]
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
+    if whole:
+        tokens[whole] = scans.draw(_rows_of(logits, whole), temperatures[whole], numbers[whole])
+    if cut:
+        truncation = Truncation.of([rows[i].params for i in cut], device)
+        tokens[cut] = scans.draw_truncated(_rows_of(logits, cut), temperatures[cut], numbers[cut], truncation)
+    return tokens
+
+
+def _is_truncated(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _logprobs(
+    logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans
+) -> dict[int, TokenLogprobs]:
+    """The log-probabilities that the rows asked for, before temperature and truncation."""
+    wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    if not wanted:
+        return {}
+    chosen = _rows_of(logits, wanted)
+    log_total = scans.log_total(chosen, torch.ones(len(wanted), device=logits.device)).unsqueeze(1)
+    of_tokens = (chosen.gather(1, tokens[wanted].unsqueeze(1)) - log_total).squeeze(1).tolist()
+    ids = tokens[wanted].tolist()
+    most = max(rows[i].params.logprobs or 0 for i in wanted)
+    values, top_tokens = scans.top(chosen, max(1, most))
+    top_values, top_ids = (values - log_total).tolist(), top_tokens.tolist()
+    result = {}
+    for place, i in enumerate(wanted):
+        count = rows[i].params.logprobs or 0
+        top = list(zip(top_ids[place][:count], top_values[place][:count], strict=True))
+        result[i] = TokenLogprobs(ids[place], of_tokens[place], top)
+    return result

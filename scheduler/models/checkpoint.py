@@ -1,0 +1,224 @@
+"""Where a model's weights are read from: one tensor at a time, by the name that transformers gives it.
+
+Loading holds one tensor beside what is already packed, so that a model needs no more memory while it loads than
+when it runs. A GGUF file's blocks of quantized weights are handed on as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor, nn
+
+from scheduler.models.gguf_file import Bytes, GgufFile
+
+STORED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
+"""Block types that the kernels multiply as they are. What else a file may have is made float32."""
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+class CheckpointError(ValueError):
+    """The weights cannot be read, or are not those of this model; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """A matrix in a GGUF file's own quantized blocks."""
+
+    data: Tensor
+    """[rows, bytes of a row] uint8; may lie in a file that is mapped into memory, which is never written."""
+    type: str
+
+
+Weight = Tensor | StoredBlocks
+
+
+class Checkpoint(Protocol):
+    """The weights of one model."""
+
+    is_quantized: bool
+    """Whether it has stored blocks."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def weight(self, name: str) -> Weight:
+        """One weight, in memory of its own where it has to be read."""
+
+    def table(self, name: str) -> Weight:
+        """The same for a weight of which single rows are looked up: it may stay in its file."""
+
+
+class SafetensorsCheckpoint:
+    """One safetensors file, or the several that an index names.
+
+    The files' headers are read here: tensors of the library's own reader lie in a mapping of the whole file, which
+    would stay in memory beside the packed weights.
+    """
+
+    is_quantized = False
+
+    def __init__(self, files: list[Path]) -> None:
+        self._places: dict[str, tuple[Path, torch.dtype, list[int], int]] = {}
+        for file in files:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__" and entry["dtype"] in _FLOATS:
+                    start, _ = entry["data_offsets"]
+                    self._places[name] = (file, _FLOATS[entry["dtype"]], entry["shape"], 8 + length + start)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def weight(self, name: str) -> Tensor:
+        file, dtype, shape, offset = self._places[name]
+        count = math.prod(shape) * dtype.itemsize
+        data = torch.from_numpy(np.fromfile(file, dtype=np.uint8, count=count, offset=offset))
+        return data.view(dtype).view(shape)
+
+    def table(self, name: str) -> Tensor:
+        return self.weight(name)
+
+
+class GgufCheckpoint:
+    """A GGUF file. Its tensors are those of transformers under other names, apart from the order of some rows and
+    from Gemma's norms. So it is for the architectures of fused_model.py; others may differ in more."""
+
+    def __init__(self, file: GgufFile) -> None:
+        architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+        if file.architecture not in architectures:
+            raise CheckpointError(f"{file.path}: {file.architecture!r} is no architecture that is known here")
+        scaling = file.of_architecture("rope.scaling.type") or "none"
+        if scaling != "none" and (file.of_architecture("rope.scaling.factor") or 1.0) != 1.0:
+            raise CheckpointError(
+                f"{file.path}: its positions are scaled by {scaling!r}, which is not read from GGUF"
+            )
+        self._file = file
+        self._names = gguf.get_tensor_name_map(
+            architectures[file.architecture], file.of_architecture("block_count") or 0
+        )
+        self.is_quantized = any(tensor.type.name in STORED_TYPES for tensor in file.tensors.values())
+
+    def __contains__(self, name: str) -> bool:
+        return self._stored_name(name) in self._file.tensors
+
+    def weight(self, name: str) -> Weight:
+        return self._weight(name, self._file.read)
+
+    def table(self, name: str) -> Weight:
+        return self._weight(name, self._file.map)
+
+    @property
+    def rope_factors(self) -> Tensor | None:
+        """What each frequency of the rotary embedding is divided by (Llama 3.1 and later)."""
+        if "rope_freqs.weight" not in self._file.tensors:
+            return None
+        return torch.from_numpy(self._file.read("rope_freqs.weight").view(np.float32).copy())
+
+    def _stored_name(self, name: str) -> str:
+        stem, dot, suffix = name.rpartition(".")
+        return f"{self._names.get_name(stem)}{dot}{suffix}"
+
+    def _weight(self, name: str, read: Callable[[str], Bytes]) -> Weight:
+        stored = self._stored_name(name)
+        tensor = self._file.tensors[stored]
+        data = self._in_order(stored, read(stored))
+        if tensor.type.name in STORED_TYPES and len(tensor.shape) == 2:
+            return StoredBlocks(_borrowed(data), tensor.type.name)
+        if tensor.type.name in _FLOATS:
+            weight = _borrowed(data).view(_FLOATS[tensor.type.name])
+        else:
+            weight = _dequantized(data, tensor.type)
+        # Gemma adds 1 to the weight of a norm; the file has the sum.
+        is_shifted = self._file.architecture.startswith("gemma") and stored.endswith("norm.weight")
+        return weight.float() - 1.0 if is_shifted else weight
+
+    def _in_order(self, stored: str, rows: Bytes) -> Bytes:
+        """Under the architecture `llama` a file has the two halves of each head's queries and keys interleaved."""
+        if self._file.architecture != "llama" or not (".attn_q." in stored or ".attn_k." in stored):
+            return rows
+        heads = self._file.of_architecture("attention.head_count")
+        if ".attn_k." in stored:
+            heads = self._file.of_architecture("attention.head_count_kv") or heads
+        width = rows.shape[1:] if rows.ndim == 2 else (4,)  # a bias is float32
+        halves = rows.reshape(heads, -1, 2, *width)
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+class ModuleCheckpoint:
+    """The weights of a transformers model that is in memory."""
+
+    is_quantized = False
+
+    def __init__(self, module: nn.Module) -> None:
+        self._state: dict[str, Tensor] = module.state_dict()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._state
+
+    def weight(self, name: str) -> Tensor:
+        return self._state[name]
+
+    def table(self, name: str) -> Tensor:
+        return self._state[name]
+
+
+def open_checkpoint(path: str) -> Checkpoint | None:
+    """The weights of a folder or a Hugging Face id; None if they are in neither of the two formats. Raises
+    `CheckpointError`, `GgufError` or OSError."""
+    if (file := gguf_file(path)) is not None:
+        return GgufCheckpoint(GgufFile(file))
+    from transformers.utils.hub import cached_file
+
+    def find(name: str) -> Path | None:
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+
+    if (single := find("model.safetensors")) is not None:
+        return SafetensorsCheckpoint([single])
+    index = find("model.safetensors.index.json")
+    if index is None:
+        return None
+    parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = [find(part) for part in parts]
+    if any(file is None for file in files):
+        raise CheckpointError(f"{path}: some of the files that {index.name} names are missing")
+    return SafetensorsCheckpoint([file for file in files if file is not None])
+
+
+def gguf_file(path: str) -> Path | None:
+    """The GGUF file that holds the weights of the model in this folder, if that is where they are."""
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    return next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def _dequantized(data: Bytes, kind: GGMLQuantizationType) -> Tensor:
+    try:
+        return torch.from_numpy(gguf.quants.dequantize(np.ascontiguousarray(data), kind))
+    except NotImplementedError as error:
+        raise CheckpointError(f"weights of type {kind.name} cannot be read") from error
+
+
+def _borrowed(data: Bytes) -> Tensor:
+    """The same memory as a tensor. torch has no word for memory that must not be written; nothing here does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(data)

@@ -1,0 +1,113 @@
+"""The families that people run most, as one native call a step.
+
+The general path (model.py) runs transformers' modules: some forty small operators a layer. For the Llama family
+the native decoder (kernels/decoder.cpp) does the whole forward pass over weights that are packed once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from scheduler.attention import LayerSpec, PackedBatch
+from scheduler.execution.kv_cache import KVCache
+from scheduler.kernels.native import kernels
+from scheduler.models.fused_weights import FAMILIES, DecoderWeights
+from scheduler.models.paged_model import PagedModel
+
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def can_fuse(config: PretrainedConfig, layers: list[LayerSpec]) -> bool:
+    """Whether the native decoder runs this model: its family, its activation, one shape of attention."""
+    shapes = {(spec.num_heads, spec.num_kv_heads, spec.key_dim, spec.scaling, spec.softcap) for spec in layers}
+    return config.model_type in FAMILIES and _activation(config) in _ACTIVATIONS and len(shapes) == 1
+
+
+class FusedModel:
+    """What PagedModel is, for the families in `FAMILIES`: the same tokens in far fewer calls.
+
+    A row's logits have the same bits whatever else is in the batch, in every mode. `outline` is the model itself,
+    or its outline, whose weights do not count.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        outline: PagedModel,
+        weights: DecoderWeights,
+        *,
+        max_len: int,
+        num_threads: int,
+    ) -> None:
+        self.layers: list[LayerSpec] = outline.layers
+        self._num_threads = num_threads
+        self._decoder = make_decoder(config, outline, weights, max_len)
+        self._bound: KVCache | None = None
+
+    def forward(self, batch: PackedBatch, cache: KVCache) -> Tensor:
+        """One step: write the batch's KV, and return the float32 logits of its sample rows,
+        [number of sampled sequences, vocabulary]."""
+        if cache is not self._bound:
+            keys, values = zip(*cache.layers, strict=True)
+            self._decoder.bind_cache(list(keys), list(values))
+            self._bound = cache
+        logits: Tensor = self._decoder.forward(
+            batch.input_ids.int(),
+            batch.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            batch.sample_rows.int(),
+            self._num_threads,
+        )
+        return logits
+
+
+def make_decoder(config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, max_len: int) -> Any:
+    """The native decoder over these weights, for contexts of up to `max_len` tokens."""
+    spec = outline.layers[0]
+    kinds = list(dict.fromkeys(_rope_kind(config, layer) for layer in range(len(outline.layers))))
+    decoder = kernels().Decoder(
+        weights.embedding,
+        weights.head,
+        weights.final_norm,
+        [_rope_table(outline, kind, max_len) for kind in kinds],
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.key_dim,
+        norm_epsilon=config.rms_norm_eps,
+        attention_scale=spec.scaling,
+        attention_softcap=spec.softcap or 0.0,
+        logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        embedding_multiplier=config.hidden_size**0.5 if config.model_type.startswith("gemma") else 1.0,
+        activation=_ACTIVATIONS[_activation(config)],
+    )
+    for index, layer in enumerate(weights.layers):
+        decoder.add_layer(
+            **layer,
+            sliding_window=outline.layers[index].sliding_window or 0,
+            rope=kinds.index(_rope_kind(config, index)),
+        )
+    return decoder
+
+
+def _activation(config: PretrainedConfig) -> str:
+    name: str = getattr(config, "hidden_activation", None) or config.hidden_act
+    return name
+
+
+def _rope_kind(config: PretrainedConfig, layer: int) -> str | None:
+    """Which of the model's rotary embeddings a layer uses, where there is a choice."""
+    return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else None
+
+
+@torch.inference_mode()
+def _rope_table(outline: PagedModel, kind: str | None, positions: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [positions, rotary_dim] float32."""
+    arguments = () if kind is None else (kind,)
+    causal_lm: Any = outline.module
+    cos, sin = causal_lm.model.rotary_emb(torch.empty(0), torch.arange(positions)[None], *arguments)
+    return cos[0].contiguous(), sin[0].contiguous()

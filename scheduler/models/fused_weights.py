@@ -1,0 +1,187 @@
+"""The weights of the families that are fused: where each is kept, and packed for the products' arithmetic.
+
+This is the one place that says which families there are. Each thread reads one tensor and
+packs it before it reads the next.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from scheduler.kernels.native import kernels
+from scheduler.models.checkpoint import Checkpoint, CheckpointError, StoredBlocks, Weight
+from scheduler.models.paged_model import PagedModel
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
+
+Mode = Literal["stored", "int4", "int8", "bf16", "f32"]
+"""Arithmetic of the products. stored: the weights of a GGUF file in their own blocks, activations in 8 bits. int4:
+weights in groups of 32 with a scale and a minimum each. int8: weights in groups of 64 with a scale each. In all
+three the activations of each row are rounded to 8 bits in groups with a scale each, and a group's sum is exact."""
+
+PLAIN_MODES: dict[torch.dtype, Mode] = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """All that the native decoder multiplies with."""
+
+    embedding: Any
+    """A float tensor or the kernels' StoredMatrix: rows are looked up."""
+    head: Any
+    """The kernels' PackedWeights, as the products of `layers` are."""
+    final_norm: Tensor
+    layers: list[dict[str, Any]]
+    """Arguments of the decoder's `add_layer`."""
+    nbytes: int
+    bits: float
+    """Of one weight in the products, with its part of the scales."""
+
+
+def pack_weights(
+    config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode, num_threads: int = 1
+) -> DecoderWeights:
+    """Pack the weights of a model whose family is in `FAMILIES`. With `mode` stored, what the file has as floats,
+    or as rows of different types that one product needs, is multiplied in the arithmetic of `plain`.
+
+    Raises `CheckpointError` if the checkpoint lacks something.
+    """
+    return _Packer(config, checkpoint, mode, plain).pack(num_threads)
+
+
+class _Packer:
+    def __init__(self, config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._mode = mode
+        self._plain = plain
+        self._is_gemma = config.model_type.startswith("gemma")
+        self._products: list[tuple[int, int]] = []
+        """Bytes and weights of each that is packed."""
+
+    def pack(self, num_threads: int) -> DecoderWeights:
+        table = "model.embed_tokens.weight"
+        # The head first: nothing that is read is larger, and nothing else is held yet.
+        (head,) = self._product(table if self._config.tie_word_embeddings else "lm_head.weight")
+        embedding = self._embedding(self._read(table, stays_in_file=True))
+        if head.out_features != self._config.vocab_size:
+            raise CheckpointError(f"it has logits for {head.out_features} tokens, not {self._config.vocab_size}")
+        prefixes = [f"model.layers.{layer}." for layer in range(self._config.num_hidden_layers)]
+        with ThreadPoolExecutor(num_threads) as threads:
+            layers = list(threads.map(self._layer, prefixes))
+        packed, count = (sum(column) for column in zip(*self._products, strict=True))
+        return DecoderWeights(
+            _for_kernels(embedding),
+            head,
+            self._norm("model.norm"),
+            layers,
+            nbytes=packed + (embedding if isinstance(embedding, Tensor) else embedding.data).nbytes,
+            bits=8 * packed / count,
+        )
+
+    def _layer(self, prefix: str) -> dict[str, Any]:
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        (output,) = self._product(f"{attention}o_proj.weight")
+        (down,) = self._product(f"{mlp}down_proj.weight")
+        (gate_up,) = self._product(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight", gated=True)
+        layer: dict[str, Any] = {
+            "qkv": self._product(*(f"{attention}{name}_proj.weight" for name in "qkv")),
+            "output": output,
+            "gate_up": gate_up,
+            "down": down,
+            "attention_norm": self._norm(f"{prefix}input_layernorm"),
+        }
+        if f"{attention}q_norm.weight" in self._checkpoint:
+            layer["query_norm"] = self._norm(f"{attention}q_norm")
+            layer["key_norm"] = self._norm(f"{attention}k_norm")
+        if self._is_gemma:
+            layer["post_attention_norm"] = self._norm(f"{prefix}post_attention_layernorm")
+            layer["feed_forward_norm"] = self._norm(f"{prefix}pre_feedforward_layernorm")
+            layer["post_feed_forward_norm"] = self._norm(f"{prefix}post_feedforward_layernorm")
+        else:  # what the Llama family calls post-attention is the norm before the feed-forward part
+            layer["feed_forward_norm"] = self._norm(f"{prefix}post_attention_layernorm")
+        return layer
+
+    def _product(self, *names: str, gated: bool = False) -> list[Any]:
+        """The weights of one product, stacked. Stored blocks of different types are packed apart, unless they are
+        the gate and what it gates, which belong together."""
+        parts = [(name, self._read(name)) for name in names]
+        kinds = {_kind(weight) for _, weight in parts}
+        apart = self._mode == "stored" and not gated and len(kinds) > 1
+        runs = [list(run) for _, run in groupby(parts, lambda part: _kind(part[1]))] if apart else [parts]
+        mode = self._mode
+        if mode == "stored" and gated and len(kinds) > 1:
+            mode = self._plain
+        return [self._packed(run, mode, gated) for run in runs]
+
+    def _packed(self, parts: list[tuple[str, Weight]], mode: Mode, gated: bool) -> Any:
+        if mode == "stored" and not any(isinstance(weight, StoredBlocks) for _, weight in parts):
+            mode = self._plain
+        packed = kernels().PackedWeights(
+            [_for_kernels(weight) for _, weight in parts], self._bias(parts), mode, gated=gated
+        )
+        count = packed.in_features * sum(_num_rows(weight) for _, weight in parts)
+        self._products.append((packed.nbytes, count))
+        return packed
+
+    def _bias(self, parts: list[tuple[str, Weight]]) -> Tensor | None:
+        """The biases of the parts; zeros where only others have one."""
+        names = [name.removesuffix("weight") + "bias" for name, _ in parts]
+        if not any(name in self._checkpoint for name in names):
+            return None
+        return torch.cat(
+            [
+                self._floats(name) if name in self._checkpoint else torch.zeros(_num_rows(weight))
+                for name, (_, weight) in zip(names, parts, strict=True)
+            ]
+        )
+
+    def _embedding(self, weight: Weight) -> Weight:
+        """bfloat16 holds what products of less than float32 can tell apart."""
+        if isinstance(weight, StoredBlocks) or weight.dtype == torch.bfloat16:
+            return weight
+        return weight.float() if self._plain == "f32" else weight.bfloat16()
+
+    def _norm(self, name: str) -> Tensor:
+        """A norm's weight, float32. Gemma stores what to add to 1."""
+        weight = self._floats(f"{name}.weight")
+        return weight + 1.0 if self._is_gemma else weight
+
+    def _floats(self, name: str) -> Tensor:
+        weight = self._read(name)
+        if not isinstance(weight, Tensor):
+            raise CheckpointError(f"{name} is quantized, which is known of matrices only")
+        return weight.float().contiguous()
+
+    def _read(self, name: str, *, stays_in_file: bool = False) -> Weight:
+        if name not in self._checkpoint:
+            raise CheckpointError(f"its checkpoint has no {name}")
+        return self._checkpoint.table(name) if stays_in_file else self._checkpoint.weight(name)
+
+
+def _kind(weight: Weight) -> str:
+    return weight.type if isinstance(weight, StoredBlocks) else "float"
+
+
+def _num_rows(weight: Weight) -> int:
+    return (weight if isinstance(weight, Tensor) else weight.data).shape[0]
+
+
+def _for_kernels(weight: Weight) -> Any:
+    if isinstance(weight, StoredBlocks):
+        return kernels().StoredMatrix(weight.data, weight.type)
+    return weight.contiguous() if weight.dtype in PLAIN_MODES else weight.float()
+
+
+def missing_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
+    """The names of the model's weights that the checkpoint does not have."""
+    is_tied = outline.config.tie_word_embeddings
+    names = [name for name in outline.module.state_dict() if not (is_tied and name == "lm_head.weight")]
+    return [name for name in names if name not in checkpoint]

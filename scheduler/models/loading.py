@@ -1,0 +1,178 @@
+"""From a config to what runs it: the model, its arithmetic, its attention backend and its KV pool."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+
+from scheduler.attention import AttentionBackend, choose_backend
+from scheduler.config import EngineConfig
+from scheduler.container import cpu_quota
+from scheduler.execution.cuda_graphs import CudaGraphs
+from scheduler.execution.kv_cache import KVCache, choose_kv_dtype, choose_num_blocks
+from scheduler.execution.step_model import StepModel
+from scheduler.messages import EngineInfo
+from scheduler.models.checkpoint import CheckpointError
+from scheduler.models.fused_weights import PLAIN_MODES, Mode
+from scheduler.models.gguf_file import GgufError
+from scheduler.models.model_config import UnsupportedModelError, read_config
+from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
+from scheduler.models.sources import Source, open_source
+from scheduler.processor import instruction_set, multiplies_bfloat16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run steps."""
+
+    model: StepModel
+    cache: KVCache
+    device: torch.device
+    eos_token_ids: frozenset[int]
+    info: EngineInfo
+
+
+def load(config: EngineConfig, model_path: str) -> LoadedModel:
+    """Load the model and allocate the pool.
+
+    Raises `UnsupportedModelError`, `BackendError`, `KVCacheTooSmallError`, or transformers' OSError.
+    """
+    num_threads = config.threads or usable_cpus()
+    torch.set_num_threads(num_threads)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    model_config = read_config(model_path)
+    try:
+        source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
+        backend = choose_backend(
+            config.attention_backend,
+            source.layers,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            num_threads=num_threads,
+        )
+        mode = _choose_products(config, source, backend, dtype, model_path)
+        packed = source.pack(mode)
+    except (CheckpointError, GgufError) as error:
+        raise UnsupportedModelError(str(error)) from error
+    kv_dtype = _kv_dtype(config, source, mode, dtype)
+    num_blocks = choose_num_blocks(
+        config, source.layers, model_max_len=model_config.max_len, dtype=kv_dtype, device=device
+    )
+    max_model_len = min(config.max_model_len or model_config.max_len, num_blocks * config.block_size)
+    model = packed.model(max_model_len)
+    spare_blocks = 0  # blocks that no sequence is given
+    if config.cuda_graphs and device.type == "cuda" and backend.name == "flex":
+        model = CudaGraphs(
+            model,
+            max_rows=config.max_num_seqs,
+            table_width=-(-max_model_len // config.block_size),
+            spare_block=num_blocks,
+            block_size=config.block_size,
+            device=device,
+        )
+        spare_blocks = 1
+    cache = KVCache(
+        source.layers,
+        backend,
+        num_blocks=num_blocks + spare_blocks,
+        block_size=config.block_size,
+        dtype=kv_dtype,
+        device=device,
+    )
+    info = EngineInfo(
+        model=config.model,
+        max_model_len=max_model_len,
+        vocab_size=model_config.vocab_size,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        kv_cache_dtype=_name(kv_dtype),
+        device=str(device),
+        attention_backend=backend.name,
+        products=_name(dtype) if source.obstacle or mode in PLAIN_MODES.values() else mode,
+        weights_bytes=packed.nbytes,
+        instruction_set="" if source.obstacle else instruction_set(),
+    )
+    logger.info(
+        "%s on %s: %s products, %.1f bits a weight, %d MB of weights, %s attention, %d blocks of %d tokens in %s",
+        config.model,
+        " ".join(part for part in (info.device, info.instruction_set) if part),
+        info.products,
+        packed.bits,
+        info.weights_bytes // 10**6,
+        info.attention_backend,
+        num_blocks,
+        config.block_size,
+        info.kv_cache_dtype,
+    )
+    return LoadedModel(model, cache, device, model_config.eos_token_ids, info)
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModelError("--device cuda: torch sees no CUDA device here")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it, else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" or multiplies_bfloat16()
+        name = "bfloat16" if fast else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _choose_products(
+    config: EngineConfig, source: Source, backend: AttentionBackend, dtype: torch.dtype, model_path: str
+) -> Mode:
+    """The arithmetic of the products. Where they are torch's it does not count."""
+    wanted = config.quantization
+    if wanted in ("int8", "int4", "stored") and source.obstacle is not None:
+        raise UnsupportedModelError(f"--quantization {wanted}: {source.obstacle}")
+    if wanted == "stored" and not source.has_stored_weights:
+        raise UnsupportedModelError(
+            "--quantization stored: it is for GGUF files with quantized weights, of the families that are fused"
+        )
+    if wanted == "int8" or wanted == "int4" or wanted == "stored":
+        return wanted
+    plain = PLAIN_MODES.get(dtype, "f32")
+    if wanted == "none" or config.dtype != "auto" or source.obstacle is not None:
+        return plain
+    if source.has_stored_weights:
+        return "stored"
+
+    def measure(mode: Mode) -> float:
+        model = source.pack(mode).model(CONTEXT)
+        return perplexity(model, backend, text_tokens(model_path), _kv_dtype(config, source, mode, dtype))
+
+    return choose_mode(model_path, plain, measure)
+
+
+def _kv_dtype(config: EngineConfig, source: Source, mode: Mode, dtype: torch.dtype) -> torch.dtype:
+    is_plain = source.obstacle is not None or mode in PLAIN_MODES.values()
+    return choose_kv_dtype(config.kv_cache_dtype, dtype if is_plain else None, dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use: those that it may run on, and no more than a container's quota is worth.
+
+    A part of a core counts as one: the threads of a forward pass wait for each other, but a group that has used up
+    its quota stops as a whole, so none of them has to wait for another that stands still.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))

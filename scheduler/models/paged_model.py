@@ -1,0 +1,188 @@
+"""Loads a transformers model and lets its attention read the block pool.
+
+Any decoder-only model whose attention goes through transformers' attention interface works unchanged: Carousel
+registers its paged attention there and hands each forward pass the packed batch. What each layer's attention
+does (heads, sizes, window, soft cap, scale) is not guessed from the config: it is seen in one probe pass, whose
+logits are then held against the model's own attention. A model that differs is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from scheduler.attention import LayerSpec, PackedBatch
+from scheduler.attention.torch_backend import attend_sequence
+from scheduler.execution.kv_cache import KVCache
+from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
+from scheduler.models.gguf_file import GgufFile
+from scheduler.models.model_config import ModelConfig, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = "carousel_paged"
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec], torch.Tensor]
+"""(layer, query [T, H, D], key [T, Hkv, D], value [T, Hkv, Dv], what the layer asks for) -> [T, H, Dv]."""
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    *,
+    attend: Attend,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers' attention modules call: [1, heads, T, size] in, [1, T, heads, size] out."""
+    if kwargs.get("s_aux") is not None:
+        raise UnsupportedModelError("its attention has sinks, which Carousel does not have yet")
+    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise UnsupportedModelError("it has attention that is not causal")
+    spec = LayerSpec(
+        num_heads=query.shape[1],
+        num_kv_heads=key.shape[1],
+        key_dim=query.shape[3],
+        value_dim=value.shape[3],
+        scaling=query.shape[3] ** -0.5 if scaling is None else float(scaling),
+        sliding_window=sliding_window,
+        softcap=softcap,
+    )
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    packed = [states[0].transpose(0, 1) for states in (query, key, value)]
+    output = attend(layer, packed[0], packed[1], packed[2], spec)
+    return output.unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION, _attention_forward)
+
+
+class PagedModel:
+    """A causal language model that runs on packed batches, with its KV in the block pool.
+
+    Raises `UnsupportedModelError` if it cannot be served exactly.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.module = model
+        self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
+        self.device: torch.device = model.device
+        self.layers = _probe(model, self.config)
+
+    @torch.inference_mode()
+    def forward(self, batch: PackedBatch, cache: KVCache) -> torch.Tensor:
+        """One step: write the batch's KV, and return the logits of its sample rows,
+        [number of sampled sequences, vocabulary]."""
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+        ) -> torch.Tensor:
+            return cache.backend.attend(query, key, value, cache.layers[layer], batch, spec)
+
+        output = self.module(
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=batch.positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=batch.sample_rows,
+            attend=attend,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
+def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedModel:
+    """Load a model through transformers, in the type its weights are stored in; those of a GGUF file as float32.
+    Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
+    gguf = gguf_file(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config.whole,
+            gguf_file=None if gguf is None else gguf.name,
+            dtype="auto" if gguf is None else torch.float32,
+            attn_implementation=ATTENTION,
+        )
+        if gguf is not None:
+            apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
+    # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedModelError(str(error)) from error
+    model.to(device)  # type: ignore[arg-type]
+    return PagedModel(model.eval())  # type: ignore[no-untyped-call]
+
+
+def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Slow the rotary embedding's frequencies down as a GGUF file says: transformers does not look for that."""
+    factors = checkpoint.rope_factors if isinstance(checkpoint, GgufCheckpoint) else None
+    if factors is None:
+        return
+    frequencies = getattr(getattr(model.base_model, "rotary_emb", None), "inv_freq", None)
+    if frequencies is None or frequencies.shape != factors.shape:
+        raise UnsupportedModelError(
+            "its GGUF file has factors for a rotary embedding that the model does not have"
+        )
+    frequencies.div_(factors.to(frequencies.device))
+
+
+@torch.inference_mode()
+def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
+    """Run a few tokens, note what each layer's attention asks for, and compare with the model's own attention."""
+    specs: dict[int, LayerSpec] = {}
+
+    def attend(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+    ) -> torch.Tensor:
+        if specs.setdefault(layer, spec) != spec:
+            raise UnsupportedModelError(f"layer {layer} runs two different attentions")
+        return attend_sequence(query, key, value, spec)
+
+    ids = torch.arange(1, 9, device=model.device).remainder(config.vocab_size).unsqueeze(0)
+    positions = torch.arange(ids.shape[1], device=model.device).unsqueeze(0)
+    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    try:
+        ours = model(**inputs, logits_to_keep=positions[0], attend=attend).logits.float()
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"
+        ) from error
+    if len(specs) != config.num_hidden_layers:
+        raise UnsupportedModelError(
+            f"{len(specs)} of the {config.num_hidden_layers} layers of {type(model).__name__} go through "
+            "transformers' attention interface: the others keep state that Carousel does not have (state-space or "
+            "recurrent layers), or attend in a way of their own"
+        )
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if (kind == "sliding_attention") != (specs[layer].sliding_window is not None):
+            raise UnsupportedModelError(
+                f"layer {layer} is of type {kind}, but its attention is called with a window of "
+                f"{specs[layer].sliding_window}"
+            )
+    model.set_attn_implementation("eager")
+    theirs = model(**inputs).logits.float()
+    model.set_attn_implementation(ATTENTION)
+    # Rounding differs between two ways to compute the same; a wrong attention differs by far more.
+    tolerance = torch.finfo(model.dtype).eps ** 0.5 * max(1.0, theirs.abs().max().item())
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= tolerance:
+        raise UnsupportedModelError(
+            f"paged attention does not give the logits of {type(model).__name__}'s own attention: they differ by "
+            f"{difference:.3g} where at most {tolerance:.3g} is rounding"
+        )
+    return [specs[layer] for layer in range(len(specs))]

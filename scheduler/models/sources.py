@@ -1,0 +1,123 @@
+"""From a model's files to what runs it, in one arithmetic or another: through the native decoder, or through
+transformers' modules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from scheduler.attention import LayerSpec
+from scheduler.attention.native_backend import NativeAttention
+from scheduler.config import EngineConfig
+from scheduler.execution.step_model import StepModel
+from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, open_checkpoint
+from scheduler.models.fused_model import FusedModel, can_fuse
+from scheduler.models.fused_weights import FAMILIES, PLAIN_MODES, Mode, missing_weights, pack_weights
+from scheduler.models.model_config import ModelConfig
+from scheduler.models.outline import outline
+from scheduler.models.packed_linear import obstacle, pack_linears, weights_bytes
+from scheduler.models.paged_model import PagedModel, apply_rope_factors, load_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Weights that are ready; what is left to know is how long a sequence can be."""
+
+    nbytes: int
+    bits: float
+    """Of one weight, on average."""
+    model: Callable[[int], StepModel]
+
+
+class Source(Protocol):
+    """A model that can be packed. `obstacle` says why its products are torch's, or is None."""
+
+    layers: list[LayerSpec]
+    obstacle: str | None
+    has_stored_weights: bool
+
+    def pack(self, mode: Mode) -> Packed: ...
+
+
+class FusedSource:
+    """A model of the fused families, read from its checkpoint tensor by tensor."""
+
+    obstacle: str | None = None
+
+    def __init__(
+        self, config: ModelConfig, shape: PagedModel, checkpoint: Checkpoint, dtype: torch.dtype, num_threads: int
+    ) -> None:
+        self.layers = shape.layers
+        self.has_stored_weights = checkpoint.is_quantized
+        self._config = config.whole
+        self._shape = shape
+        self._checkpoint = checkpoint
+        self._plain = PLAIN_MODES[dtype]
+        self._num_threads = num_threads
+
+    def pack(self, mode: Mode) -> Packed:
+        weights = pack_weights(self._config, self._checkpoint, mode, self._plain, self._num_threads)
+
+        def model(max_len: int) -> StepModel:
+            return FusedModel(self._config, self._shape, weights, max_len=max_len, num_threads=self._num_threads)
+
+        return Packed(weights.nbytes, weights.bits, model)
+
+
+class ModuleSource:
+    """Any other model: transformers' modules, with native products where there can be."""
+
+    has_stored_weights = False
+
+    def __init__(self, paged: PagedModel, dtype: torch.dtype, num_threads: int) -> None:
+        paged.module.to(dtype)  # type: ignore[arg-type]
+        self.layers = paged.layers
+        self.obstacle = obstacle(paged.device, dtype)
+        self._paged = paged
+        self._num_threads = num_threads
+
+    def pack(self, mode: Mode) -> Packed:
+        packed = self._paged if self.obstacle else pack_linears(self._paged, mode, self._num_threads)
+        nbytes = weights_bytes(packed)
+        num_weights = sum(parameter.numel() for parameter in packed.module.parameters())
+        return Packed(nbytes, 8 * nbytes / num_weights, lambda _: packed)
+
+
+def open_source(
+    config: EngineConfig,
+    path: str,
+    model_config: ModelConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_threads: int,
+) -> Source:
+    """The quickest way to run this model. Raises `UnsupportedModelError`, `CheckpointError`, `GgufError` or
+    OSError."""
+    text = model_config.text
+    if (
+        config.fused
+        and config.attention_backend in ("auto", "native")
+        and model_config.whole.model_type in FAMILIES
+        and getattr(model_config.whole, "quantization_config", None) is None
+        and obstacle(device, dtype) is None
+    ):
+        checkpoint = open_checkpoint(path)
+        shape = outline(text) if checkpoint is not None else load_model(path, model_config, device)
+        if checkpoint is None:
+            checkpoint = ModuleCheckpoint(shape.module)
+        missing = missing_weights(shape, checkpoint)
+        if missing:
+            logger.info("not fused: the checkpoint has no %s", missing[0])
+        elif can_fuse(text, shape.layers) and not NativeAttention.obstacle(
+            shape.layers, config.block_size, dtype, device
+        ):
+            apply_rope_factors(shape.module, checkpoint)
+            return FusedSource(model_config, shape, checkpoint, dtype, num_threads)
+    return ModuleSource(load_model(path, model_config, device), dtype, num_threads)

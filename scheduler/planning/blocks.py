@@ -1,0 +1,213 @@
+"""The block pool: which KV blocks are free, who holds the others, and which of them hold a known prefix.
+
+A block is room for the keys and values of `block_size` consecutive tokens in every layer. The pool deals only
+in block ids; the tensors behind them are in kv_cache.py. PagedAttention is from Kwon et al., arXiv 2309.06180.
+
+**The prefix cache.** A full block whose content is known is *published* under an identity: a digest of its tokens
+and of the identity of the block before it, so that an identity stands for the whole prefix. A first block's parent
+is a root, the digest of whatever else the content depends on. Every block of the same content can be found: one
+that is evicted takes nothing from the others and from those that follow them. The digest is keyed, so that nobody
+who sends prompts can look for two that collide, and the tokens are compared all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+Identity = bytes
+"""What names a prefix, [16]."""
+
+
+class NoFreeBlocksError(RuntimeError):
+    """More blocks were asked for than are free. Ask `num_free` first."""
+
+
+class Prefix(NamedTuple):
+    """The longest cached prefix of some tokens: its blocks in order, and the identity of each."""
+
+    blocks: list[int]
+    identities: list[Identity]
+
+
+class _Content(NamedTuple):
+    """What is known of the blocks of one identity."""
+
+    parent: Identity
+    tokens: tuple[int, ...]
+    blocks: dict[int, None]
+    """All copies, in the order in which they were published."""
+
+
+class BlockPool:
+    """Hands out `num_blocks` block ids, counts references, and remembers the content of full blocks.
+
+    Every block is in one of three states:
+
+    - **free**: nobody refers to it and its content is unknown;
+    - **cached**: nobody refers to it, but its content is published, so a later sequence may share it until
+      it is evicted, least recently used first;
+    - **used**: `reference count` sequences refer to it.
+
+    Free and cached blocks can both be allocated: `num_free` counts them together. Allocating and freeing a
+    block take O(1).
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"num_blocks and block_size must be positive, got {num_blocks} and {block_size}")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._references = [0] * num_blocks
+        self._free = deque(range(num_blocks))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._identities: list[Identity | None] = [None] * num_blocks
+        self._published: dict[Identity, _Content] = {}
+        self._secret = secrets.token_bytes(32)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be allocated now: free and cached ones."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody refers to but whose content can still be shared."""
+        return len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that some sequence refers to."""
+        return self.num_blocks - self.num_free
+
+    def map(self, num_cells: int) -> bytes:
+        """The pool as a picture: one byte for each block, or for each group of neighbours where there are more
+        blocks than `num_cells`. 0: free; 1: cached; 2: used; 3: shared by several sequences. A group shows the
+        highest of its blocks."""
+        states = bytearray(self.num_blocks)
+        for block in self._cached:
+            states[block] = 1
+        for block, count in enumerate(self._references):
+            if count:
+                states[block] = 2 if count == 1 else 3
+        width = -(-self.num_blocks // num_cells)
+        if width == 1:
+            return bytes(states)
+        return bytes(max(states[start : start + width]) for start in range(0, self.num_blocks, width))
+
+    def references(self, block: int) -> int:
+        """How many sequences refer to `block`."""
+        return self._references[block]
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """How many blocks hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` blocks of unspecified content, each with one reference.
+
+        Free blocks go first, then cached ones are evicted. Raises `NoFreeBlocksError`, and takes nothing, if
+        fewer than `count` are free.
+        """
+        if count > self.num_free:
+            raise NoFreeBlocksError(f"{count} blocks asked for, {self.num_free} of {self.num_blocks} are free")
+        blocks = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        for block in blocks:
+            self._references[block] = 1
+        return blocks
+
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        identity = self._identities[block]
+        assert identity is not None
+        copies = self._published[identity].blocks
+        del copies[block]
+        if not copies:
+            del self._published[identity]
+        self._identities[block] = None
+        return block
+
+    def free(self, blocks: Sequence[int]) -> None:
+        """Give up one reference to each of a sequence's `blocks`, given in the order of its tokens.
+
+        A published block that loses its last reference stays cached. The end of the sequence is evicted before
+        its beginning, since a block can be found only while all blocks before it can.
+        Raises `ValueError` for a block that nobody refers to.
+        """
+        for block in reversed(blocks):
+            if self._references[block] == 0:
+                raise ValueError(f"block {block} is freed twice")
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if self._identities[block] is None:
+                    self._free.append(block)
+                else:
+                    self._cached[block] = None
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Add one reference to each of `blocks`, which `lookup` has just found."""
+        for block in blocks:
+            self._references[block] += 1
+            self._cached.pop(block, None)
+
+    def num_free_after_sharing(self, blocks: Iterable[int]) -> int:
+        """What `num_free` would be after `share(blocks)`."""
+        return self.num_free - sum(1 for block in blocks if self._references[block] == 0)
+
+    def root(self, *parts: str) -> Identity:
+        """The parent of first blocks: `parts` name all that the content depends on besides its tokens."""
+        return self._digest("\0".join(f"{len(part)}:{part}" for part in parts).encode())
+
+    def publish(self, block: int, parent: Identity, tokens: Sequence[int]) -> Identity:
+        """Make a full block findable, and return the identity of its content, the parent of the next block.
+
+        `parent` is the identity of the block before it, or a root for a first block.
+        """
+        if len(tokens) != self.block_size:
+            raise ValueError(f"only full blocks are published: {len(tokens)} tokens, not {self.block_size}")
+        identity = self._identity(parent, tokens)
+        content = self._published.get(identity)
+        if content is None:
+            content = self._published[identity] = _Content(parent, tuple(tokens), {})
+        elif not _is_of(content, parent, tokens):  # two contents of one digest: only the first can be found
+            return secrets.token_bytes(16)
+        content.blocks[block] = None
+        self._identities[block] = identity
+        return identity
+
+    def lookup(self, tokens: Sequence[int], root: Identity) -> Prefix:
+        """Find the longest published prefix of `tokens` that leaves at least one token to compute.
+
+        Takes no references: call `share` on the blocks before anything is allocated.
+        """
+        found = Prefix([], [])
+        parent = root
+        size = self.block_size
+        for start in range(0, (len(tokens) - 1) // size * size, size):
+            part = tokens[start : start + size]
+            identity = self._identity(parent, part)
+            content = self._published.get(identity)
+            if content is None or not _is_of(content, parent, part):
+                break
+            found.blocks.append(self._copy(content))
+            found.identities.append(identity)
+            parent = identity
+        return found
+
+    def _copy(self, content: _Content) -> int:
+        """One of the blocks of this content: rather one in use, which takes nothing from what is free."""
+        return max(content.blocks, key=lambda block: self._references[block] > 0)
+
+    def _identity(self, parent: Identity, tokens: Sequence[int]) -> Identity:
+        return self._digest(parent + array("q", tokens).tobytes())
+
+    def _digest(self, content: bytes) -> Identity:
+        return hashlib.blake2b(content, digest_size=16, key=self._secret).digest()
+
+
+def _is_of(content: _Content, parent: Identity, tokens: Sequence[int]) -> bool:
+    return content.parent == parent and content.tokens == tuple(tokens)

@@ -1,0 +1,159 @@
+"""What one step computes: chunks of sequences, and how a plan is put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.planning.policy import Work
+from scheduler.planning.step_cost import StepCost
+from scheduler.request import Sequence
+from scheduler.step import ChunkInput, StepInput, TableChange
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence's part of a step: compute its tokens `[start, start + length)`."""
+
+    sequence: Sequence
+    start: int
+    length: int
+    seat: int
+    """Where the sequence sits while the step runs; it may have left when the step is looked at."""
+    samples: bool
+    """Whether the chunk reaches the last known token, so that the next one is sampled."""
+    drafted: tuple[int, ...] = ()
+    """Guesses of the tokens after the last known one, which the step computes too."""
+
+    @classmethod
+    def of(cls, sequence: Sequence, length: int) -> Chunk:
+        """A running sequence's next `length` tokens."""
+        assert sequence.seat is not None
+        start = sequence.num_computed_tokens
+        return cls(sequence, start, length, sequence.seat, start + length == sequence.num_tokens)
+
+    def input(self) -> ChunkInput:
+        """The chunk as data, with the tokens that the sequence has now."""
+        request = self.sequence.request
+        return ChunkInput(
+            request.request_id,
+            self.sequence.index,
+            self.seat,
+            self.start,
+            [*self.sequence.token_ids[self.start : self.end], *self.drafted],
+            len(self.drafted),
+            self.samples,
+            request.params,
+        )
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def attended(self) -> int:
+        """Keys that its queries look at."""
+        return self.length * (self.start + self.end + 1) // 2
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one step computes. The chunks' order is the order of the packed batch."""
+
+    chunks: list[Chunk]
+    admitted: list[Sequence] = field(default_factory=list)
+    """Sequences that got their first seat."""
+    preempted: list[Sequence] = field(default_factory=list)
+    """Sequences that lost their seat while this plan was made."""
+    num_yielded: int = 0
+    """How many of them gave way to somebody who waited, rather than for want of blocks."""
+    tables: list[TableChange] = field(default_factory=list)
+    """What is new in the seats' block tables."""
+    work: list[Work] = field(default_factory=list)
+    """What was done for whom; known once the plan is committed."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens of the newly admitted that the prefix cache spared."""
+        return sum(sequence.num_cached_tokens for sequence in self.admitted)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+    @property
+    def attended(self) -> int:
+        """Keys that the step's queries look at."""
+        return sum(chunk.attended for chunk in self.chunks)
+
+    @property
+    def sampling(self) -> list[Sequence]:
+        """The sequences whose next token this step samples, in the batch's order."""
+        return [chunk.sequence for chunk in self.chunks if chunk.samples]
+
+    def step_input(self) -> StepInput:
+        """The plan as data, to be executed."""
+        return StepInput([chunk.input() for chunk in self.chunks], self.tables)
+
+
+MIN_PROMPT_TOKENS = 16
+"""What a step computes of prompts at least, whatever the latency target: they must not starve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A promise to the running streams: no step longer than `seconds`, as far as `cost` can tell."""
+
+    cost: StepCost
+    seconds: float
+
+
+class PlanBuilder:
+    """A plan in the making: the budget that is left, and chunks that may still be dropped."""
+
+    def __init__(self, budget: int, pace: Pace | None) -> None:
+        self.budget = budget
+        self.preempted: list[Sequence] = []
+        self.num_yielded = 0
+        self.admitted: list[Sequence] = []
+        self._pace = pace
+        self._num_tokens = 0
+        self._attended = 0
+        self._has_streams = False
+        self._chunks: dict[tuple[str, int], Chunk] = {}
+
+    def decode(self, sequence: Sequence) -> None:
+        """The one token that a running sequence has yet to compute."""
+        self._has_streams = True
+        self._add(Chunk.of(sequence, 1))
+
+    def prefill(self, sequence: Sequence) -> None:
+        """As much of a running sequence's prompt as the budget and the streams' pace allow."""
+        length = min(sequence.num_tokens - sequence.num_computed_tokens, self.budget)
+        if self._pace is not None and self._has_streams:
+            start = sequence.num_computed_tokens
+            room = self._pace.cost.prompt_tokens_within(
+                self._pace.seconds, self._num_tokens, self._attended, start
+            )
+            if room < length:
+                length = max(room, min(length, MIN_PROMPT_TOKENS))
+                self.budget = length  # and nothing after it
+        if length > 0:
+            self._add(Chunk.of(sequence, length))
+
+    def _add(self, chunk: Chunk) -> None:
+        self._chunks[chunk.sequence.key] = chunk
+        self._num_tokens += chunk.length
+        self._attended += chunk.attended
+        self.budget -= chunk.length
+
+    def drop(self, sequence: Sequence) -> None:
+        """A running sequence was preempted: its tokens go back to the budget."""
+        self.preempted.append(sequence)
+        chunk = self._chunks.pop(sequence.key, None)
+        if chunk is not None:
+            self.budget += chunk.length
+            self._num_tokens -= chunk.length
+            self._attended -= chunk.attended
+
+    def plan(self, tables: list[TableChange]) -> Plan:
+        return Plan(list(self._chunks.values()), self.admitted, self.preempted, self.num_yielded, tables)

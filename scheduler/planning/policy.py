@@ -1,0 +1,171 @@
+"""Who is admitted next, and who gives way: what the scheduler asks of a policy, and the two that know only order.
+
+The default, fair shares between users, is in fair.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple, Protocol
+
+from scheduler.planning.ranked import Rank, Ranked
+from scheduler.request import Request, Sequence
+
+
+class Work(NamedTuple):
+    """What one step did for one sequence, in tokens. What is computed again after a preemption is no service: it
+    is not the user's doing."""
+
+    sequence: Sequence
+    prompt: int = 0
+    cached: int = 0
+    """Prompt tokens that the prefix cache spared."""
+    output: int = 0
+    recomputed: int = 0
+    """Tokens that were computed before; they are no service."""
+
+
+class Policy(Protocol):
+    """The queue of waiting sequences, and the order among all. No method may take O(queue length)."""
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence waits."""
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """A waiting sequence has ended: aborted, or out of time."""
+
+    def seat(self, sequence: Sequence) -> None:
+        """A waiting sequence got a seat."""
+
+    def unseat(self, sequence: Sequence, loss: int | None = None) -> None:
+        """A running sequence lost its seat, and waits to be resumed. `loss`: it gave way to another, and so many
+        of its tokens may have to be computed again; None: it lost it for want of blocks."""
+
+    def leave(self, sequence: Sequence) -> None:
+        """A running sequence has ended."""
+
+    def charge(self, work: Work) -> None:
+        """A running sequence was served."""
+
+    def peek(self) -> Sequence | None:
+        """The sequence to admit next, or None if nobody may be admitted."""
+
+    def rank(self, sequence: Sequence) -> Rank:
+        """In which order prompts take what a step's token budget leaves, whether running or still to be seated."""
+
+    def is_newcomer(self, sequence: Sequence) -> bool:
+        """Whether a sequence that was just seated is all that its user asks for, and should not wait for a whole
+        step of all the others."""
+
+    def tokens_ahead(self, request: Request) -> int:
+        """Tokens of waiting sequences that are sure to be computed before the new request's."""
+
+    def victim(self, running: Collection[Sequence]) -> Sequence:
+        """The sequence among `running` (never empty) to preempt when running sequences are out of blocks."""
+
+    def yielding(
+        self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
+    ) -> Iterator[Sequence]:
+        """Running sequences that should give up their seats to the waiting `candidate`, the first to go first.
+        `loss` guesses how many of a sequence's tokens would have to be computed again."""
+
+    @property
+    def gap(self) -> float:
+        """How unequally those who wait were served: see `FairShare`; 0 for a policy that knows no users."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+
+class WaitingQueue:
+    """Waiting sequences, lowest rank first; a rank does not change while its sequence waits."""
+
+    def __init__(self, rank: Callable[[Sequence], Rank]) -> None:
+        self._rank = rank
+        self._members = Ranked()
+        self.num_tokens = 0
+        """Of all members."""
+
+    def push(self, sequence: Sequence) -> None:
+        self.num_tokens += sequence.num_tokens
+        self._members.push(self._rank(sequence), sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        self.num_tokens -= sequence.num_tokens
+        self._members.remove(sequence)
+
+    @property
+    def first(self) -> Sequence | None:
+        first = self._members.first
+        return None if first is None else first[1]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+class FirstComeFirstServed:
+    """Admit in order of arrival; preempt the latest arrival, which is then the first to resume."""
+
+    def __init__(self) -> None:
+        self._queue = WaitingQueue(self.rank)
+
+    def add(self, sequence: Sequence) -> None:
+        self._queue.push(sequence)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        self._queue.remove(sequence)
+
+    def seat(self, sequence: Sequence) -> None:
+        self._queue.remove(sequence)
+
+    def unseat(self, sequence: Sequence, loss: int | None = None) -> None:
+        self._queue.push(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        pass
+
+    def charge(self, work: Work) -> None:
+        pass
+
+    def peek(self) -> Sequence | None:
+        return self._queue.first
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return (sequence.arrival,)
+
+    def is_newcomer(self, sequence: Sequence) -> bool:
+        return False
+
+    def tokens_ahead(self, request: Request) -> int:
+        return self._queue.num_tokens
+
+    def victim(self, running: Collection[Sequence]) -> Sequence:
+        return max(running, key=self.rank)
+
+    def yielding(
+        self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
+    ) -> Iterator[Sequence]:
+        return iter(())
+
+    @property
+    def gap(self) -> float:
+        return 0.0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+
+class PriorityFirst(FirstComeFirstServed):
+    """Admit by priority, then arrival; a request of a higher class takes the seat of a lower one's."""
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return (sequence.request.priority, sequence.arrival)
+
+    def tokens_ahead(self, request: Request) -> int:
+        return 0  # all of them may be less urgent
+
+    def yielding(
+        self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
+    ) -> Iterator[Sequence]:
+        lower = [sequence for sequence in running if sequence.request.priority > candidate.request.priority]
+        return iter(sorted(lower, key=self.rank, reverse=True))

@@ -1,0 +1,365 @@
+"""Plans one step of the engine, and commits its result: iteration-level scheduling.
+
+After Orca (Yu et al., OSDI 2022), the batch is formed anew at every step; after Sarathi-Serve (Agrawal et al.,
+arXiv 2403.02310), running sequences decode first and prompts are computed in chunks with what is left of the
+token budget, so that a long prompt never stalls the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from scheduler.planning.blocks import BlockPool
+from scheduler.planning.plan import Chunk, Pace, Plan, PlanBuilder
+from scheduler.planning.policy import Policy, Work
+from scheduler.planning.ranked import Ranked
+from scheduler.planning.seating import Seating
+from scheduler.planning.turns import Turns
+from scheduler.request import FinishReason, InvalidRequestError, Request, Sequence, Status, check_fits
+from scheduler.step import SampledToken, StepResult
+
+EXPRESS_TOKENS = 64
+"""Prompt tokens at most that a step computes for newcomers alone."""
+
+EXPRESS_EVERY = 4
+"""Steps of all that come between two steps for newcomers alone."""
+
+
+class Gain(NamedTuple):
+    """What a step gave to one sequence."""
+
+    sequence: Sequence
+    tokens: list[SampledToken]
+
+
+class Scheduler:
+    """Seats sequences, gives each step its plan, and keeps every sequence's account with the block pool.
+
+    `max_num_seqs` seats, but never more than `max_batched_tokens`, so that every running sequence can be given
+    its token in every step. Users share cached prefixes only with `share_prefixes`. `eos_token_ids` end a sequence
+    unless its request says `ignore_eos`.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        policy: Policy,
+        *,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        max_model_len: int,
+        vocab_size: int,
+        eos_token_ids: Iterable[int] = (),
+        prefix_caching: bool = True,
+        share_prefixes: bool = False,
+        pace: Pace | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        self.pool = pool
+        self.policy = policy
+        self.num_seats = min(max_num_seqs, max_batched_tokens)
+        self.max_batched_tokens = max_batched_tokens
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.prefix_caching = prefix_caching
+        self.seating = Seating(
+            pool,
+            num_seats=self.num_seats,
+            max_model_len=max_model_len,
+            prefix_caching=prefix_caching,
+            share_prefixes=share_prefixes,
+        )
+        self.pace = pace
+        self.turns = turns
+        self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
+        self._num_arrivals = 0
+        self._num_steps_since_express = EXPRESS_EVERY
+        self._deadlines = Ranked()
+        self._followers: dict[str, list[Sequence]] = {}  # by request id
+        self._num_following = 0
+
+    @property
+    def running(self) -> dict[tuple[str, int], Sequence]:
+        return self.seating.running
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.policy) + self._num_following
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def live_requests(self) -> Collection[str]:
+        """The ids of requests with a sequence that has not ended."""
+        return self._live.keys()
+
+    # Intake ---------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> list[Sequence]:
+        """Queue a request, and return its `n` sequences. Raises `InvalidRequestError` if it can never fit."""
+        check_fits(
+            request,
+            max_model_len=self.max_model_len,
+            pool_tokens=self.pool.num_blocks * self.pool.block_size,
+            vocab_size=self.vocab_size,
+        )
+        if request.request_id in self._live:
+            raise InvalidRequestError(f"request id {request.request_id!r} is in use by a live request")
+        sequences = [Sequence(request, index) for index in range(request.params.n)]
+        self._live[request.request_id] = list(sequences)
+        for sequence in sequences:
+            self._num_arrivals += 1
+            sequence.arrival = self._num_arrivals
+            sequence.root = self.seating.root(request)
+            if request.deadline is not None:
+                self._deadlines.push((request.deadline,), sequence)
+        self._enqueue(sequences)
+        return sequences
+
+    def _enqueue(self, sequences: list[Sequence]) -> None:
+        """The first goes ahead. Its siblings follow when the prompt, which is theirs too, is in the cache."""
+        first, *others = sequences
+        self.policy.add(first)
+        if not self.prefix_caching:
+            for sequence in others:
+                self.policy.add(sequence)
+        elif others:
+            for sequence in others:
+                sequence.status = Status.FOLLOWING
+            self._followers[first.request.request_id] = others
+            self._num_following += len(others)
+
+    def _let_follow(self, first: Sequence) -> None:
+        """The prompt is computed, or the one who computed it has ended: its siblings join the queue."""
+        followers = self._followers.pop(first.request.request_id, [])
+        self._num_following -= len(followers)
+        for sequence in followers:
+            sequence.status = Status.WAITING
+            self.policy.add(sequence)
+
+    def num_cached_tokens(self, request: Request) -> int:
+        """How much of a new request's prompt need not be computed, as things stand."""
+        prefix = self.seating.cached_prefix(request.prompt_token_ids, self.seating.root(request))
+        return len(prefix.blocks) * self.pool.block_size
+
+    def expire(self, now: float) -> list[Sequence]:
+        """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
+        expired = []
+        while (first := self._deadlines.first) is not None and first[0][0] <= now:
+            self.finish(first[1], FinishReason.TIMEOUT)
+            expired.append(first[1])
+        return expired
+
+    def abort(self, request_id: str, index: int | None = None) -> list[Sequence]:
+        """End a request's unfinished sequences, or the one of that index, in whatever state, and return them.
+        Unknown ids are ignored: the request may have finished while the abort was on its way."""
+        live = self._live.get(request_id, [])
+        sequences = [sequence for sequence in live if index is None or sequence.index == index]
+        for sequence in sequences:
+            self.finish(sequence, FinishReason.ABORT)
+        return sequences
+
+    # Planning -------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Plan:
+        """Plan the next step: running sequences decode first, then prompts, in the policy's order, take what is
+        left of the budget, be they running or still to be seated.
+
+        Takes O(running sequences), plus the prompts of those admitted, however many wait.
+        """
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running.values():
+            is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
+            (decoding if is_decode else prefilling).append(sequence)
+        budget = self.max_batched_tokens
+        if self.turns is not None:
+            decoding, budget = self._divide(self.turns, decoding, prefilling)
+        step = PlanBuilder(budget, self.pace)
+        for sequence in decoding:
+            self._make_room(sequence, step)
+            if sequence.status is Status.RUNNING:
+                step.decode(sequence)
+
+        # After a preemption nobody is admitted: the blocks just freed are the running sequences' to grow into.
+        may_admit = not step.preempted
+        rank = self.policy.rank
+        prompts = deque(sorted(prefilling, key=rank))
+        while step.budget > 0:
+            candidate = self.policy.peek() if may_admit else None
+            if candidate is not None and not (prompts and rank(prompts[0]) < rank(candidate)):
+                may_admit = self._seat(candidate, step)
+            elif prompts:
+                sequence = prompts.popleft()
+                if sequence.status is Status.RUNNING:
+                    step.prefill(sequence)
+            else:
+                break
+        plan = step.plan(self.seating.take_changes())
+        self._num_steps_since_express += 1
+        if self._num_steps_since_express > EXPRESS_EVERY and (express := self._express(plan)):
+            plan.chunks = express
+            self._num_steps_since_express = 0
+        return plan
+
+    def _divide(
+        self, turns: Turns, decoding: list[Sequence], prefilling: list[Sequence]
+    ) -> tuple[list[Sequence], int]:
+        """Who decodes in the next step, and how many tokens it computes."""
+        budget = self.max_batched_tokens
+        newcomer = self.policy.peek() if self.seating.num_free_seats else None
+        num_tokens = attended = 0
+        for sequence in (*prefilling, *([newcomer] if newcomer is not None else [])):
+            start = sequence.num_computed_tokens
+            length = min(sequence.num_tokens - start, budget - num_tokens)
+            num_tokens += length
+            attended += length * start + length * length // 2
+            if num_tokens == budget:
+                break
+        return turns.divide(decoding, num_tokens, attended, budget)
+
+    def _express(self, plan: Plan) -> list[Chunk]:
+        """The short prompts of users who ask for nothing else. Where a step computes them alone, their first
+        tokens are out in a fraction of the time that a step of all takes, and the others lose little."""
+        seated = {sequence.key for sequence in plan.admitted if self.policy.is_newcomer(sequence)}
+        chunks = [chunk for chunk in plan.chunks if chunk.sequence.key in seated and chunk.samples]
+        return chunks if sum(chunk.length for chunk in chunks) <= EXPRESS_TOKENS else []
+
+    def _make_room(self, sequence: Sequence, step: PlanBuilder) -> None:
+        """Give a decoding sequence the block for its next token, preempting others, or itself, if it must."""
+        while sequence.status is Status.RUNNING and not self.seating.grow(sequence):
+            victim = self.policy.victim(self.running.values())
+            victim.crowded_out = True
+            self._preempt(victim)
+            step.drop(victim)
+
+    def _seat(self, candidate: Sequence, step: PlanBuilder) -> bool:
+        """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
+        seating = self.seating
+        prefix = seating.cached_prefix(candidate.token_ids, candidate.root)
+        spare = seating.num_spare_blocks(candidate, prefix)
+        seats = seating.num_free_seats
+        loss = seating.losses(candidate)
+        going: list[Sequence] = []
+        if spare < 0 or seats == 0:
+            for sequence in self.policy.yielding(candidate, self.running.values(), loss):
+                going.append(sequence)
+                seats += 1
+                spare += 1 + sum(self.pool.references(block) == 1 for block in sequence.block_table)
+                if spare >= 0:
+                    break
+            else:
+                return False
+        for sequence in going:
+            self._preempt(sequence, loss(sequence))
+            step.drop(sequence)
+            step.num_yielded += 1
+        if going:  # what they held may be evicted, or be part of the prefix
+            prefix = seating.cached_prefix(candidate.token_ids, candidate.root)
+            if seating.num_spare_blocks(candidate, prefix) < 0:
+                return False
+        seating.admit(candidate, prefix)
+        candidate.status = Status.RUNNING
+        self.policy.seat(candidate)
+        if candidate.num_preemptions == 0:
+            candidate.num_cached_tokens = candidate.num_charged_tokens = candidate.num_computed_tokens
+            step.admitted.append(candidate)
+        step.prefill(candidate)
+        return True
+
+    def _preempt(self, sequence: Sequence, loss: int | None = None) -> None:
+        self.seating.vacate(sequence, comes_back=True)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        sequence.num_computed_tokens = 0
+        self.policy.unseat(sequence, loss)
+
+    # Committing -----------------------------------------------------------------------------------------
+
+    def commit(self, plan: Plan, result: StepResult) -> list[Gain]:
+        """Take in a step's result, and return what each of its sequences gained.
+
+        Keys and values of guessed tokens count only as far as the guesses were right: no others are published.
+        """
+        gains = []
+        plan.work = []
+        for chunk, tokens in zip(plan.chunks, result.tokens, strict=True):
+            if chunk.samples != bool(tokens) or len(tokens) > len(chunk.drafted) + 1:
+                raise ValueError(f"{len(tokens)} tokens came back for {chunk}")
+            gains.append(self._take(chunk, tokens, plan.work))
+        return gains
+
+    def _take(self, chunk: Chunk, tokens: list[SampledToken], done: list[Work]) -> Gain:
+        sequence = chunk.sequence
+        taken: list[SampledToken] = []
+        reason = None
+        for token in tokens:
+            taken.append(token)
+            sequence.append(token.token_id)
+            if (reason := self._finish_reason(sequence, token.token_id)) is not None:
+                break
+        recomputed = max(0, min(chunk.end, sequence.num_ever_computed) - chunk.start)
+        sequence.num_computed_tokens = chunk.end + max(0, len(taken) - 1)
+        sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
+        self.seating.publish(sequence)
+        done.append(self._work(chunk, len(taken), recomputed))
+        self.policy.charge(done[-1])
+        if taken and sequence.index == 0:
+            self._let_follow(sequence)
+        if reason is not None:
+            self.finish(sequence, reason)
+        return Gain(sequence, taken)
+
+    def _work(self, chunk: Chunk, num_sampled: int, recomputed: int) -> Work:
+        """What a computed chunk did for its sequence."""
+        sequence = chunk.sequence
+        num_output_before = sequence.num_output_tokens - num_sampled
+        is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and num_output_before == 0
+        cached = sequence.num_cached_tokens if is_first else 0
+        charged = max(sequence.num_charged_tokens, min(chunk.end, sequence.num_prompt_tokens))
+        prompt = charged - sequence.num_charged_tokens
+        sequence.num_charged_tokens = charged
+        return Work(sequence, prompt, cached, num_sampled, recomputed)
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        params = sequence.request.params
+        if sequence.num_output_tokens >= params.min_tokens:
+            if token in params.stop_token_ids:
+                sequence.stop_reason = token
+                return FinishReason.STOP
+            if token in self.eos_token_ids and not params.ignore_eos:
+                return FinishReason.STOP
+        if sequence.num_output_tokens == params.max_tokens or sequence.num_tokens >= self.max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, waiting or running, and give back all that it holds."""
+        if sequence.status is Status.RUNNING:
+            self.seating.vacate(sequence)
+            self.policy.leave(sequence)
+        elif sequence.status is Status.WAITING:
+            self.seating.forget(sequence)
+            self.policy.withdraw(sequence)
+        else:
+            self._followers[sequence.request.request_id].remove(sequence)
+            self._num_following -= 1
+        if sequence.index == 0:
+            self._let_follow(sequence)
+        if sequence in self._deadlines:
+            self._deadlines.remove(sequence)
+        sequence.status = Status.FINISHED
+        sequence.finish_reason = reason
+        siblings = self._live[sequence.request.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._live[sequence.request.request_id]

@@ -1,0 +1,57 @@
+"""Where a step of everybody would take long, it is divided, so that whoever arrives waits less for the next one.
+
+On a processor whose arithmetic is what a step waits for, two steps of half the work take as long as one of all of
+it: nobody is slower for it, and a newcomer waits for half as much. Prompts are computed in smaller chunks first;
+only where the running sequences alone fill their part of a step do they decode in turns.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scheduler.planning.plan import MIN_PROMPT_TOKENS
+from scheduler.planning.step_cost import StepCost
+from scheduler.request import Sequence
+
+PROMPT_SHARE = 2 / 3
+"""What prompts may take of a divided step's time, where they want so much: whoever waits for a first token waits
+for all of a prompt, whoever decodes for one token."""
+
+
+class Turns:
+    """Keeps steps near `seconds`, as far as `cost` can tell."""
+
+    def __init__(self, cost: StepCost, seconds: float) -> None:
+        self._cost = cost
+        self._seconds = seconds
+        self._num_turns = 0
+        self._last: dict[tuple[str, int], int] = {}  # the number of each decoding sequence's last turn
+
+    def divide(
+        self, decoding: list[Sequence], num_prompt_tokens: int, attended: int, budget: int
+    ) -> tuple[list[Sequence], int]:
+        """Who decodes in a step of `budget` tokens, and how many tokens it computes: all of both, if it is short
+        enough. Prompts want `num_prompt_tokens` of it, whose queries look at `attended` keys."""
+        keys = sum(sequence.num_tokens for sequence in decoding)
+        wanted = min(num_prompt_tokens, budget - len(decoding))
+        decode_seconds = self._cost.predict(len(decoding), keys)
+        prompt_seconds = self._cost.predict(len(decoding) + wanted, keys + attended) - decode_seconds
+        if not decoding or decode_seconds + prompt_seconds < 1.5 * self._seconds:
+            self._last.clear()
+            return decoding, budget
+        left = self._seconds - min(prompt_seconds, PROMPT_SHARE * self._seconds)
+        chosen = self._next(decoding, max(1, round(decode_seconds / left)))
+        left = self._seconds - decode_seconds * len(chosen) / len(decoding)
+        room = math.floor(wanted * left / prompt_seconds) if prompt_seconds > 0 else 0
+        return chosen, min(budget, len(chosen) + max(MIN_PROMPT_TOKENS, min(room, wanted)))
+
+    def _next(self, decoding: list[Sequence], parts: int) -> list[Sequence]:
+        """One of `parts` turns: those who waited longest."""
+        last = {sequence.key: self._last.get(sequence.key, 0) for sequence in decoding}
+        size = math.ceil(len(decoding) / parts)
+        chosen = sorted(decoding, key=lambda sequence: last[sequence.key])[:size]
+        for sequence in chosen:
+            self._num_turns += 1
+            last[sequence.key] = self._num_turns
+        self._last = last
+        return chosen

@@ -1,0 +1,89 @@
+"""A step as plain data: what is to be computed, and what came of it.
+
+Nothing here refers to a live sequence, so a step can be written down, sent to another process, and run
+again there.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from scheduler.request import SamplingParams
+
+
+class TableChange(msgspec.Struct, frozen=True, array_like=True):
+    """New entries of one seat's block table, from the place `start` on. A change at 0 begins another table."""
+
+    seat: int
+    start: int
+    blocks: list[int]
+
+
+class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's part of a step."""
+
+    request_id: str
+    index: int
+    """Which of the request's sequences; it also decides which numbers the sequence draws."""
+    seat: int
+    """Its row of the block tables."""
+    start: int
+    """The place of the first token in its sequence: the keys and values of those before it are in the pool."""
+    token_ids: list[int]
+    """To be computed: the known ones, then those that are only guessed."""
+    num_drafted: int
+    """How many are guessed. Each is kept if the token sampled before it is the same; the first that differs ends
+    what is kept (speculative decoding, Leviathan et al., arXiv 2211.17192)."""
+    samples: bool
+    """Whether the logits of the last known token, and of all guessed ones, are wanted."""
+    params: SamplingParams
+
+    @property
+    def num_sampled(self) -> int:
+        """Rows of logits: those of the chunk's last tokens."""
+        return self.num_drafted + 1 if self.samples else 0
+
+
+class StepInput(msgspec.Struct, frozen=True, array_like=True):
+    """What one step computes. The chunks' order is the order of the packed batch."""
+
+    chunks: list[ChunkInput]
+    tables: list[TableChange]
+    """To be taken over before anything is computed, in this order."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The chosen token's log-probability (natural logarithm) and the likeliest alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    """What came of a step, chunk by chunk."""
+
+    tokens: list[list[SampledToken]]
+    """None for a chunk without logits; else the guessed ones that were right, and the one that follows them."""
+    broken: list[int]
+    """Places of the chunks whose logits were not numbers."""
+
+
+Handle = TypeVar("Handle")
+
+
+class Executor(Protocol, Generic[Handle]):
+    """Runs steps, in the order in which they are launched."""
+
+    def launch(self, step: StepInput) -> Handle:
+        """Begin a step. May return before it is computed."""
+
+    def collect(self, handle: Handle) -> StepResult:
+        """Wait for a step, and sample its tokens."""

@@ -1,0 +1,108 @@
+"""Text to tokens and back, and the model's chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from scheduler.request import InvalidRequestError
+
+PIECE = 64 * 1024
+"""Characters from which a text's length is looked at before it is tokenized in one go."""
+
+
+class Tokenizer:
+    """A transformers tokenizer, reduced to what serving needs. `path`: a folder or a Hugging Face id."""
+
+    def __init__(self, path: str) -> None:
+        self._tokenizer = _load(path)
+        self.vocab_size: int = len(self._tokenizer)
+        self.longest_token: int = max(map(len, self._tokenizer.get_vocab()))
+        """Characters of the longest token, or a few more: some tokenizers write a byte as one character."""
+        # A vocabulary is small, and a step asks for some hundreds of its tokens.
+        self.token_text = cache(self._token_text)
+        self.is_silent = cache(self._is_silent)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, longest: int | None = None) -> list[int]:
+        """Raises `InvalidRequestError` for a text of far more than `longest` tokens, with most of it untouched. A
+        few too many are the caller's business."""
+        if longest is not None:
+            self.check_length(len(text), longest)
+            if len(text) > max(PIECE, 2 * longest):
+                self._check_pieces(text, longest)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def check_length(self, num_characters: int, longest: int) -> None:
+        """Raise `InvalidRequestError` for a text of more characters than so many of the longest tokens have."""
+        if num_characters > longest * self.longest_token:
+            raise _too_long(f"{num_characters} characters", longest)
+
+    def _check_pieces(self, text: str, longest: int) -> None:
+        """Count tokens piece by piece, no further than to twice too many: the cuts make some more of them."""
+        num_tokens = 0
+        for start in range(0, len(text), PIECE):
+            num_tokens += len(self.encode(text[start : start + PIECE], add_special_tokens=False))
+            if num_tokens > 2 * longest:
+                raise _too_long(f"{len(text)} characters, more than {longest} tokens", longest)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        text = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _token_text(self, token_id: int) -> str:
+        """One token as text; a token that is part of a character shows as U+FFFD."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def _is_silent(self, token_id: int) -> bool:
+        """Whether `decode` leaves this token out, wherever it stands. (Twice: alone, a space may be left out.)"""
+        return self.decode([token_id, token_id]) == ""
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], *, longest: int | None = None) -> list[int]:
+        """The prompt for a conversation, ready for the assistant's answer. Raises `InvalidRequestError` if the
+        model has no template, if its template refuses the messages, or as `encode` does."""
+        if not self.has_chat_template:
+            raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
+        if longest is not None:
+            self.check_length(sum(len(message["content"]) for message in messages), longest)
+        try:
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {error}", "messages"
+            ) from error
+        assert isinstance(text, str)
+        return self.encode(text, add_special_tokens=False, longest=longest)  # the template has put them in
+
+
+def _too_long(length: str, longest: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the prompt has {length}, and prompt plus answer can have {longest} tokens at most: shorten the prompt",
+        "prompt",
+    )
+
+
+def _load(path: str) -> Any:
+    """The fast tokenizer of a folder that has one, without the second and the 300 MB that importing torch takes;
+    else whatever transformers finds."""
+    if (Path(path) / "tokenizer.json").is_file():
+        from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+        config = json.loads((Path(path) / "tokenizer_config.json").read_text())
+        if config.get("tokenizer_class") == TokenizersBackend.__name__:
+            return TokenizersBackend.from_pretrained(path)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,245 @@
+"""From a validated request to its answer: the part that is the same for both endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from scheduler.engine.client import Delta
+from scheduler.engine.stream import Ownership
+from scheduler.messages import EngineInfo
+from scheduler.request import FinishReason, SamplingParams
+from server.api.metering import Meter
+from server.api.requests import GenerationRequest
+from server.api.responses import PromptTokensDetails, Usage
+from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, LIMITS, user_of
+from server.http.body import read_body
+from server.http.errors import NO_RETRY, ApiError, as_api_error
+from server.http.json import json_response
+from server.http.record import RequestRecord, record_of
+from server.http.sse import EventStream
+from server.http.worker import work
+
+PATIENCE_SECONDS = 1.0
+"""How long a stream's first token is waited for before the headers go out: an error until then has a status."""
+
+AT_ONCE = 16
+"""Prompts of one request that are submitted in one turn of the event loop (about 2 ms)."""
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+class Shape(Protocol):
+    """How an endpoint words its answer. `choice` counts the sequences of all prompts."""
+
+    id: str
+
+    def chunk(self, choice: int, delta: Delta) -> msgspec.Struct:
+        """One event of a stream."""
+
+    def usage_chunk(self, usage: Usage) -> msgspec.Struct:
+        """The last event of a stream, if the client asked for it."""
+
+    def take(self, choice: int, delta: Delta) -> None:
+        """A part of the answer in one piece."""
+
+    def whole(self, usage: Usage) -> msgspec.Struct:
+        """The answer in one piece: all that was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that is right by itself."""
+
+    body: GenerationRequest
+    prompts: Sequence[list[int]]
+    params: SamplingParams
+    shape: Shape
+
+
+def check_model(app: web.Application, model: str | None) -> None:
+    """A request may name the served model or none."""
+    served = app[CONFIG].model_name
+    if model not in (None, served):
+        raise ApiError(
+            404,
+            f"the model {model!r} is not served here; {served!r} is",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def longest_sequence(info: EngineInfo) -> int:
+    """Tokens that prompt plus answer can have at most."""
+    return min(info.max_model_len, info.num_blocks * info.block_size)
+
+
+async def answer(
+    request: web.Request, understand: Callable[[web.Application, bytes], Asked]
+) -> web.StreamResponse:
+    """Read the body, have it understood, generate, and send the answer, as a stream or in one piece."""
+    app, user = request.app, user_of(request)
+    app[LIMITS].check_rates(user)
+    body = await read_body(request)  # it has a place in the queue only when it is there
+    with app[LIMITS].admit(user) as request[ADMISSION]:
+        asked = await work(app, len(body), partial(understand, app, body))
+        del body
+        record = record_of(request)
+        record.response_id = asked.shape.id
+        if app[CONFIG].log_prompts:
+            decode = app[ENGINE].tokenizer.decode
+            record.prompts = await work(
+                app, sum(map(len, asked.prompts)), lambda: list(map(decode, asked.prompts))
+            )
+        # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
+        async with aclosing(_generate(request, asked, record)) as deltas:
+            if asked.body.stream:
+                return await _stream(request, deltas, asked.shape, asked.body.include_usage)
+            async for choice, delta in deltas:
+                asked.shape.take(choice, delta)
+            return json_response(asked.shape.whole(_usage(record)))
+
+
+async def _stream(
+    request: web.Request, deltas: AsyncGenerator[tuple[int, Delta], None], shape: Shape, include_usage: bool
+) -> web.StreamResponse:
+    first = asyncio.ensure_future(anext(deltas))
+    try:
+        await asyncio.wait([first], timeout=PATIENCE_SECONDS)
+        if first.done():
+            first.result()  # up to here an error still has a status of its own
+        events = await EventStream.open(request)
+        try:
+            async with events.kept_alive():
+                await events.send(shape.chunk(*await first))
+                async for choice, delta in deltas:
+                    if delta.text or delta.logprobs or delta.finish_reason:
+                        await events.send(shape.chunk(choice, delta))
+            if include_usage:
+                await events.send(shape.usage_chunk(_usage(record_of(request))))
+            await events.done()
+        except ConnectionError:
+            raise
+        except Exception as error:
+            await events.send(as_api_error(error, request).body)
+        return await events.close()
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def _generate(
+    request: web.Request, asked: Asked, record: RequestRecord
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """What each step adds to each choice, counted as it comes. A failed sequence fails the whole request."""
+    user, body, params = user_of(request), asked.body, asked.params
+    ownership = Ownership(
+        user=user.name,
+        weight=user.weight,
+        max_running=user.limits.max_running,
+        priority=user.engine_priority + body.priority,
+        deadline=_deadline(request, body, record),
+        cache_salt=body.cache_salt,
+    )
+    meter = Meter(user.name, asked.prompts, record, request[ADMISSION], request.app[LEDGER])
+    engine = request.app[ENGINE]
+    streams = [
+        engine.generate(prompt, params, request_id=f"{record.response_id}-{place}", **ownership)
+        for place, prompt in enumerate(asked.prompts)
+    ]
+    async with aclosing(_interleaved(streams)) as deltas:
+        async for place, delta in deltas:
+            meter.count(place, delta)
+            match delta.finish_reason:
+                case FinishReason.ERROR:
+                    raise ApiError(
+                        500, delta.error or "the engine failed", type="server_error", code="engine_error"
+                    )
+                case FinishReason.ABORT:
+                    raise ApiError(503, "the request was aborted", type="server_error", code="aborted")
+                case FinishReason.TIMEOUT:
+                    raise ApiError(
+                        408,
+                        f"the request's deadline passed after {record.completion_tokens} tokens of the answer",
+                        type="timeout",
+                        code="timeout",
+                        headers=NO_RETRY,
+                    )
+            yield place * params.n + delta.index, delta
+
+
+def _deadline(request: web.Request, body: GenerationRequest, record: RequestRecord) -> float | None:
+    """When the answer has to be there, on the monotonic clock: the sooner of what body and header say."""
+    seconds = [] if body.timeout is None else [body.timeout]
+    if (header := request.headers.get(TIMEOUT_HEADER)) is not None:
+        if not (_SECONDS.fullmatch(header) and float(header) > 0):
+            raise ApiError(400, f"{TIMEOUT_HEADER} should be a number of seconds above 0, got {header[:40]!r}")
+        seconds.append(float(header))
+    return record.started + min(seconds) if seconds else None
+
+
+async def _interleaved(
+    streams: Sequence[AsyncGenerator[Delta, None]],
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """The items of all streams as they come, each with its stream's place. The first error ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for delta in only:
+                yield 0, delta
+        return
+
+    arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
+
+    async def pump(place: int, stream: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    arrived.put_nowait((place, delta))
+        except Exception as error:
+            arrived.put_nowait(error)
+        else:
+            arrived.put_nowait(None)
+
+    pumps: list[asyncio.Task[None]] = []
+    running = len(streams)
+    try:
+        for place, stream in enumerate(streams):
+            pumps.append(asyncio.create_task(pump(place, stream)))
+            if place % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        while running:
+            match await arrived.get():
+                case None:
+                    running -= 1
+                case Exception() as error:
+                    raise error
+                case item:
+                    yield item
+    finally:
+        await asyncio.shield(asyncio.create_task(_end(pumps)))  # all of them, even if somebody is in a hurry
+
+
+async def _end(pumps: Sequence[asyncio.Task[None]]) -> None:
+    for place, task in enumerate(pumps):
+        task.cancel()
+        if place % AT_ONCE == 0:
+            await asyncio.sleep(0)
+    await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def _usage(record: RequestRecord) -> Usage:
+    return Usage(
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens,
+        total_tokens=record.prompt_tokens + record.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=record.cached_tokens),
+    )

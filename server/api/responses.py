@@ -1,0 +1,134 @@
+"""OpenAI's answers, field for field."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from scheduler.request import FinishReason
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for a token that cannot be."""
+    return max(logprob, -9999.0)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answers and chunks of both endpoints begin with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+# /v1/completions: an answer and a chunk of one look the same.
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[msgspec.Raw]
+    """The alternatives at each token: their texts and log-probabilities, as JSON."""
+    text_offset: list[int]
+    """Where each token begins in the text."""
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Completion(Answer, frozen=True, kw_only=True):
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+# /v1/chat/completions
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    """The token in UTF-8; null where it holds only a part of a character."""
+
+
+class ChatLogprob(TopLogprob, frozen=True):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    content: list[msgspec.Raw]
+    """A `ChatLogprob` for each token, as JSON."""
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(Answer, frozen=True, kw_only=True):
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(msgspec.Struct, frozen=True):
+    role: str | UnsetType = UNSET
+    """In a choice's first chunk only."""
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(Answer, frozen=True, kw_only=True):
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    """Null before the last chunk, and there only if the client asked for it."""
+
+
+# /v1/models
+
+
+class Model(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "carousel"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[Model]
+    object: str = "list"
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: str

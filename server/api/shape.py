@@ -1,0 +1,128 @@
+"""The shape of a body: which fields it has, how long they are, and how many items its lists have.
+
+It is looked at before pydantic builds anything, in a pass over the bytes that ends at the first thing wrong: what
+pydantic reads, and words the errors of, is never much then. Only what is asked may be long.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Raw
+from pydantic import BaseModel
+
+from scheduler.request import InvalidRequestError
+from server.api.requests import MAX_SEQUENCES, PROMPTS, ChatRequest, CompletionRequest, Message, TextPart
+
+MAX_FIELD_BYTES = 64 * 1024
+"""Of every field but the prompt, the messages and what they say."""
+
+_TEXT, _LIST, _TEXT_OR_LIST = b'"', b"[", b'"['
+"""What the JSON begins with that may be long."""
+
+_UNKNOWN = re.compile(r"unknown field `(.*?)`(?: - at `\$.*`)?$", re.DOTALL)
+_FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
+
+
+def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
+    """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
+    prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
+    prompt = _fields(body, _COMPLETION, "", {"prompt": _TEXT_OR_LIST}).get("prompt")
+    if prompt is None or (first := _FIRST_ITEM.match(prompt)) is None:
+        return
+    num_commas = bytes(prompt).count(b",")
+    if first[1] not in (_TEXT, _LIST):
+        if num_commas >= longest:
+            raise InvalidRequestError(
+                f"the prompt has {num_commas + 1} tokens, and prompt plus answer can have {longest} at most: "
+                "shorten the prompt",
+                "prompt",
+            )
+        return
+    is_same = _is_text if first[1] == _TEXT else _is_flat_list
+    if not all(map(is_same, _items(prompt, "prompt", MAX_SEQUENCES))):
+        raise InvalidRequestError(f"prompt should be {PROMPTS}", "prompt")
+    if first[1] == _LIST and num_commas >= max_tokens:
+        raise InvalidRequestError(
+            f"the prompts have {num_commas + 1} tokens, and {max_tokens} may wait at a time: send fewer at once",
+            "prompt",
+        )
+
+
+def check_chat(body: bytes, *, longest: int) -> None:
+    """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
+    prompt plus answer can have."""
+    messages = _fields(body, _CHAT, "", {"messages": _LIST}).get("messages")
+    if messages is None:
+        return
+    for place, message in enumerate(_items(messages, "messages", longest)):
+        path = f"messages[{place}]"
+        content = _fields(message, _MESSAGE, path, {"content": _TEXT_OR_LIST}).get("content")
+        if content is None or _is_text(content):
+            continue
+        for number, part in enumerate(_items(content, f"{path}.content", longest)):
+            _fields(part, _PART, f"{path}.content[{number}]", {"text": _TEXT})
+
+
+def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Finds the fields of a model's JSON object, and stops at the first that the model does not have."""
+    fields = [(name, Raw, Raw()) for name in model.model_fields]
+    return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=True))
+
+
+_COMPLETION, _CHAT = _decoder(CompletionRequest), _decoder(ChatRequest)
+_MESSAGE, _PART = _decoder(Message), _decoder(TextPart)
+_ITEMS = msgspec.json.Decoder(list[Raw])
+
+
+def _fields(
+    raw: bytes | Raw, decoder: msgspec.json.Decoder[msgspec.Struct], path: str, long: Mapping[str, bytes]
+) -> dict[str, Raw]:
+    """The fields that an object has, if it is one. `long`: those that may be long, and what they begin with then."""
+    try:
+        found = msgspec.structs.asdict(decoder.decode(raw))
+    except msgspec.ValidationError as error:
+        if (unknown := _UNKNOWN.search(str(error))) is not None:
+            name = _join(path, unknown[1][:100])
+            raise InvalidRequestError(f"{name} is not known here", name) from None
+        if len(raw) > MAX_FIELD_BYTES:
+            raise InvalidRequestError(
+                f"{path or 'the request body'} must be a JSON object", path or None
+            ) from None
+        return {}  # pydantic says more of it
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error).removeprefix("JSON is malformed: ")
+        raise InvalidRequestError(f"the request body is not valid JSON: {reason}") from None
+    fields = {name: value for name, value in found.items() if len(value)}
+    for name, value in fields.items():
+        if len(value) > MAX_FIELD_BYTES and not (name in long and bytes(value)[0] in long[name]):
+            place = _join(path, name)
+            raise InvalidRequestError(f"{place} is longer than {MAX_FIELD_BYTES // 1024} KiB", place)
+    return fields
+
+
+def _items(raw: Raw, path: str, bound: int) -> list[Raw]:
+    """The items of a JSON list; none if it is no list. Raises `InvalidRequestError` for more than `bound`."""
+    try:
+        items = _ITEMS.decode(raw)
+    except msgspec.ValidationError:
+        return []
+    if len(items) > bound:
+        raise InvalidRequestError(f"{path} has {len(items)} items, and can have {bound} at most", path)
+    return items
+
+
+def _is_text(raw: Raw) -> bool:
+    return bytes(raw).startswith(_TEXT)
+
+
+def _is_flat_list(raw: Raw) -> bool:
+    """Whether it is a list of no lists, objects or strings."""
+    content = bytes(raw)
+    return content.startswith(_LIST) and not any(opening in content[1:] for opening in (b"[", b"{", b'"'))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

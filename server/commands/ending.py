@@ -1,0 +1,45 @@
+"""How a command ends: its exit status, and what it says on the way out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+"""Exit statuses, besides 0; the last is the shell's for a Ctrl-C."""
+
+
+def complain(args: argparse.Namespace, *lines: str, status: int = FAILED) -> int:
+    """Say on stderr why the command ends; returns the exit status."""
+    for line in lines:
+        print(f"carousel {args.command}: {line}", file=sys.stderr)
+    return status
+
+
+def run_until_signal(coroutine: Coroutine[Any, Any, None]) -> bool:
+    """Run it to its end: True. Ctrl-C or SIGTERM cancels it: False. A second one kills at once."""
+
+    async def run() -> bool:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(coroutine)
+
+        def interrupt() -> None:
+            for number in signals:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            task.cancel()
+
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, interrupt)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return False
+        return True
+
+    return asyncio.run(run())

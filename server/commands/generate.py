@@ -1,0 +1,77 @@
+"""`carousel generate`: one answer, written as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from contextlib import aclosing
+
+from scheduler.config import EngineConfig
+from scheduler.request import SamplingParams
+from server.commands.ending import INTERRUPTED, complain, run_until_signal
+from server.commands.flags import ConfigFlags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `carousel generate`, and the function that runs it."""
+    parser.usage = 'carousel generate [options] "prompt"'
+    parser.add_argument("prompt", help="What to answer, or with --raw to continue.")
+    parser.add_argument(
+        "--raw", action="store_true", help="Continue the prompt as it is, without the model's chat template."
+    )
+    sampling = parser.add_argument_group("sampling options")
+    sampling.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="Longest answer, in tokens. (default: 256)"
+    )
+    sampling.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="0 takes the likeliest token each time; 1 draws as the model would. (default: 0)",
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="Draw from the likeliest tokens whose probabilities sum to this. (default: 1)",
+    )
+    sampling.add_argument("--seed", type=int, metavar="N", help="With a seed, the same answer each time.")
+    flags = ConfigFlags(parser, EngineConfig)
+    parser.set_defaults(run=lambda args: _run(args, flags))
+
+
+def _run(args: argparse.Namespace, flags: ConfigFlags[EngineConfig]) -> int:
+    config = flags.read(args)
+    params = SamplingParams(
+        max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    from scheduler.engine.client import EngineDeadError, EngineStartError
+
+    try:
+        finished = run_until_signal(_generate(config, args.prompt, params, raw=args.raw))
+    except (EngineStartError, EngineDeadError) as error:
+        return complain(args, str(error))
+    return 0 if finished else INTERRUPTED
+
+
+async def _generate(config: EngineConfig, prompt: str, params: SamplingParams, *, raw: bool) -> None:
+    """Print the answer to `prompt`; with `raw`, or without a chat template, its continuation.
+
+    Raises `EngineStartError`, `EngineDeadError` and `InvalidRequestError`.
+    """
+    from scheduler.engine.client import AsyncEngine, EngineDeadError
+
+    async with AsyncEngine(config) as engine:
+        if raw or not engine.tokenizer.has_chat_template:
+            prompt_token_ids = engine.tokenizer.encode(prompt)
+        else:
+            prompt_token_ids = engine.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+        async with aclosing(engine.generate(prompt_token_ids, params, request_id="generate")) as deltas:
+            async for delta in deltas:
+                print(delta.text, end="", flush=True)
+                if delta.error is not None:
+                    raise EngineDeadError(delta.error)
+        print()

@@ -1,0 +1,32 @@
+"""`carousel serve`."""
+
+from __future__ import annotations
+
+import argparse
+
+from scheduler.observing.logs import configure
+from server.commands.ending import complain, run_until_signal
+from server.commands.flags import ConfigFlags
+from server.config import ServeConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `carousel serve`, and the function that runs it, which raises `UsersFileError` and
+    `LedgerError`."""
+    parser.usage = "carousel serve [options]"
+    flags = ConfigFlags(parser, ServeConfig)
+    parser.set_defaults(run=lambda args: _run(args, flags))
+
+
+def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
+    config = flags.read(args)
+    configure(config.log_level.upper(), config.log_format)
+    from scheduler.engine.client import EngineStartError
+    from server.http.spans import OtelMissingError
+    from server.serving import CannotListenError, serve
+
+    try:
+        run_until_signal(serve(config))
+    except (EngineStartError, CannotListenError, OtelMissingError) as error:
+        return complain(args, str(error))
+    return 0

@@ -1,0 +1,134 @@
+"""Whatever goes wrong, the client reads it in OpenAI's error format with the right status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import ValidationError
+
+from scheduler.engine.client import EngineDeadError
+from scheduler.request import DeadlineError, InvalidRequestError
+from server.app_keys import ENGINE, user_of
+from server.http.json import json_response
+from server.http.record import record_of
+from server.users.limits import LimitExceededError
+from server.validation import place, sentence
+
+MAX_PROBLEMS = 8
+"""How many things wrong with a request are told at once."""
+
+NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients would otherwise send a request that met its deadline again."""
+
+logger = logging.getLogger(__name__)
+
+
+class ErrorContent(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """An error's answer, in OpenAI's words; a stream that fails midway carries it as an event."""
+
+    error: ErrorContent
+
+
+class ApiError(Exception):
+    """An answer other than the one asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        rejection: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.rejection = rejection
+        """In a word, for the metrics: why a request that was right by itself was refused."""
+        self.body = ErrorBody(ErrorContent(message, type, param, code))
+
+
+def as_api_error(error: Exception, request: web.Request) -> ApiError:
+    """What the client is told of an exception. A refusal is counted; what nobody foresaw is logged, not told."""
+    answer = _told(error, request)
+    if answer.rejection is not None:
+        request.app[ENGINE].metrics.record_rejection(user_of(request).name, answer.rejection)
+    return answer
+
+
+def _told(error: Exception, request: web.Request) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case LimitExceededError():
+            return ApiError(
+                429,
+                str(error),
+                type=error.type,
+                code=error.code,
+                headers=error.headers,
+                rejection=error.reason,
+            )
+        case DeadlineError():
+            return ApiError(
+                408,
+                str(error),
+                type="timeout",
+                code="deadline_unreachable",
+                headers=NO_RETRY,
+                rejection="deadline",
+            )
+        case InvalidRequestError():
+            return ApiError(400, str(error), param=error.param)
+        case ValidationError():
+            problems = error.errors(include_url=False)[:MAX_PROBLEMS]
+            message = "; ".join(sentence(problem, place(problem)) for problem in problems)
+            return ApiError(400, message, param=place(problems[0]) or None)
+        case EngineDeadError():
+            return ApiError(503, str(error), type="server_error", code="engine_dead")
+        case web.HTTPMethodNotAllowed():
+            allowed = " or ".join(sorted(error.allowed_methods))
+            return ApiError(
+                405,
+                f"{request.path} answers {allowed}, not {request.method}",
+                headers={"Allow": error.headers["Allow"]},
+            )
+        case web.HTTPNotFound():
+            return ApiError(404, f"there is nothing at {request.path}", code="not_found")
+        case web.HTTPException():
+            return ApiError(error.status, error.reason)
+        case web.RequestPayloadError():
+            return ApiError(400, "the request body ended early or is not encoded as its headers say")
+        case _:
+            request_id = record_of(request).request_id
+            path = request.rel_url.raw_path
+            logger.error("%s %s failed [%s]", request.method, path, request_id, exc_info=error)
+            message = f"internal error; the server's log has it under request id {request_id}"
+            return ApiError(500, message, type="server_error", code="internal_error")
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an error answer. A client that is gone gets none."""
+    try:
+        return await handler(request)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception as error:
+        answer = as_api_error(error, request)
+        return json_response(answer.body, status=answer.status, headers=answer.headers)

@@ -1,0 +1,20 @@
+"""JSON answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(body: msgspec.Struct | Mapping[str, float]) -> bytes:
+    return _encoder.encode(body)
+
+
+def json_response(
+    body: msgspec.Struct, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return web.Response(body=encode(body), status=status, headers=headers, content_type="application/json")

@@ -1,0 +1,101 @@
+"""Server-sent events, as OpenAI words them: one JSON object each, and `[DONE]` at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import msgspec
+from aiohttp import web
+
+from server.app_keys import CONFIG
+from server.http.json import encode
+from server.http.record import record_of
+
+PULSE_SECONDS = 10.0
+"""Proxies end a connection on which nothing comes; most of them after a minute."""
+
+logger = logging.getLogger(__name__)
+
+
+class StalledStreamError(ConnectionError):
+    """Nobody reads the stream; its connection has been ended."""
+
+
+class EventStream:
+    """A response that grows event by event. Each event leaves at once, or waits until the client reads on; if it
+    does not, sending raises `StalledStreamError`."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        self._request = request
+        self._response = response
+        self._patience = request.app[CONFIG].stalled_stream_seconds
+        self._last_sent = time.monotonic()
+
+    @classmethod
+    async def open(cls, request: web.Request) -> Self:
+        """Send the headers: from here on the status is 200, whatever happens."""
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
+            }
+        )
+        await response.prepare(request)
+        if request.transport is not None:  # what the system does not take is what the client does not read
+            request.transport.set_write_buffer_limits(high=0)
+        return cls(request, response)
+
+    async def send(self, event: msgspec.Struct) -> None:
+        await self.send_json(encode(event))
+
+    async def send_json(self, event: bytes) -> None:
+        await self._write(b"data: %b\n\n" % event)
+
+    async def done(self) -> None:
+        await self._write(b"data: [DONE]\n\n")
+
+    async def close(self) -> web.StreamResponse:
+        async with self._stall_ends():
+            await self._response.write_eof()
+        return self._response
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Within it, a comment goes out whenever nothing else did for a while."""
+        pulse = asyncio.create_task(self._pulse())
+        try:
+            yield
+        finally:
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
+
+    async def _pulse(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.0, self._last_sent + PULSE_SECONDS - time.monotonic()))
+            if time.monotonic() - self._last_sent >= PULSE_SECONDS:
+                await self._write(b": waiting\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        self._last_sent = time.monotonic()
+        async with self._stall_ends():
+            await self._response.write(data)
+            await self._request.writer.drain()  # `write` alone waits only after each 64 KiB
+
+    @asynccontextmanager
+    async def _stall_ends(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except TimeoutError:
+            request, transport = self._request, self._request.transport
+            path, request_id = request.rel_url.raw_path, record_of(request).request_id
+            logger.info("%s: nobody has read the stream for %g s [%s]", path, self._patience, request_id)
+            if transport is not None:
+                transport.abort()
+            raise StalledStreamError("nobody reads the stream") from None

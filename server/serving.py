@@ -1,0 +1,122 @@
+"""`carousel serve`: from a bound port to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from scheduler.engine.client import AsyncEngine
+from server.app import create_app
+from server.config import ServeConfig
+from server.http import access_log
+from server.http.access_log import AccessLogger
+from server.http.broken import ConnectionLog
+from server.http.metrics import create_metrics_app
+
+GRACE_SECONDS = 1.0
+"""How long streams in flight may go on at the end; aiohttp waits this long twice before it cancels them."""
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted: a burst of clients is what this server is for."""
+
+UNSENT_BYTES = 16 * 1024
+"""Of an answer, that the system may keep beyond what the client has room for: that nobody reads it shows soon."""
+
+logger = logging.getLogger(__name__)
+
+
+class CannotListenError(RuntimeError):
+    """The address cannot be listened on; the message says what to do."""
+
+
+async def serve(config: ServeConfig) -> None:
+    """Serve until cancelled. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError` or
+    `EngineStartError`."""
+    access_log.logger.disabled = not config.access_log
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    log = ConnectionLog(registry)
+    async with AsyncExitStack() as stack:
+        # The ports are taken before the model loads, so that nobody waits just to read that they are in use.
+        listener = stack.enter_context(_bound(config.host, config.port, "--port"))
+        if config.users is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            logger.warning("whoever reaches %s can use this server; --users FILE asks for keys", config.host)
+        metrics = None
+        if config.metrics_port is not None:
+            metrics = stack.enter_context(_bound(config.metrics_host, config.metrics_port, "--metrics-port"))
+            app = create_metrics_app(config, registry)
+            await stack.enter_async_context(_running(app, metrics, log, access_log=None))
+        app = create_app(config, AsyncEngine(config, registry), registry)
+        await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
+        _announce(config, listener, metrics)
+        stack.callback(logger.info, "stopping")
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def _running(
+    app: web.Application, listener: socket.socket, log: ConnectionLog, *, access_log: logging.Logger | None
+) -> AsyncIterator[None]:
+    """Serve an application on a bound socket. Raises `CannotListenError`."""
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,  # a client that leaves takes its request along
+        shutdown_timeout=GRACE_SECONDS,
+        access_log=access_log,
+        access_log_class=AccessLogger,
+        logger=log,
+        auto_decompress=False,  # no body becomes larger than it was sent
+    )
+    try:
+        await runner.setup()
+        with _explained(*listener.getsockname()[:2]):
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@contextmanager
+def _bound(host: str, port: int, flag: str) -> Iterator[socket.socket]:
+    """A socket that has the address, and does not listen yet. Raises `CannotListenError`."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        with _explained(host, port, flag):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # for its connections
+            listener.bind((host, port))
+        yield listener
+
+
+@contextmanager
+def _explained(host: str, port: int, flag: str = "--port") -> Iterator[None]:
+    """Turn the system's refusal into a sentence that helps."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot listen on {host} port {port}: {error.strerror}"
+        if error.errno == errno.EADDRINUSE:
+            reason += f"; stop what listens there, or choose another port with {flag} (0 takes a free one)"
+        raise CannotListenError(reason) from error
+
+
+def _announce(config: ServeConfig, listener: socket.socket, metrics: socket.socket | None) -> None:
+    url = _url(config.host, listener)
+    print(f"Serving {config.model_name} at {url} (Ctrl-C stops it)", flush=True)
+    body = '{"prompt": "Once upon a time", "max_tokens": 64, "stream": true}'
+    key = ' -H "Authorization: Bearer $KEY"' if config.users is not None else ""
+    print(f"Try it: curl -N {url}/v1/completions{key} -d '{body}'", flush=True)
+    if metrics is not None:
+        print(f"Metrics: {_url(config.metrics_host, metrics)}/metrics", flush=True)
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"
