@@ -98,9 +98,11 @@ def planning(num_running: int, num_waiting: int) -> float:
         user = f"user{index % 20}"
         scheduler.add(Request(request_id=str(index), prompt_token_ids=prompt, params=params, user=user))
 
+    sampled = [SampledToken(7)]
+
     def step() -> None:
         plan = scheduler.schedule()
-        tokens = [[SampledToken(7)] if chunk.samples else [] for chunk in plan.chunks]
+        tokens = [sampled if chunk.samples else [] for chunk in plan.chunks]
         scheduler.commit(plan, StepResult(tokens, []))
 
     for _ in range(5):

@@ -33,7 +33,7 @@ go first among those whose shares are equal, and get no larger share for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from scheduler.planning.policy import WaitingQueue, Work
@@ -194,16 +194,20 @@ class FairShare:
         if not account.is_active and account.counter <= self._least_counter(account):
             del self._accounts[user]
 
-    def charge(self, work: Work) -> None:
-        account = self._of(work.sequence)
-        service = self._prices.service(work)
-        account.counter += service / account.weight
-        account.running[work.sequence.key].num_new_tokens += work.prompt + work.output
-        self._credit.earn(work.prompt + work.output)
-        if account.is_low:
-            account.fed += service
-            if account.fed >= QUANTUM:
-                account.fed_at, account.fed, account.is_due = self._clock(), 0.0, False
+    def charge(self, works: Iterable[Work]) -> None:
+        num_useful = 0
+        for work in works:
+            account = self._accounts[work.sequence.request.user]
+            service = self._prices.service(work)
+            account.counter += service / account.weight
+            num_new = work.prompt + work.output
+            account.running[work.sequence.key].num_new_tokens += num_new
+            num_useful += num_new
+            if account.is_low:
+                account.fed += service
+                if account.fed >= QUANTUM:
+                    account.fed_at, account.fed, account.is_due = self._clock(), 0.0, False
+        self._credit.earn(num_useful)
 
     # Whose turn it is -----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scheduler.planning.policy import Work
 from scheduler.planning.step_cost import StepCost
@@ -10,8 +11,7 @@ from scheduler.request import Sequence
 from scheduler.step import ChunkInput, StepInput, TableChange
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One sequence's part of a step: compute its tokens `[start, start + length)`."""
 
     sequence: Sequence
@@ -141,10 +141,11 @@ class PlanBuilder:
             self._add(Chunk.of(sequence, length))
 
     def _add(self, chunk: Chunk) -> None:
+        length = chunk.length
         self._chunks[chunk.sequence.key] = chunk
-        self._num_tokens += chunk.length
-        self._attended += chunk.attended
-        self.budget -= chunk.length
+        self._num_tokens += length
+        self._attended += chunk.start + 1 if length == 1 else chunk.attended
+        self.budget -= length
 
     def drop(self, sequence: Sequence) -> None:
         """A running sequence was preempted: its tokens go back to the budget."""

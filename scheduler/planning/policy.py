@@ -5,7 +5,7 @@ The default, fair shares between users, is in fair.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from scheduler.planning.ranked import Rank, Ranked
@@ -44,8 +44,8 @@ class Policy(Protocol):
     def leave(self, sequence: Sequence) -> None:
         """A running sequence has ended."""
 
-    def charge(self, work: Work) -> None:
-        """A running sequence was served."""
+    def charge(self, works: Iterable[Work]) -> None:
+        """Running sequences were served by a step."""
 
     def peek(self) -> Sequence | None:
         """The sequence to admit next, or None if nobody may be admitted."""
@@ -124,7 +124,7 @@ class FirstComeFirstServed:
     def leave(self, sequence: Sequence) -> None:
         pass
 
-    def charge(self, work: Work) -> None:
+    def charge(self, works: Iterable[Work]) -> None:
         pass
 
     def peek(self) -> Sequence | None:

@@ -186,8 +186,7 @@ class Scheduler:
             decoding, budget = self._divide(self.turns, decoding, prefilling)
         step = PlanBuilder(budget, self.pace)
         for sequence in decoding:
-            self._make_room(sequence, step)
-            if sequence.status is Status.RUNNING:
+            if sequence.status is Status.RUNNING and self._make_room(sequence, step):
                 step.decode(sequence)
 
         # After a preemption nobody is admitted: the blocks just freed are the running sequences' to grow into.
@@ -234,13 +233,17 @@ class Scheduler:
         chunks = [chunk for chunk in plan.chunks if chunk.sequence.key in seated and chunk.samples]
         return chunks if sum(chunk.length for chunk in chunks) <= EXPRESS_TOKENS else []
 
-    def _make_room(self, sequence: Sequence, step: PlanBuilder) -> None:
-        """Give a decoding sequence the block for its next token, preempting others, or itself, if it must."""
-        while sequence.status is Status.RUNNING and not self.seating.grow(sequence):
+    def _make_room(self, sequence: Sequence, step: PlanBuilder) -> bool:
+        """Give a decoding sequence the block for its next token, preempting others if it must; False if it was
+        the one to go."""
+        while not self.seating.grow(sequence):
             victim = self.policy.victim(self.running.values())
             victim.crowded_out = True
             self._preempt(victim)
             step.drop(victim)
+            if victim is sequence:
+                return False
+        return True
 
     def _seat(self, candidate: Sequence, step: PlanBuilder) -> bool:
         """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
@@ -292,53 +295,55 @@ class Scheduler:
         """
         gains = []
         plan.work = []
+        ended: list[tuple[Sequence, FinishReason]] = []
         for chunk, tokens in zip(plan.chunks, result.tokens, strict=True):
             if chunk.samples != bool(tokens) or len(tokens) > len(chunk.drafted) + 1:
                 raise ValueError(f"{len(tokens)} tokens came back for {chunk}")
-            gains.append(self._take(chunk, tokens, plan.work))
+            sequence = chunk.sequence
+            taken = tokens
+            for place, token in enumerate(tokens, 1):
+                sequence.append(token.token_id)
+                if (reason := self._finish_reason(sequence, token.token_id)) is not None:
+                    ended.append((sequence, reason))
+                    taken = tokens[:place]
+                    break
+            plan.work.append(self._work(chunk, len(taken)))
+            sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
+            self.seating.publish(sequence)
+            gains.append(Gain(sequence, taken))
+            if tokens and self._followers and sequence.index == 0:
+                self._let_follow(sequence)
+        self.policy.charge(plan.work)
+        for sequence, reason in ended:
+            self.finish(sequence, reason)
         return gains
 
-    def _take(self, chunk: Chunk, tokens: list[SampledToken], done: list[Work]) -> Gain:
-        sequence = chunk.sequence
-        taken: list[SampledToken] = []
-        reason = None
-        for token in tokens:
-            taken.append(token)
-            sequence.append(token.token_id)
-            if (reason := self._finish_reason(sequence, token.token_id)) is not None:
-                break
-        recomputed = max(0, min(chunk.end, sequence.num_ever_computed) - chunk.start)
-        sequence.num_computed_tokens = chunk.end + max(0, len(taken) - 1)
-        sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
-        self.seating.publish(sequence)
-        done.append(self._work(chunk, len(taken), recomputed))
-        self.policy.charge(done[-1])
-        if taken and sequence.index == 0:
-            self._let_follow(sequence)
-        if reason is not None:
-            self.finish(sequence, reason)
-        return Gain(sequence, taken)
-
-    def _work(self, chunk: Chunk, num_sampled: int, recomputed: int) -> Work:
+    def _work(self, chunk: Chunk, num_sampled: int) -> Work:
         """What a computed chunk did for its sequence."""
-        sequence = chunk.sequence
-        num_output_before = sequence.num_output_tokens - num_sampled
-        is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and num_output_before == 0
-        cached = sequence.num_cached_tokens if is_first else 0
-        charged = max(sequence.num_charged_tokens, min(chunk.end, sequence.num_prompt_tokens))
-        prompt = charged - sequence.num_charged_tokens
-        sequence.num_charged_tokens = charged
+        sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.length
+        recomputed = prompt = cached = 0
+        if start < sequence.num_ever_computed:
+            recomputed = min(end, sequence.num_ever_computed) - start
+        if end > sequence.num_ever_computed:
+            sequence.num_ever_computed = end
+        if start < sequence.num_prompt_tokens:
+            is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and recomputed == 0
+            cached = sequence.num_cached_tokens if is_first else 0
+            charged = max(sequence.num_charged_tokens, min(end, sequence.num_prompt_tokens))
+            prompt = charged - sequence.num_charged_tokens
+            sequence.num_charged_tokens = charged
         return Work(sequence, prompt, cached, num_sampled, recomputed)
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.request.params
-        if sequence.num_output_tokens >= params.min_tokens:
+        num_output_tokens = sequence.num_output_tokens
+        if num_output_tokens >= params.min_tokens:
             if token in params.stop_token_ids:
                 sequence.stop_reason = token
                 return FinishReason.STOP
             if token in self.eos_token_ids and not params.ignore_eos:
                 return FinishReason.STOP
-        if sequence.num_output_tokens == params.max_tokens or sequence.num_tokens >= self.max_model_len:
+        if num_output_tokens == params.max_tokens or sequence.num_tokens >= self.max_model_len:
             return FinishReason.LENGTH
         return None
 

@@ -75,10 +75,11 @@ class Seating:
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the blocks for all its known tokens; False if there are not enough."""
         missing = self.pool.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        if missing <= 0:
+            return True
         if missing > self.pool.num_free:
             return False
-        if missing > 0:
-            self._extend(sequence, self.pool.allocate(missing))
+        self._extend(sequence, self.pool.allocate(missing))
         return True
 
     def _extend(self, sequence: Sequence, blocks: list[int]) -> None:
