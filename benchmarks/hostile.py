@@ -113,8 +113,11 @@ def half_sent(number: int) -> Attack:
 
 
 def unread(number: int) -> Attack:
-    """So many streams of 2,000 tokens that nobody reads. Answered when the server has ended them all."""
-    body = json.dumps({"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "stream": True}).encode()
+    """So many streams of 2,000 tokens that nobody reads. Answered when the server has ended them all. With
+    logprobs, so that what the system keeps for the client is soon full."""
+    body = json.dumps(
+        {"prompt": "On", "max_tokens": 2000, "ignore_eos": True, "stream": True, "logprobs": 5}
+    ).encode()
 
     def attack(target: Target) -> Result:
         started = time.perf_counter()
@@ -218,7 +221,7 @@ CASES: dict[str, Callable[[], Attack]] = {
     "echo, n 128, 100,000 token ids": lambda: completion(prompt=[7] * 100_000, echo=True, n=128),
     "1M stop_token_ids, n 16": lambda: completion(prompt="a", n=16, stop_token_ids=list(range(1_000_000))),
     "1M token ids": lambda: completion(prompt=[7] * 1_000_000),
-    "120 prompts of 8,000 token ids": lambda: completion(prompt=[[7] * 8_000] * 120),
+    "60 prompts of 8,000 token ids": lambda: completion(prompt=[[7] * 8_000] * 60),
     "a prompt of 10 MB, with spaces": lambda: completion(prompt="word " * 2_000_000),
     "a prompt of 10 MB, without": lambda: completion(prompt="wordless" * 1_250_000),
     "a prompt of 600 kB, with spaces": lambda: completion(prompt="word " * 120_000),

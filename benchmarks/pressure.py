@@ -1,6 +1,6 @@
 """A well-behaved stream beside each hostile request: what that is answered, and what the stream notices.
 
-python -m benchmarks.pressure                    # every case, about five minutes
+python -m benchmarks.pressure                    # every case, about two minutes
 python -m benchmarks.pressure --only messages    # those whose names contain it
 
 Prints for each the answer and its time, the largest gap between two tokens of the stream while the case went on,

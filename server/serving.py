@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import logging
 import socket
@@ -23,6 +24,9 @@ from server.http.metrics import create_metrics_app
 
 GRACE_SECONDS = 1.0
 """How long streams in flight may go on at the end; aiohttp waits this long twice before it cancels them."""
+
+LINGER_SECONDS = 2.0
+"""How long the rest of a body that was refused is still taken in, so that its sender comes to read the answer."""
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of clients is what this server is for."""
@@ -56,6 +60,8 @@ async def serve(config: ServeConfig) -> None:
             await stack.enter_async_context(_running(app, metrics, log, access_log=None))
         app = create_app(config, AsyncEngine(config, registry), registry)
         await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
+        gc.collect()
+        gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
         _announce(config, listener, metrics)
         stack.callback(logger.info, "stopping")
         await asyncio.Event().wait()
@@ -74,6 +80,7 @@ async def _running(
         access_log_class=AccessLogger,
         logger=log,
         auto_decompress=False,  # no body becomes larger than it was sent
+        lingering_time=LINGER_SECONDS,
     )
     try:
         await runner.setup()

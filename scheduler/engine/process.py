@@ -6,7 +6,9 @@ Started by AsyncEngine as `python -m scheduler.engine.process`, with its setting
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -44,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 1000
 
+INTAKE_SECONDS = 0.01
+"""Between two steps, messages are taken in for about so long: a burst of long prompts does not hold up the
+streams."""
+
 MAP_SECONDS = 1.0
 """The block pool's picture is made no more often than this: unlike the seats it takes a look at every block."""
 
@@ -77,6 +83,7 @@ def main() -> None:
         with contextlib.closing(trace) if trace is not None else contextlib.nullcontext():
             if trace is not None:
                 core.observers.append(trace)
+            gc.freeze()  # what loading left stays: to look through it again would take longer than a step
             EngineLoop(core, send).run(requests)
     finally:
         context.destroy(linger=1000)
@@ -103,7 +110,10 @@ class EngineLoop:
             # Busy: take what has arrived and go on. Idle: wait.
             timeout = 0 if self._core.has_work else IDLE_POLL_MS
             received = False
-            while requests.poll(timeout):
+            until = math.inf
+            while time.monotonic() < until and requests.poll(timeout):
+                if not received:
+                    until = time.monotonic() + INTAKE_SECONDS
                 timeout = 0
                 received = True
                 message = decoder.decode(requests.recv())

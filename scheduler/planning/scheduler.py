@@ -181,10 +181,11 @@ class Scheduler:
         for sequence in self.running.values():
             is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
             (decoding if is_decode else prefilling).append(sequence)
-        budget = self.max_batched_tokens
+        budget, pace = self.max_batched_tokens, self.pace
         if self.turns is not None:
             decoding, budget = self._divide(self.turns, decoding, prefilling)
-        step = PlanBuilder(budget, self.pace)
+            pace = self.turns.pace
+        step = PlanBuilder(budget, pace)
         for sequence in decoding:
             if sequence.status is Status.RUNNING and self._make_room(sequence, step):
                 step.decode(sequence)

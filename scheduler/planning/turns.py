@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from scheduler.planning.plan import MIN_PROMPT_TOKENS
+from scheduler.planning.plan import MIN_PROMPT_TOKENS, Pace
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
 
@@ -18,12 +18,19 @@ PROMPT_SHARE = 2 / 3
 for all of a prompt, whoever decodes for one token."""
 
 
+LONGEST = 1.5
+"""Times its target that a step may take before it is divided, or cut as it is put together."""
+
+
 class Turns:
     """Keeps steps near `seconds`, as far as `cost` can tell."""
 
     def __init__(self, cost: StepCost, seconds: float) -> None:
         self._cost = cost
         self._seconds = seconds
+        self.pace = Pace(cost, LONGEST * seconds)
+        """The bound on a step as it is put together: who is seated in it may find a long prefix in the cache, and
+        then few tokens look at many keys."""
         self._num_turns = 0
         self._last: dict[tuple[str, int], int] = {}  # the number of each decoding sequence's last turn
 
@@ -36,7 +43,7 @@ class Turns:
         wanted = min(num_prompt_tokens, budget - len(decoding))
         decode_seconds = self._cost.predict(len(decoding), keys)
         prompt_seconds = self._cost.predict(len(decoding) + wanted, keys + attended) - decode_seconds
-        if not decoding or decode_seconds + prompt_seconds < 1.5 * self._seconds:
+        if not decoding or decode_seconds + prompt_seconds < LONGEST * self._seconds:
             self._last.clear()
             return decoding, budget
         left = self._seconds - min(prompt_seconds, PROMPT_SHARE * self._seconds)

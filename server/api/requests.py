@@ -27,6 +27,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SEQUENCES = 2048
 """Prompts times `n` in one request."""
+CONTENT = "a string or a list of text parts"
 PROMPTS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
 
@@ -188,7 +189,7 @@ class Message(_Body):
     """One turn of a conversation. An assistant's turn may be sent back just as it was received."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], _described("a string or a list of text parts")]
+    content: Annotated[str | list[TextPart], _described(CONTENT)]
     name: str | None = None
 
     # Not implemented.

@@ -14,7 +14,7 @@ from msgspec import Raw
 from pydantic import BaseModel
 
 from scheduler.request import InvalidRequestError
-from server.api.requests import MAX_SEQUENCES, PROMPTS, ChatRequest, CompletionRequest, Message, TextPart
+from server.api.requests import CONTENT, MAX_SEQUENCES, PROMPTS, ChatRequest, CompletionRequest, Message, TextPart
 
 MAX_FIELD_BYTES = 64 * 1024
 """Of every field but the prompt, the messages and what they say."""
@@ -34,7 +34,7 @@ def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
         return
     num_commas = bytes(prompt).count(b",")
     if first[1] not in (_TEXT, _LIST):
-        if num_commas >= longest:
+        if num_commas + 1 >= longest:
             raise InvalidRequestError(
                 f"the prompt has {num_commas + 1} tokens, and prompt plus answer can have {longest} at most: "
                 "shorten the prompt",
@@ -62,8 +62,11 @@ def check_chat(body: bytes, *, longest: int) -> None:
         content = _fields(message, _MESSAGE, path, {"content": _TEXT_OR_LIST}).get("content")
         if content is None or _is_text(content):
             continue
-        for number, part in enumerate(_items(content, f"{path}.content", longest)):
-            _fields(part, _PART, f"{path}.content[{number}]", {"text": _TEXT})
+        for part in _items(content, f"{path}.content", longest):
+            try:
+                _fields(part, _PART, "", {"text": _TEXT})
+            except InvalidRequestError:
+                raise InvalidRequestError(f"{path}.content should be {CONTENT}", f"{path}.content") from None
 
 
 def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
@@ -80,7 +83,7 @@ _ITEMS = msgspec.json.Decoder(list[Raw])
 def _fields(
     raw: bytes | Raw, decoder: msgspec.json.Decoder[msgspec.Struct], path: str, long: Mapping[str, bytes]
 ) -> dict[str, Raw]:
-    """The fields that an object has, if it is one. `long`: those that may be long, and what they begin with then."""
+    """The fields that an object has, if it is one. `long`: which may be long, and what they begin with then."""
     try:
         found = msgspec.structs.asdict(decoder.decode(raw))
     except msgspec.ValidationError as error:

@@ -21,7 +21,7 @@ OWN_SITE = frozenset({"same-origin", "none"})
 def guard(own: str, allowed_hosts: str | None, *, has_keys: bool) -> Middleware:
     """The middleware that refuses them, for a server that listens on the address `own`."""
     own = own.lower()
-    allowed = {own, *(name.strip().strip("[]").lower() for name in (allowed_hosts or "").split(","))}
+    allowed = {own, *(name.strip("[] ").lower() for name in (allowed_hosts or "").split(","))} - {""}
     checks_names = allowed_hosts is not None or (is_loopback(own) and not has_keys)
 
     @web.middleware

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +20,8 @@ from server.http.record import record_of
 
 PULSE_SECONDS = 10.0
 """Proxies end a connection on which nothing comes; most of them after a minute."""
+
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -97,5 +101,7 @@ class EventStream:
             path, request_id = request.rel_url.raw_path, record_of(request).request_id
             logger.info("%s: nobody has read the stream for %g s [%s]", path, self._patience, request_id)
             if transport is not None:
+                # With a reset: the system would else go on trying to send what nobody reads.
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 transport.abort()
             raise StalledStreamError("nobody reads the stream") from None

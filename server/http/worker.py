@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -12,6 +13,10 @@ from aiohttp import web
 T = TypeVar("T")
 
 WORKER = web.AppKey("worker", ThreadPoolExecutor)
+
+SWITCH_SECONDS = 0.0005
+"""How soon the event loop gets the interpreter back from the thread, each time that it wants it: several times for
+each token that it sends."""
 
 LONG = 8192
 """Bytes of a body from which it is read and tokenized in the thread (about 2 ms)."""
@@ -31,5 +36,6 @@ async def work(app: web.Application, num_bytes: int, task: Callable[[], T]) -> T
 
 async def worker_lifetime(app: web.Application) -> AsyncIterator[None]:
     """For `cleanup_ctx`: what has not begun at the end is dropped."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     yield
     app[WORKER].shutdown(wait=False, cancel_futures=True)

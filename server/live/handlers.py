@@ -26,9 +26,6 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",  # another version of the server has another version of the page
 }
 
-STUCK_SECONDS = 30.0
-"""A page that takes nothing for so long is given up."""
-
 
 class Settings(msgspec.Struct, frozen=True):
     model: str
@@ -71,8 +68,7 @@ async def get_live(request: web.Request) -> web.StreamResponse:
     )
     async with aclosing(live.frames()) as frames:
         async for frame in frames:
-            async with asyncio.timeout(STUCK_SECONDS):
-                await events.send_json(frame)
+            await events.send_json(frame)
     return await events.close()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.request import InvalidRequestError
 from scheduler.text.detokenizer import IncrementalDetokenizer
-from scheduler.text.tokenizer import Tokenizer
+from scheduler.text.tokenizer import PIECE, Tokenizer
 
 TEXTS = [
     "Hello, world! It's 12:30.",
@@ -73,3 +76,59 @@ def test_what_may_become_a_stop_string_is_held_back_until_it_cannot(tokenizer: T
     assert detokenizer.push(tokenizer.encode("x <en")) == "x "
     assert detokenizer.push(tokenizer.encode("try")) == "<entry"
     assert detokenizer.stop_reason is None
+
+
+class Counting:
+    """A tokenizer that notes how many tokens it was given to decode."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.is_silent = tokenizer.is_silent
+        self.num_decoded = 0
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        self.num_decoded += len(token_ids)
+        return self._tokenizer.decode(token_ids, skip_special_tokens)
+
+
+@pytest.mark.parametrize("kind", ["special", "no character", "special within a character"])
+def test_tokens_without_text_cost_no_more_than_others(tokenizer: Tokenizer, kind: str) -> None:
+    first_of_character = tokenizer.encode("🎠")[0]
+    special = tokenizer.encode("<|im_end|>")[0]
+    tokens = {
+        "special": [special] * 1000,
+        "no character": [first_of_character] * 1000,
+        "special within a character": [first_of_character, *[special] * 1000],
+    }[kind]
+    decoder = Counting(tokenizer)
+    detokenizer = IncrementalDetokenizer(decoder)
+    out = [detokenizer.push([token]) for token in tokens] + [detokenizer.push([], last=True)]
+    assert "".join(out) == tokenizer.decode(tokens)
+    assert decoder.num_decoded < 100 * len(tokens), "all of them again and again would be 500,000"
+
+
+@given(tokens=st.lists(st.integers(17, 272), min_size=20, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_bytes_at_random_come_out_as_they_are_decoded_at_once(tokenizer: Tokenizer, tokens: list[int]) -> None:
+    assert "".join(pieces(tokenizer, tokens)[0]) == tokenizer.decode(tokens)
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized_to_its_end(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = 0
+    encode = tokenizer._tokenizer.encode
+
+    def counting(text: str, **options: bool) -> list[int]:
+        nonlocal encoded
+        encoded += len(text)
+        ids: list[int] = encode(text, **options)
+        return ids
+
+    monkeypatch.setattr(tokenizer._tokenizer, "encode", counting)
+    for text in ("word " * 10**6, "word " * 10**5):
+        with pytest.raises(InvalidRequestError, match="shorten the prompt"):
+            tokenizer.encode(text, longest=8192)
+    assert encoded <= 2 * PIECE, "the first not at all"
+    book = "word " * 15_000
+    assert tokenizer.encode(book, longest=8192) == encode(book), "a few too many are left to the caller"

@@ -99,10 +99,12 @@ class Server:
         async with aiohttp.ClientSession() as session, session.post(self.url + path, **content) as response:
             return response.status, await response.json()
 
-    async def metric(self, name: str) -> float:
+    async def metrics(self) -> str:
         async with aiohttp.ClientSession() as session, session.get(self.url + "/metrics") as response:
-            text = await response.text()
-        (value,) = re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)
+            return await response.text()
+
+    async def metric(self, name: str) -> float:
+        (value,) = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", await self.metrics(), re.MULTILINE)
         return float(value)
 
     async def until(self, name: str, value: float) -> None:

@@ -3,66 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
-from typing import Any, Self, cast
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
-from prometheus_client import CollectorRegistry
 
-from scheduler.engine.client import AsyncEngine, Delta, EngineDeadError
-from scheduler.messages import EngineInfo
+from scheduler.engine.client import Delta, EngineDeadError
 from scheduler.request import FinishReason
-from server.app import create_app
-from server.config import ServeConfig
+from server.api import generation
+from server.http import sse
+from tests.server.scripted import ScriptedEngine, serving, token
 
 BODY = {"prompt": [1, 2, 3], "max_tokens": 8}
-
-
-def token(text: str, *, index: int = 0) -> Delta:
-    return Delta(index, text, [7], None, None, None, 0, None)
-
-
 FAILURE = Delta(0, "", [], None, FinishReason.ERROR, None, 0, "the model's output is not a number")
-
-
-class ScriptedEngine:
-    """Stands in for AsyncEngine: every request gets the same deltas, or the exception among them."""
-
-    tokenizer = SimpleNamespace(longest_token=16)
-    info = EngineInfo("scripted", 1024, 100, 64, 16, "float32", "cpu", "torch", "float32", 0, "")
-    error: str | None = None
-
-    def __init__(self, *script: Delta | Exception) -> None:
-        self._script = script
-        self.num_running = 0
-        self.listeners: list[object] = []
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None: ...
-
-    async def generate(self, *request: object, **options: object) -> AsyncGenerator[Delta, None]:
-        self.num_running += 1
-        try:
-            for item in self._script:
-                await asyncio.sleep(0)
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            self.num_running -= 1
-
-
-@asynccontextmanager
-async def serving(engine: ScriptedEngine) -> AsyncGenerator[TestClient[Any, Any], None]:
-    app = create_app(ServeConfig(), cast(AsyncEngine, engine), CollectorRegistry())
-    async with TestClient(TestServer(app)) as client:
-        yield client
-    assert engine.num_running == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -130,3 +81,40 @@ async def test_text_that_is_held_back_makes_no_event() -> None:
         response = await client.post("/v1/completions", json={**BODY, "stream": True})
         events = (await response.text()).split("\n\n")
     assert len(events) == 4, "two pieces of text, [DONE], and nothing behind it"
+
+
+async def test_a_stream_that_waits_for_its_first_token_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(sse, "PULSE_SECONDS", 0.02)
+    seated = asyncio.Event()
+    async with serving(ScriptedEngine(seated, token("Once"), FAILURE)) as client:
+        response = await client.post("/v1/completions", json={**BODY, "stream": True})
+        assert response.status == 200, "the headers are there before the token"
+        for _ in range(2):
+            assert await response.content.readuntil(b"\n\n") == b": waiting\n\n"
+        seated.set()
+        events = (await response.text()).split("\n\n")
+    assert '"text":"Once"' in events[-3]
+    assert events[-2].startswith('data: {"error":{"message":"the model\'s output is not a number"')
+
+
+async def test_an_error_after_the_headers_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0.01)
+    seated = asyncio.Event()
+    async with serving(ScriptedEngine(seated, FAILURE)) as client:
+        response = await client.post("/v1/completions", json={**BODY, "stream": True})
+        seated.set()
+        assert response.status == 200
+        assert (await response.text()).startswith('data: {"error":{"message":"the model\'s output')
+
+
+async def test_who_leaves_before_the_first_token_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0.01)
+    engine = ScriptedEngine(asyncio.Event(), token("Never"))
+    async with serving(engine) as client:
+        response = await client.post("/v1/completions", json={**BODY, "stream": True})
+        assert engine.num_running == 1
+        response.close()
+        async with asyncio.timeout(10):
+            while engine.num_running:
+                await asyncio.sleep(0.01)

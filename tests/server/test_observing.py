@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Collector:
 async def test_json_logs_spans_and_traces(tmp_path: Path, model_path: str) -> None:
     collector = Collector()
     trace_file = tmp_path / "trace.json"
-    flags = ("--log-format", "json", "--trace", str(trace_file))
+    flags = ("--log-format", "json", "--trace", str(trace_file), "--metrics-port", "0")
     with collector.running() as endpoint, Server(tmp_path / "log", "--otlp-endpoint", endpoint, *flags) as server:
         async with server.async_client() as client, aiohttp.ClientSession() as session:
             recording = asyncio.create_task(_post(session, f"{server.url}/v1/trace?steps=20"))
@@ -66,6 +67,14 @@ async def test_json_logs_spans_and_traces(tmp_path: Path, model_path: str) -> No
             steps = [event for event in events if event["ph"] == "X" and event["name"].startswith("step ")]
             assert len(steps) == 20
             assert (await _post(session, f"{server.url}/v1/trace?steps=many"))[0] == 400
+            (metrics,) = re.findall(r"^Metrics: (\S+)$", server.log, re.MULTILINE)
+            async with session.get(metrics) as response:
+                assert (
+                    'carousel_user_generation_tokens_total{model="SmolLM2-135M-Instruct",user="anonymous"} 30.0'
+                    in (await response.text())
+                )
+            async with session.get(f"{server.url}/metrics") as response:
+                assert response.status == 404
         log = server.log
 
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]

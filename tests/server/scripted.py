@@ -1,0 +1,68 @@
+"""The application with an engine that follows a script, in this process: for what the real one does not do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, Self, cast
+
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import CollectorRegistry
+
+from scheduler.engine.client import AsyncEngine, Delta
+from scheduler.messages import EngineInfo
+from scheduler.observing.metrics import EngineMetrics
+from server.app import create_app
+from server.config import ServeConfig
+
+LONGEST = 1024
+"""Tokens that prompt plus answer can have."""
+
+
+def token(text: str, *, index: int = 0) -> Delta:
+    return Delta(index, text, [7], None, None, None, 0, None)
+
+
+class ScriptedEngine:
+    """Stands in for AsyncEngine: every request gets the same deltas, or the exception among them; an event is
+    waited for."""
+
+    info = EngineInfo("scripted", LONGEST, 100, 64, 16, "float32", "cpu", "torch", "float32", 0, "")
+    error: str | None = None
+
+    def __init__(self, *script: Delta | Exception | asyncio.Event) -> None:
+        self._script = script
+        self.num_running = 0
+        self.registry = CollectorRegistry()
+        self.metrics = EngineMetrics(self.registry, "scripted")
+        self.listeners: list[object] = []
+        self.tokenizer: Any = SimpleNamespace(longest_token=16)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None: ...
+
+    async def generate(self, *request: object, **options: object) -> AsyncGenerator[Delta, None]:
+        self.num_running += 1
+        try:
+            for item in self._script:
+                await asyncio.sleep(0)
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    await item.wait()
+                else:
+                    yield item
+        finally:
+            self.num_running -= 1
+
+
+@asynccontextmanager
+async def serving(engine: ScriptedEngine, **knobs: Any) -> AsyncGenerator[TestClient[Any, Any], None]:
+    app = create_app(ServeConfig(**knobs), cast(AsyncEngine, engine), engine.registry)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+    assert engine.num_running == 0
