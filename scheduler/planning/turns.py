@@ -13,10 +13,13 @@ from scheduler.planning.plan import MIN_PROMPT_TOKENS, Pace
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
 
-PROMPT_SHARE = 2 / 3
+PROMPT_SHARE = 0.8
 """What prompts may take of a divided step's time, where they want so much: whoever waits for a first token waits
 for all of a prompt, whoever decodes for one token."""
 
+
+FEW = 0.5
+"""Sequences whose tokens together take less than this share of it all decode nevertheless."""
 
 LONGEST = 1.5
 """Times its target that a step may take before it is divided, or cut as it is put together."""
@@ -47,7 +50,8 @@ class Turns:
             self._last.clear()
             return decoding, budget
         left = self._seconds - min(prompt_seconds, PROMPT_SHARE * self._seconds)
-        chosen = self._next(decoding, max(1, round(decode_seconds / left)))
+        parts = 1 if decode_seconds < FEW * self._seconds else max(1, round(decode_seconds / left))
+        chosen = self._next(decoding, parts)
         left = self._seconds - decode_seconds * len(chosen) / len(decoding)
         room = math.floor(wanted * left / prompt_seconds) if prompt_seconds > 0 else 0
         return chosen, min(budget, len(chosen) + max(MIN_PROMPT_TOKENS, min(room, wanted)))
