@@ -67,26 +67,18 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         config, source.layers, model_max_len=model_config.max_len, dtype=kv_dtype, device=device
     )
     max_model_len = min(config.max_model_len or model_config.max_len, num_blocks * config.block_size)
-    model = packed.model(max_model_len)
-    spare_blocks = 0  # blocks that no sequence is given
-    if config.cuda_graphs and device.type == "cuda" and backend.name == "flex":
-        model = CudaGraphs(
-            model,
-            max_rows=config.max_num_seqs,
-            table_width=-(-max_model_len // config.block_size),
-            spare_block=num_blocks,
-            block_size=config.block_size,
-            device=device,
-        )
-        spare_blocks = 1
+    has_graphs = config.cuda_graphs and device.type == "cuda" and backend.name == "flex"
     cache = KVCache(
         source.layers,
         backend,
-        num_blocks=num_blocks + spare_blocks,
+        num_blocks=num_blocks + has_graphs,  # graphs write what pads them into a block that no sequence is given
         block_size=config.block_size,
         dtype=kv_dtype,
         device=device,
     )
+    model = packed.model(max_model_len)
+    if has_graphs:
+        model = _with_graphs(model, config, max_model_len=max_model_len, spare_block=num_blocks, device=device)
     info = EngineInfo(
         model=config.model,
         max_model_len=max_model_len,
@@ -100,19 +92,36 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         weights_bytes=packed.nbytes,
         instruction_set="" if source.obstacle else instruction_set(),
     )
+    _announce(info, packed.bits)
+    return LoadedModel(model, cache, device, model_config.eos_token_ids, info)
+
+
+def _with_graphs(
+    model: StepModel, config: EngineConfig, *, max_model_len: int, spare_block: int, device: torch.device
+) -> StepModel:
+    return CudaGraphs(
+        model,
+        max_rows=config.max_num_seqs,
+        table_width=-(-max_model_len // config.block_size),
+        spare_block=spare_block,
+        block_size=config.block_size,
+        device=device,
+    )
+
+
+def _announce(info: EngineInfo, bits: float) -> None:
     logger.info(
         "%s on %s: %s products, %.1f bits a weight, %d MB of weights, %s attention, %d blocks of %d tokens in %s",
-        config.model,
+        info.model,
         " ".join(part for part in (info.device, info.instruction_set) if part),
         info.products,
-        packed.bits,
+        bits,
         info.weights_bytes // 10**6,
         info.attention_backend,
-        num_blocks,
-        config.block_size,
+        info.num_blocks,
+        info.block_size,
         info.kv_cache_dtype,
     )
-    return LoadedModel(model, cache, device, model_config.eos_token_ids, info)
 
 
 def choose_device(name: str) -> torch.device:

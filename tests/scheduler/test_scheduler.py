@@ -8,16 +8,13 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.plan import Plan
-from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.policy import FirstComeFirstServed, Policy
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence, Status
+from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence
 from scheduler.step import SampledToken, StepResult
 
 EOS = 0
@@ -307,132 +304,3 @@ def test_a_plan_does_not_look_at_the_whole_queue() -> None:
         scheduler.add(request(str(index), [1, 2, 3]))
     run_step(scheduler)
     assert policy.looks <= 3
-
-
-class SchedulerMachine(RuleBasedStateMachine):
-    """Random arrivals, aborts and steps against a small pool, so that preemption is common.
-
-    A pretend model writes each computed token into a pretend KV pool, and reads a sequence's context back from
-    there before it samples: if a block were shared wrongly, written while shared, or freed too early, the
-    context would differ from the sequence's tokens.
-    """
-
-    @initialize(
-        num_blocks=st.integers(6, 20),
-        block_size=st.integers(1, 4),
-        max_num_seqs=st.integers(1, 6),
-        max_batched_tokens=st.integers(1, 20),
-        prefix_caching=st.booleans(),
-        policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
-    )
-    def start(
-        self,
-        num_blocks: int,
-        block_size: int,
-        max_num_seqs: int,
-        max_batched_tokens: int,
-        prefix_caching: bool,
-        policy: Callable[[], Policy],
-    ) -> None:
-        self.capacity = num_blocks * block_size
-        self.scheduler = make_scheduler(
-            num_blocks=num_blocks,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_batched_tokens=max_batched_tokens,
-            max_model_len=self.capacity,
-            prefix_caching=prefix_caching,
-            policy=policy(),
-        )
-        self.kv: list[int | None] = [None] * self.capacity
-        self.sequences: list[Sequence] = []
-        self.num_steps = 0
-
-    @rule(
-        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=24),
-        max_tokens=st.integers(1, 12),
-        n=st.integers(1, 2),
-        user=st.sampled_from("abc"),
-        priority=st.integers(0, 2),
-    )
-    def arrive(self, prompt: list[int], max_tokens: int, n: int, user: str, priority: int) -> None:
-        name = str(len(self.sequences))
-        newcomer = msgspec.structs.replace(
-            request(name, prompt, max_tokens, n=n), user=user, weight=1.0 + ord(user) % 3, priority=priority
-        )
-        try:
-            self.sequences += self.scheduler.add(newcomer)
-        except InvalidRequestError:
-            assert len(prompt) + max_tokens > self.capacity
-
-    @precondition(lambda self: self.scheduler.has_work)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
-        victim = data.draw(st.sampled_from(live))
-        self.scheduler.abort(victim.request.request_id)
-        assert victim.finish_reason is FinishReason.ABORT
-
-    @precondition(lambda self: self.scheduler.has_work)
-    @rule(tokens=st.integers(0, 2))
-    def step(self, tokens: int) -> None:
-        self._step(tokens)
-
-    def _step(self, tokens: int) -> None:
-        plan = self.scheduler.schedule()
-        self.num_steps += 1
-        assert plan.chunks, "there is work, but the step would do nothing"
-        assert plan.num_tokens <= self.scheduler.max_batched_tokens
-        assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
-        for chunk in plan.chunks:
-            self._compute(chunk.sequence, chunk.start, chunk.end)
-        # Sequences that differ in index draw different tokens.
-        self.scheduler.commit(plan, sampled(plan, lambda sequence: (tokens + sequence.index) % 3))
-
-    def _compute(self, sequence: Sequence, start: int, end: int) -> None:
-        pool = self.scheduler.pool
-        size = pool.block_size
-        assert start == sequence.num_computed_tokens
-        for place in range(start, end):
-            block = sequence.block_table[place // size]
-            assert pool.references(block) == 1, "a shared block is written"
-            self.kv[block * size + place % size] = sequence.token_ids[place]
-        context = [self.kv[sequence.block_table[place // size] * size + place % size] for place in range(end)]
-        assert context == sequence.token_ids[:end], "the KV pool does not hold this sequence's tokens"
-
-    @invariant()
-    def accounts_are_exact(self) -> None:
-        if not hasattr(self, "scheduler"):
-            return
-        scheduler = self.scheduler
-        references = [0] * scheduler.pool.num_blocks
-        for sequence in self.sequences:
-            assert (sequence.status is Status.RUNNING) == (sequence.key in scheduler.running)
-            assert (sequence.status is Status.RUNNING) == bool(sequence.block_table)
-            for block in sequence.block_table:
-                references[block] += 1
-        assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
-        seats = [sequence.seat for sequence in scheduler.running.values()]
-        assert len(set(seats)) == len(seats) <= scheduler.num_seats
-        waiting = [
-            sequence for sequence in self.sequences if sequence.status in (Status.WAITING, Status.FOLLOWING)
-        ]
-        assert scheduler.num_waiting == len(waiting)
-
-    def teardown(self) -> None:
-        """Whatever was admitted finishes, within the steps that its tokens can take, and returns every block."""
-        if not hasattr(self, "scheduler"):
-            return
-        live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
-        bound = 10 + sum(2 * self.capacity for _ in live)
-        while self.scheduler.has_work:
-            self._step(1)
-            bound -= 1
-            assert bound > 0, f"these starve: {[s for s in live if s.status is not Status.FINISHED]}"
-        assert all(sequence.status is Status.FINISHED for sequence in self.sequences)
-        assert self.scheduler.pool.num_used == 0
-        assert not self.scheduler._live
-
-
-TestSchedulerStates = SchedulerMachine.TestCase
-TestSchedulerStates.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
