@@ -99,17 +99,7 @@ def bomb(encoding: str, mebibytes: int) -> Attack:
 def half_sent(number: int) -> Attack:
     """So many bodies that do not end. Answered when the server has ended them all."""
 
-    async def one(target: Target) -> str:
-        reader, writer = await asyncio.open_connection(*target.address)
-        writer.write(target.head(COMPLETIONS, 100) + b'{"prompt":')
-        try:
-            return (await reader.readline()).decode()[9:12] or "closed"
-        except ConnectionError:
-            return "reset"
-        finally:
-            writer.close()
-
-    return _many(number, one)
+    return _many(number, lambda target: _status(target, target.head(COMPLETIONS, 100) + b'{"prompt":'))
 
 
 def unread(number: int) -> Attack:
@@ -145,17 +135,19 @@ def broken(number: int) -> Attack:
     messages = [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\nHost\r\n\r\n"]
     turn = iter(range(number))
 
-    async def one(target: Target) -> str:
-        reader, writer = await asyncio.open_connection(*target.address)
-        writer.write(messages[next(turn) % len(messages)])
-        try:
-            return (await reader.readline()).decode()[9:12] or "closed"
-        except ConnectionError:
-            return "reset"
-        finally:
-            writer.close()
+    return _many(number, lambda target: _status(target, messages[next(turn) % len(messages)]), at_once=20)
 
-    return _many(number, one, at_once=20)
+
+async def _status(target: Target, message: bytes) -> str:
+    """What a connection is answered to these bytes: a status, or how it ended without one."""
+    reader, writer = await asyncio.open_connection(*target.address)
+    writer.write(message)
+    try:
+        return (await reader.readline()).decode()[9:12] or "closed"
+    except ConnectionError:
+        return "reset"
+    finally:
+        writer.close()
 
 
 def scrapes(number: int) -> Attack:

@@ -85,11 +85,6 @@ class Plan:
         """Keys that the step's queries look at."""
         return sum(chunk.attended for chunk in self.chunks)
 
-    @property
-    def sampling(self) -> list[Sequence]:
-        """The sequences whose next token this step samples, in the batch's order."""
-        return [chunk.sequence for chunk in self.chunks if chunk.samples]
-
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""
         return StepInput([chunk.input() for chunk in self.chunks], self.tables)

@@ -34,7 +34,7 @@ def test_a_long_step_is_divided(per_token: float, parts: int) -> None:
     for _ in range(10 * parts):
         plan = scheduler.schedule()
         assert abs(len(plan.chunks) - 64 / parts) <= 1
-        decoded.update(sequence.request.request_id for sequence in plan.sampling)
+        decoded.update(chunk.sequence.request.request_id for chunk in plan.chunks if chunk.samples)
         scheduler.commit(plan, sampled(plan))
     assert len(decoded) == 64
     assert max(decoded.values()) - min(decoded.values()) <= 1
@@ -65,6 +65,6 @@ def test_a_few_streams_all_decode_beside_long_prompts() -> None:
         scheduler.add(Request(request_id=f"long {index}", prompt_token_ids=[index] * 4000, params=params))
     for _ in range(20):
         plan = scheduler.schedule()
-        assert len(plan.sampling) == 8
+        assert sum(chunk.samples for chunk in plan.chunks) == 8
         assert plan.num_tokens == pytest.approx(40, abs=4)
         scheduler.commit(plan, sampled(plan))
