@@ -154,7 +154,10 @@ def step_parts(num_sequences: int) -> tuple[float, float, float]:
     while core.has_work:
         start = time.perf_counter()
         outputs = core.step()
-        if outputs.step is not None and outputs.step.num_tokens == num_sequences:
+        if (
+            outputs.step is not None
+            and outputs.step.num_tokens == outputs.step.num_sampled_tokens == num_sequences
+        ):
             steps.append(time.perf_counter() - start)
             models.append(inside[-1])
             samplings.append(outputs.step.phases.sample)
