@@ -29,7 +29,8 @@ from scheduler.models.fused_weights import PLAIN_MODES, pack_weights
 from scheduler.models.loading import choose_dtype, usable_cpus
 from scheduler.models.model_config import read_config
 from scheduler.models.model_source import resolve_model
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.bench.workload import words
 

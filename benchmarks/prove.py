@@ -29,7 +29,8 @@ from scheduler.execution.kv_cache import bytes_per_block
 from scheduler.models.checkpoint import gguf_file
 from scheduler.models.model_source import resolve_model
 from scheduler.models.quantization import TEXT
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 

@@ -17,7 +17,8 @@ from scheduler.planning.fair import MIN_TURN, QUANTUM, FairShare, Prices
 from scheduler.planning.policy import FirstComeFirstServed, Policy
 from scheduler.planning.recomputation import SHARE
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import SampledToken, StepResult
 
 USERS, REQUESTS, SEATS, BUDGET = 16, 2, 8, 128

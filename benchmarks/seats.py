@@ -21,7 +21,8 @@ from tqdm import tqdm
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.models.model_source import resolve_model
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 
 WAITING, CHUNK, DECODE = "#d9d9d9", "#2f6db5", "#f2a33a"
 

@@ -25,7 +25,8 @@ from scheduler.observing.metrics import EngineMetrics
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import SampledToken, StepResult
 
 SPEC = LayerSpec(9, 3, 64, 64, 0.125, None, None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.config import EngineConfig
 from scheduler.processor import hold_libraries
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from scheduler.engine.client import AsyncEngine

@@ -12,7 +12,8 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
 from scheduler.models.model_source import resolve_model
-from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams
+from scheduler.request import FinishReason, Request
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 

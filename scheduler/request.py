@@ -1,4 +1,4 @@
-"""What a client asks for (`Request`, `SamplingParams`) and the life of one answer to it (`Sequence`)."""
+"""One prompt and whose it is (`Request`), and the life of one answer to it (`Sequence`)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ import time
 
 import msgspec
 
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
+
 ANONYMOUS = "anonymous"
 """The user of every request while there are no keys."""
-
-
-class InvalidRequestError(ValueError):
-    """The request cannot be served as it is; the message tells the client what to change.
-
-    `param` names the field at fault, where there is one.
-    """
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class DeadlineError(RuntimeError):
@@ -39,61 +30,6 @@ class FinishReason(enum.StrEnum):
     """Its deadline passed."""
     ERROR = "error"
     """It failed inside the engine; the log has the traceback."""
-
-
-MAX_STOP_TOKENS = 1024
-
-
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How to choose tokens, and when to stop. Raises `InvalidRequestError` for values out of range."""
-
-    max_tokens: int | None = None
-    """Longest answer in tokens; None: up to the model's longest length."""
-    min_tokens: int = 0
-    """No stop of any kind before this many tokens."""
-    temperature: float = 1.0
-    """0 takes the likeliest token (greedy); higher flattens the distribution."""
-    top_k: int = 0
-    """Keep only the k likeliest tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of likeliest tokens whose probabilities sum to at least this."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest one."""
-    seed: int | None = None
-    """With a seed, the same request draws the same tokens, whatever else is in the batch."""
-    stop: tuple[str, ...] = ()
-    """The answer ends before the first of these strings."""
-    stop_token_ids: frozenset[int] = frozenset()
-    """The answer ends with the first of these tokens."""
-    ignore_eos: bool = False
-    """Go on after the model's end-of-sequence token (for load tests)."""
-    logprobs: int | None = None
-    """Report the log-probability of each token and of this many likeliest alternatives."""
-    n: int = 1
-    """How many sequences to sample from the same prompt."""
-
-    def __post_init__(self) -> None:
-        def check(ok: bool, param: str, expected: str) -> None:
-            if not ok:
-                raise InvalidRequestError(f"{param} must be {expected}, got {getattr(self, param)}", param)
-
-        check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
-        check(self.min_tokens >= 0, "min_tokens", "at least 0")
-        check(0.0 <= self.temperature <= 100.0, "temperature", "between 0 and 100")
-        check(self.top_k >= 0, "top_k", "at least 0")
-        check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
-        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
-        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
-        check(all(self.stop), "stop", "made of non-empty strings")
-        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
-            raise InvalidRequestError(f"stop_token_ids can be {MAX_STOP_TOKENS} at most", "stop_token_ids")
-        msgspec.structs.force_setattr(self, "stop_token_ids", frozenset(self.stop_token_ids))
-        check(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "between 0 and 20")
-        check(1 <= self.n <= 128, "n", "between 1 and 128")
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequestError(
-                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
-            )
 
 
 class PriorityClass(enum.IntEnum):

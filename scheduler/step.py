@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 
 
 class TableChange(msgspec.Struct, frozen=True, array_like=True):

@@ -39,7 +39,8 @@ from scheduler.messages import (
 )
 from scheduler.models.model_source import ModelNotFoundError, resolve_model
 from scheduler.observing.metrics import EngineMetrics
-from scheduler.request import DeadlineError, FinishReason, Request, SamplingParams
+from scheduler.request import DeadlineError, FinishReason, Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirs
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import DeadlineError, FinishReason, InvalidRequestError, Request, Sequence
+from scheduler.request import DeadlineError, FinishReason, Request, Sequence
+from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import SampledToken, StepInput, StepResult
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import TypedDict, Unpack
 import msgspec
 
 from scheduler.messages import EngineInfo, SequenceOutput
-from scheduler.request import FinishReason, Request, SamplingParams, check_fits
+from scheduler.request import FinishReason, Request, check_fits
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.detokenizer import IncrementalDetokenizer
 from scheduler.text.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scheduler.kernels.native import kernels
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 
 NUM_CANDIDATES = 256
 """In torch, truncation first looks at this many likeliest tokens, and sorts the whole vocabulary only for a row

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from scheduler.execution.logits import LogitScans, TorchScans, Truncation
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import SampledToken, TokenLogprobs
 
 

@@ -17,7 +17,8 @@ from scheduler.planning.policy import Policy, Work
 from scheduler.planning.ranked import Ranked
 from scheduler.planning.seating import Seating
 from scheduler.planning.turns import Turns
-from scheduler.request import FinishReason, InvalidRequestError, Request, Sequence, Status, check_fits
+from scheduler.request import FinishReason, Request, Sequence, Status, check_fits
+from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import SampledToken, StepResult
 
 EXPRESS_TOKENS = 64

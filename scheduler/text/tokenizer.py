@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError
 
 PIECE = 64 * 1024
 """Characters from which a text's length is looked at before it is tokenized in one go."""

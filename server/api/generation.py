@@ -16,7 +16,8 @@ from aiohttp import web
 from scheduler.engine.client import Delta
 from scheduler.engine.stream import Ownership
 from scheduler.messages import EngineInfo
-from scheduler.request import FinishReason, SamplingParams
+from scheduler.request import FinishReason
+from scheduler.sampling_params import SamplingParams
 from server.api.metering import Meter
 from server.api.requests import GenerationRequest
 from server.api.responses import PromptTokensDetails, Usage

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from scheduler.request import InvalidRequestError, SamplingParams
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256

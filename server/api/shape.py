@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 from pydantic import BaseModel
 
-from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError
 from server.api.requests import CONTENT, MAX_SEQUENCES, PROMPTS, ChatRequest, CompletionRequest, Message, TextPart
 
 MAX_FIELD_BYTES = 64 * 1024

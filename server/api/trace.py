@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError
 from server.app_keys import CONFIG, ENGINE
 from server.http.errors import ApiError
 

@@ -7,7 +7,7 @@ import logging
 from contextlib import aclosing
 
 from scheduler.config import EngineConfig
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from server.commands.ending import INTERRUPTED, complain, run_until_signal
 from server.commands.flags import ConfigFlags
 

@@ -12,7 +12,8 @@ from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
 from scheduler.engine.client import EngineDeadError
-from scheduler.request import DeadlineError, InvalidRequestError
+from scheduler.request import DeadlineError
+from scheduler.sampling_params import InvalidRequestError
 from server.app_keys import ENGINE, user_of
 from server.http.json import json_response
 from server.http.record import record_of

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from scheduler.engine.core import EngineCore
 from scheduler.messages import StepStats
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 
 
 @dataclass

@@ -18,7 +18,8 @@ from scheduler.engine.core import EngineCore
 from scheduler.engine.process import EngineLoop
 from scheduler.engine.stream import Delta, RequestStream
 from scheduler.messages import RecordTrace, SequenceOutput, StepStats, ToEngine
-from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.request import FinishReason
+from scheduler.sampling_params import InvalidRequestError
 
 REGISTRY = CollectorRegistry()
 GREEDY = SamplingParams(temperature=0, max_tokens=8)

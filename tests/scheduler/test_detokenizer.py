@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError
 from scheduler.text.detokenizer import IncrementalDetokenizer
 from scheduler.text.tokenizer import PIECE, Tokenizer
 

@@ -14,7 +14,8 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache, KVCacheTooSmallError
 from scheduler.execution.runner import Launched
-from scheduler.request import FinishReason, Request, SamplingParams
+from scheduler.request import FinishReason, Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import StepInput
 from tests.scheduler.engine_runs import run_all
 

@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.conftest import NUM_TOKENS, Reference, count_ties
 from tests.scheduler.engine_runs import run_all
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all
 

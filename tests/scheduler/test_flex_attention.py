@@ -14,7 +14,7 @@ from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.cuda_graphs import DecodeInput
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import FAMILIES, tiny_model

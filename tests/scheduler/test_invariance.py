@@ -14,7 +14,7 @@ from benchmarks.prove import answers
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import bytes_per_block
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 

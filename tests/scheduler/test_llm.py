@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scheduler import LLM, SamplingParams
-from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.request import FinishReason
+from scheduler.sampling_params import InvalidRequestError
 
 
 @pytest.fixture(scope="module")

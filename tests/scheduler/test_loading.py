@@ -17,7 +17,7 @@ from scheduler.models.checkpoint import open_checkpoint
 from scheduler.models.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import PagedModel
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.gguf_models import write_gguf

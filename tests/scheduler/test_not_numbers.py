@@ -11,7 +11,8 @@ import torch
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_families import tiny_model
 
 POISON = 77

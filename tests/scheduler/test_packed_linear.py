@@ -17,7 +17,7 @@ from scheduler.models.fused_weights import Mode
 from scheduler.models.model_config import read_config
 from scheduler.models.packed_linear import PackedLinear, pack_linears
 from scheduler.models.paged_model import PagedModel, load_model
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import FAMILIES, tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scheduler.execution.sampler import SamplingRow, sample, uniform
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 
 VOCABULARY = 3000
 

@@ -14,7 +14,8 @@ from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.plan import Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import FinishReason, InvalidRequestError, Request, SamplingParams, Sequence
+from scheduler.request import FinishReason, Request, Sequence
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import SampledToken, StepResult
 
 EOS = 0

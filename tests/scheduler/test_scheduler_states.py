@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
-from scheduler.request import FinishReason, InvalidRequestError, Sequence, Status
+from scheduler.request import FinishReason, Sequence, Status
+from scheduler.sampling_params import InvalidRequestError
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 

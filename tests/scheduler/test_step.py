@@ -12,7 +12,8 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore, runner_of
 from scheduler.execution.runner import Launched, Runner
 from scheduler.models.loading import load
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkInput, StepInput, StepResult, TableChange
 
 KNOBS = {"dtype": "float32", "kv_cache_memory": "4MB", "max_num_seqs": 4, "max_batched_tokens": 16}

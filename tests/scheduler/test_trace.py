@@ -12,7 +12,7 @@ import pytest
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.observing.trace import Recording, TraceFile
-from scheduler.request import SamplingParams
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import Run, run_all
 
 Event = dict[str, Any]

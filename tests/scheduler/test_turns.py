@@ -8,7 +8,8 @@ import pytest
 
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_scheduler import make_scheduler, sampled
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from scheduler.engine.client import Delta
-from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.request import FinishReason
+from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import TokenLogprobs
 from server.api import generation
 from server.api.chat import ChatShape

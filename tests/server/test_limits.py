@@ -9,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 import openai
 import pytest
 
-from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError
 from server.users.directory import User, UserLimits
 from server.users.limits import Allowance, LimitExceededError, Limits, duration
 from tests.server.conftest import MODEL

@@ -1,0 +1,125 @@
+"""How an answer is chosen, token by token, and when it stops: what a client may ask for."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+
+class InvalidRequestError(ValueError):
+    """The request cannot be served as it is; the message tells the client what to change.
+
+    `param` names the field at fault, where there is one.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+MAX_ITEMS = 1024
+"""Of a list of tokens, or of biases, in one request."""
+
+MAX_LOGPROBS = 20
+
+GREEDY_BELOW = 1e-5
+"""Logits over a temperature below this have nothing left to draw from."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens, and when to stop. Raises `InvalidRequestError` for values out of range."""
+
+    max_tokens: int | None = None
+    """Longest answer in tokens; None: up to the model's longest length. 0: the prompt is computed, and no more."""
+    min_tokens: int = 0
+    """No stop of any kind before this many tokens: what would end the answer cannot be chosen."""
+    temperature: float = 1.0
+    """0 takes the likeliest token (greedy); higher flattens the distribution."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probabilities sum to this or more, and at least one."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one."""
+    seed: int | None = None
+    """With a seed, the same request draws the same tokens, whatever else is in the batch."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these strings."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """The answer ends with the first of these tokens."""
+    ignore_eos: bool = False
+    """Go on after the model's end-of-sequence token (for load tests)."""
+    logprobs: int | None = None
+    """Report the log-probability of each token and of this many likeliest alternatives, as the model has them."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first."""
+    n: int = 1
+    """How many sequences to sample from the same prompt."""
+
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token that the answer has already."""
+    frequency_penalty: float = 0.0
+    """The same, as many times as the answer has the token."""
+    repetition_penalty: float = 1.0
+    """The logit of every token of prompt and answer is divided by it, or multiplied where it is below 0 (CTRL,
+    Keskar et al., arXiv 1909.05858)."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these tokens."""
+    bad_words: tuple[str | tuple[int, ...], ...] = ()
+    """Texts, or sequences of tokens, that the answer does not have."""
+    allowed_token_ids: frozenset[int] = frozenset()
+    """If there are any, no other token can be chosen."""
+
+    include_stop_str_in_output: bool = False
+    """The stop string that ended the answer is part of its text."""
+    skip_special_tokens: bool = True
+    """Special tokens are not part of the text."""
+    spaces_between_special_tokens: bool = True
+    """With special tokens in the text, and a tokenizer that parts words by spaces."""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, param: str, expected: str) -> None:
+            if not ok:
+                raise InvalidRequestError(f"{param} must be {expected}, got {getattr(self, param)}", param)
+
+        check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
+        check(self.min_tokens >= 0, "min_tokens", "at least 0")
+        check(0.0 <= self.temperature <= 100.0, "temperature", "between 0 and 100")
+        check(self.top_k >= 0, "top_k", "at least 0")
+        check(0.0 <= self.top_p <= 1.0, "top_p", "between 0 and 1")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
+        check(all(self.stop), "stop", "made of non-empty strings")
+        for param in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(self, param)
+            check(wanted is None or 0 <= wanted <= MAX_LOGPROBS, param, f"between 0 and {MAX_LOGPROBS}")
+        check(1 <= self.n <= 128, "n", "between 1 and 128")
+        for param in ("presence_penalty", "frequency_penalty"):
+            check(-2.0 <= getattr(self, param) <= 2.0, param, "between -2 and 2")
+        check(0.0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0")
+        check(all(self.bad_words), "bad_words", "made of non-empty strings")
+        for param in ("stop_token_ids", "logit_bias", "bad_words", "allowed_token_ids"):
+            if len(getattr(self, param)) > MAX_ITEMS:
+                raise InvalidRequestError(f"{param} can be {MAX_ITEMS} at most", param)
+        if not all(-100.0 <= bias <= 100.0 for bias in self.logit_bias.values()):
+            raise InvalidRequestError("the values of logit_bias must be between -100 and 100", "logit_bias")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def is_penalized(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether anything is done to the model's logits before a token is chosen."""
+        return bool(
+            self.is_penalized or self.logit_bias or self.bad_words or self.allowed_token_ids or self.min_tokens
+        )
