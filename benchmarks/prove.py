@@ -61,6 +61,7 @@ class Answer:
 
     tokens: list[int]
     logprobs: list[TokenLogprobs]
+    prompt_logprobs: list[TokenLogprobs]
 
 
 def prompts(path: str) -> list[list[int]]:
@@ -73,7 +74,7 @@ def answers(
     core: EngineCore, prompts: list[list[int]], params: SamplingParams = PARAMS
 ) -> tuple[list[Answer], int]:
     """Run all prompts together; their answers, and how many preemptions there were."""
-    result = [Answer([], []) for _ in prompts]
+    result = [Answer([], [], []) for _ in prompts]
     num_preemptions = 0
     for number, prompt in enumerate(prompts):
         core.add(Request(request_id=str(number), prompt_token_ids=prompt, params=params))
@@ -86,6 +87,7 @@ def answers(
                 raise RuntimeError(output.error)
             result[int(output.request_id)].tokens.extend(output.token_ids)
             result[int(output.request_id)].logprobs.extend(output.logprobs or [])
+            result[int(output.request_id)].prompt_logprobs.extend(output.prompt_logprobs)
     return result, num_preemptions
 
 

@@ -120,7 +120,7 @@ class LLM:
                     completion.finish_reason = delta.finish_reason
                     completion.stop_reason = delta.stop_reason
                     if output.finish_reason is None:  # met a stop string
-                        self.engine.abort(output.request_id, output.index)
+                        self.engine.abort(output.request_id, output.index, FinishReason.STOP)
                 if stream.finished:
                     bar.update()
             elapsed = bar.format_dict["elapsed"] or 1e-9

@@ -29,6 +29,8 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
     request_id: str
     index: int | None = None
     """Which of its sequences; None: all."""
+    reason: FinishReason = FinishReason.ABORT
+    """Stop, where its text met a stop string."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -66,6 +68,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     queue_time: float = 0.0
     """Seconds from the request's arrival to the sequence's first seat; 0 if it never had one."""
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] = []
+    """Of the next tokens of the prompt, if they are wanted; the first token has none."""
 
     @property
     def token_ids(self) -> list[int]:

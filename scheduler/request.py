@@ -131,6 +131,7 @@ class Sequence:
         "num_ever_computed",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_seated_tokens",
         "prefix",
         "request",
         "root",
@@ -165,6 +166,8 @@ class Sequence:
         self.num_charged_tokens = 0
         """Prompt tokens that are on the user's account: what is computed again is not charged again."""
         self.num_preemptions = 0
+        self.num_seated_tokens = 0
+        """How many were computed when it got its seat."""
         self.block_table: list[int] = []
         self.root = b""
         """What its first block follows in the prefix cache, given by the scheduler."""
@@ -180,6 +183,12 @@ class Sequence:
         if self.token_ids is self.request.prompt_token_ids:
             self.token_ids = list(self.token_ids)
         self.token_ids.append(token_id)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether logprobs of its prompt are still wanted. Its siblings have the same prompt."""
+        is_wanted = self.request.params.prompt_logprobs is not None and self.index == 0
+        return is_wanted and self.num_ever_computed < self.num_prompt_tokens
 
     @property
     def num_tokens(self) -> int:

@@ -39,6 +39,13 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     samples: bool
     """Whether the logits of the last known token, and of all guessed ones, are wanted."""
     params: SamplingParams
+    num_prompt_tokens: int = 0
+    before: list[int] | None = None
+    """The tokens before `start`, of a request that is steered: with its first chunk since it got its seat."""
+    first_scored: int = 0
+    """The place of the first token whose prediction of the next one is wanted: logprobs of the prompt."""
+    targets: list[int] = []
+    """The tokens that follow it and those after it."""
 
     @property
     def num_sampled(self) -> int:
@@ -73,7 +80,14 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[list[SampledToken]]
     """None for a chunk without logits; else the guessed ones that were right, and the one that follows them."""
     broken: list[int]
-    """Places of the chunks whose logits were not numbers."""
+    """Places of the chunks whose logits were not numbers, or which may not choose any token."""
+    scored: dict[int, list[TokenLogprobs]] = {}
+    """By the chunk's place: the log-probabilities of its targets."""
+
+    def without(self, place: int) -> StepResult:
+        """Of a step without that chunk."""
+        scored = {other - (other > place): found for other, found in self.scored.items() if other != place}
+        return StepResult([*self.tokens[:place], *self.tokens[place + 1 :]], self.broken, scored)
 
 
 Handle = TypeVar("Handle")

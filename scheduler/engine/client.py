@@ -336,7 +336,7 @@ class AsyncEngine:
         if client.stream.finished:
             self._record_end(client, now)
         if delta.finish_reason is not None and output.finish_reason is None:  # met a stop string
-            await self._send(AbortRequest(output.request_id, output.index))
+            await self._send(AbortRequest(output.request_id, output.index, FinishReason.STOP))
 
     def _record_token(self, client: _Client, output: SequenceOutput, now: float) -> None:
         request = client.stream.request

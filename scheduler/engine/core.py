@@ -12,6 +12,7 @@ import msgspec
 from scheduler.config import EngineConfig
 from scheduler.engine.free_cores import FreeCores
 from scheduler.execution.runner import Runner
+from scheduler.execution.steering import Steerings
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
     EngineState,
@@ -33,13 +34,16 @@ from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.step import SampledToken, StepInput, StepResult
+from scheduler.step import SampledToken, StepInput, StepResult, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
 
 MAP_CELLS = 1024
 """Cells of a snapshot's picture of the block pool, at most."""
+
+
+NO_TOKEN = "no token can be chosen: the model's logits are not numbers, or the request forbids all of them"
 
 
 class StepObserver(Protocol):
@@ -126,9 +130,11 @@ class EngineCore:
                 f"timeout ends in {max(0.0, seconds_left):.1f} s"
             )
 
-    def abort(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
+    def abort(
+        self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT
+    ) -> list[SequenceOutput]:
         """End a request, or one of its sequences, at once; unknown ids are ignored."""
-        return [_output(sequence) for sequence in self.scheduler.abort(request_id, index)]
+        return [_output(sequence) for sequence in self.scheduler.abort(request_id, index, reason)]
 
     def step(self) -> StepOutputs:
         """Run one step: every running sequence moves on, and those that end leave."""
@@ -141,14 +147,18 @@ class EngineCore:
         planning = clock.lap()
         result, failed, sampling_time = self._execute(plan)
         executing = clock.lap() - sampling_time
-        gains = [gain for gain in self.scheduler.commit(plan, result) if gain.tokens]
-        ended = expired + [sequence for sequence, _ in gains if sequence.finish_reason is not None]
+        gains = self.scheduler.commit(plan, result)
+        ended = expired + [gain.sequence for gain in gains if gain.sequence.finish_reason is not None]
         now = time.monotonic()
-        for sequence, _ in gains:
-            if sequence.first_token_time is None:
-                sequence.first_token_time = now
+        for gain in gains:
+            if gain.tokens and gain.sequence.first_token_time is None:
+                gain.sequence.first_token_time = now
         outputs = [_output(sequence) for sequence in expired] + failed
-        outputs += [_output(sequence, tokens) for sequence, tokens in gains]
+        outputs += [
+            _output(gain.sequence, gain.tokens, gain.scored)
+            for gain in gains
+            if gain.tokens or gain.scored or gain.sequence.finish_reason is not None
+        ]
         if not self.has_work and self.pool.num_used > 0:
             logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
         phases = Phases(planning, executing, sampling_time, clock.lap())
@@ -159,7 +169,7 @@ class EngineCore:
             num_prompt_tokens=sum(work.prompt for work in plan.work),
             num_cached_tokens=plan.num_cached_tokens,
             num_recomputed_tokens=sum(work.recomputed for work in plan.work),
-            num_sampled_tokens=sum(len(tokens) for _, tokens in gains),
+            num_sampled_tokens=sum(len(gain.tokens) for gain in gains),
             num_preemptions=len(plan.preempted),
             num_yielded=plan.num_yielded,
             num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
@@ -222,16 +232,16 @@ class EngineCore:
             result, failed = self._execute_singly(plan, step)
         for place in reversed(result.broken):
             chunk = plan.chunks.pop(place)
-            del result.tokens[place]
-            logger.error("request %s: the model's logits are not numbers", chunk.sequence.request.request_id)
-            failed.append(self._fail(chunk, "the model's output for this request is not a number"))
+            result = result.without(place)
+            logger.error("request %s: %s", chunk.sequence.request.request_id, NO_TOKEN)
+            failed.append(self._fail(chunk, NO_TOKEN))
         return result, failed, sampling.lap()
 
     def _execute_singly(self, plan: Plan, step: StepInput) -> tuple[StepResult, list[SequenceOutput]]:
         """One request must not take the others with it: find out which one does."""
         failed: list[SequenceOutput] = []
         chunks, plan.chunks = plan.chunks, []
-        result = StepResult([], [])
+        result = StepResult([], [], {})
         for chunk, chunk_input in zip(chunks, step.chunks, strict=True):
             try:
                 alone = self.executor.collect(self.executor.launch(StepInput([chunk_input], step.tables)))
@@ -239,8 +249,11 @@ class EngineCore:
                 logger.exception("request %s failed", chunk.sequence.request.request_id)
                 failed.append(self._fail(chunk, "the engine failed on this request; its log says why"))
                 continue
+            place = len(plan.chunks)
             if alone.broken:
-                result.broken.append(len(plan.chunks))
+                result.broken.append(place)
+            if alone.scored:
+                result.scored[place] = alone.scored[0]
             plan.chunks.append(chunk)
             result.tokens.extend(alone.tokens)
         return result, failed
@@ -250,7 +263,12 @@ class EngineCore:
         return _output(chunk.sequence, error=message)
 
 
-def _output(sequence: Sequence, tokens: Iterable[SampledToken] = (), error: str | None = None) -> SequenceOutput:
+def _output(
+    sequence: Sequence,
+    tokens: Iterable[SampledToken] = (),
+    scored: list[TokenLogprobs] | None = None,
+    error: str | None = None,
+) -> SequenceOutput:
     return SequenceOutput(
         request_id=sequence.request.request_id,
         index=sequence.index,
@@ -262,6 +280,7 @@ def _output(sequence: Sequence, tokens: Iterable[SampledToken] = (), error: str 
             sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
         ),
         error=error,
+        prompt_logprobs=scored or [],
     )
 
 
@@ -273,6 +292,7 @@ def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
         device=loaded.device,
         num_seats=num_seats,
         max_model_len=loaded.info.max_model_len,
+        steerings=Steerings(loaded.info.vocab_size, loaded.eos_token_ids),
     )
 
 

@@ -131,8 +131,8 @@ class EngineLoop:
         match message:
             case AddRequest(request):
                 self._intake += self._core.add(request)
-            case AbortRequest(request_id, index):
-                self._intake += self._core.abort(request_id, index)
+            case AbortRequest(request_id, index, reason):
+                self._intake += self._core.abort(request_id, index, reason)
             case Watch(interval):
                 self._watch_interval = interval
             case RecordTrace(number, 0):

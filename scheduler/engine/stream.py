@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
@@ -12,7 +13,7 @@ from scheduler.messages import EngineInfo, SequenceOutput
 from scheduler.request import FinishReason, Request, check_fits
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import TokenLogprobs
-from scheduler.text.detokenizer import IncrementalDetokenizer
+from scheduler.text.detokenizer import Decoder, IncrementalDetokenizer, SpecialTokensShown
 from scheduler.text.tokenizer import Tokenizer
 
 
@@ -35,6 +36,8 @@ class Delta:
     """Prompt tokens that the prefix cache spared."""
     error: str | None
     """With the finish reason `error`: what to tell the client."""
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
+    """Of the next tokens of the prompt, if they are wanted."""
 
 
 class Ownership(TypedDict, total=False):
@@ -83,7 +86,13 @@ class RequestStream:
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.request = request
         params = request.params
-        self._detokenizers = [IncrementalDetokenizer(tokenizer, params.stop) for _ in range(params.n)]
+        decoder: Decoder = tokenizer
+        if not params.skip_special_tokens:
+            decoder = SpecialTokensShown(tokenizer, params.spaces_between_special_tokens)
+        self._detokenizers = [
+            IncrementalDetokenizer(decoder, params.stop, include_stop=params.include_stop_str_in_output)
+            for _ in range(params.n)
+        ]
         self._num_tokens = [0] * params.n
         self._open = set(range(params.n))
 
@@ -101,8 +110,11 @@ class RequestStream:
             return None
         detokenizer = self._detokenizers[output.index]
         self._num_tokens[output.index] += len(output.token_ids)
+        token_ids = output.token_ids
+        if output.finish_reason is FinishReason.STOP and not self.request.params.include_stop_str_in_output:
+            token_ids = token_ids[:-1]  # the one that ended it is no part of the text
         text = detokenizer.push(
-            output.token_ids,
+            token_ids,
             last=output.finish_reason is not None,
             match_stop=self._num_tokens[output.index] >= self.request.params.min_tokens,
         )
@@ -121,4 +133,5 @@ class RequestStream:
             stop_reason=stop_reason,
             num_cached_tokens=output.num_cached_tokens,
             error=output.error,
+            prompt_logprobs=output.prompt_logprobs,
         )

@@ -6,11 +6,14 @@ In torch for every device, and natively for a CPU, where the vocabulary is what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scheduler.execution.steering import Steered
 from scheduler.kernels.native import kernels
 from scheduler.sampling_params import SamplingParams
 
@@ -44,6 +47,9 @@ class Truncation(NamedTuple):
 class LogitScans(Protocol):
     """All take float32 logits, [rows, vocabulary]. A row's result does not depend on the other rows."""
 
+    def steer(self, logits: Tensor, steered: Steered) -> None:
+        """Change some rows, in place."""
+
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The largest logit of each row, NaN if one of them is, and its token: each [rows]."""
 
@@ -65,6 +71,28 @@ class LogitScans(Protocol):
 
 class TorchScans:
     """In plain torch."""
+
+    def steer(self, logits: Tensor, steered: Steered) -> None:
+        def tensor(array: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(logits.device)
+
+        rows, vocabulary = tensor(steered.rows), logits.shape[1]
+
+        def rows_of(starts: npt.NDArray[np.int64]) -> Tensor:
+            return torch.repeat_interleave(rows, tensor(np.diff(starts)))
+
+        at = rows_of(steered.seen_starts), tensor(steered.seen)
+        each = np.repeat(steered.penalties, np.diff(steered.seen_starts), axis=0)
+        repetition, frequency, presence = tensor(each).unbind(1)
+        times, found = tensor(steered.times), logits[at]
+        found = torch.where(found > 0, found / repetition, found * repetition)
+        logits[at] = found - frequency * times - presence * (times > 0)
+        at = rows_of(steered.bias_starts), tensor(steered.biased)
+        logits.index_put_(at, tensor(steered.biases), accumulate=True)
+        if len(steered.allowed):
+            bits = np.unpackbits(steered.allowed.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
+            masked = tensor(steered.rows[steered.masks >= 0])
+            logits[masked] = logits[masked].masked_fill(~tensor(bits).bool(), -torch.inf)
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         values, tokens = logits.max(dim=-1)
@@ -105,6 +133,10 @@ class NativeScans:
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
         self._kernels = kernels()
+
+    def steer(self, logits: Tensor, steered: Steered) -> None:
+        parts = (*steered[:-1], steered.allowed.view(np.int32))
+        self._kernels.steer(logits, *map(torch.from_numpy, parts), num_threads=self._num_threads)
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         values, tokens = self._kernels.argmax(logits, num_threads=self._num_threads)

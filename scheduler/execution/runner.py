@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from scheduler.attention import PackedBatch
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
-from scheduler.execution.sampler import SamplingRow, sample
+from scheduler.execution.sampler import SamplingRow, logprobs, sample
+from scheduler.execution.steering import Steered, Steerings
 from scheduler.execution.step_model import StepModel
-from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult
+from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
 
 
 class Launched(NamedTuple):
@@ -21,7 +23,10 @@ class Launched(NamedTuple):
 
     step: StepInput
     logits: torch.Tensor
-    """[rows whose logits are wanted, vocabulary]."""
+    """[rows whose logits are wanted, vocabulary]: of each chunk those that its targets follow, then those of which
+    tokens are sampled."""
+    steered: Steered | None
+    """What is done to those of which tokens are sampled."""
 
 
 class Runner:
@@ -29,10 +34,18 @@ class Runner:
     new."""
 
     def __init__(
-        self, model: StepModel, cache: KVCache, *, device: torch.device, num_seats: int, max_model_len: int
+        self,
+        model: StepModel,
+        cache: KVCache,
+        *,
+        device: torch.device,
+        num_seats: int,
+        max_model_len: int,
+        steerings: Steerings,
     ) -> None:
         self.model = model
         self.cache = cache
+        self.steerings = steerings
         self._device = device
         self._scans: LogitScans = (
             NativeScans(torch.get_num_threads()) if cache.backend.name == "native" else TorchScans()
@@ -43,21 +56,43 @@ class Runner:
         """Run the forward pass, or on a GPU begin it."""
         for change in step.tables:
             self._tables[change.seat, change.start : change.start + len(change.blocks)] = change.blocks
-        return Launched(step, self.model.forward(self._pack(step.chunks), self.cache))
+        logits = self.model.forward(self._pack(step.chunks), self.cache)
+        return Launched(step, logits, self.steerings.steer(step.chunks))
 
     def collect(self, handle: Launched) -> StepResult:
         """Sample every wanted row with its own number, and keep guessed tokens for as long as they are those."""
-        chunks, logits = handle
-        rows = [row for chunk in chunks.chunks for row in _rows(chunk)]
-        sampled = iter(sample(logits, rows, self._scans) if rows else [])
-        result = StepResult([], [])
-        for place, chunk in enumerate(chunks.chunks):
+        chunks = handle.step.chunks
+        logits = handle.logits
+        scored: dict[int, list[TokenLogprobs]] = {}
+        if any(chunk.targets for chunk in chunks):
+            logits, scored = self._score(chunks, logits)
+        result = StepResult([], [], scored)
+        rows = [row for chunk in chunks for row in _rows(chunk)]
+        sampled = iter(sample(logits, rows, self._scans, handle.steered) if rows else [])
+        for place, chunk in enumerate(chunks):
             tokens = [next(sampled) for _ in range(chunk.num_sampled)]
             kept = _kept(chunk, tokens)
             if kept is None:
                 result.broken.append(place)
             result.tokens.append(kept or [])
         return result
+
+    def _score(
+        self, chunks: Sequence[ChunkInput], logits: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[int, list[TokenLogprobs]]]:
+        """The rows of which tokens are sampled, and by chunk the log-probabilities of its targets."""
+        scored: dict[int, list[TokenLogprobs]] = {}
+        sampled: list[torch.Tensor] = []
+        first = 0
+        for place, chunk in enumerate(chunks):
+            end = first + len(chunk.targets)
+            if chunk.targets:
+                targets = self._tensor(np.array(chunk.targets, dtype=np.int64))
+                counts = [chunk.params.prompt_logprobs or 0] * len(targets)
+                scored[place] = logprobs(logits[first:end], targets, counts, self._scans)
+            first = end + chunk.num_sampled
+            sampled.append(logits[end:first])
+        return torch.cat(sampled), scored
 
     def _pack(self, chunks: list[ChunkInput]) -> PackedBatch:
         """Build the packed batch. Python work is per sequence; what is per token is vectorised."""
@@ -73,6 +108,8 @@ class Runner:
         sample_rows: list[int] = []
         for chunk in chunks:
             token_ids += chunk.token_ids
+            first_scored = len(token_ids) - len(chunk.token_ids) + chunk.first_scored - chunk.start
+            sample_rows += range(first_scored, first_scored + len(chunk.targets))
             sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
         positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
         blocks = self._tables[np.repeat(seats, lengths), positions // block_size].astype(np.int64)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from scheduler.execution.logits import LogitScans, TorchScans, Truncation
+from scheduler.execution.steering import Steered
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import SampledToken, TokenLogprobs
 
@@ -35,19 +36,27 @@ def sample(
     logits: torch.Tensor,
     rows: Sequence[SamplingRow],
     scans: LogitScans = TorchScans(),  # noqa: B008 (it has no state)
+    steered: Steered | None = None,
 ) -> list[SampledToken | None]:
-    """Choose one token for each row of `logits`, [len(rows), vocabulary] in any float type; None for a row whose
-    logits are not numbers."""
+    """Choose one token for each row of `logits`, [len(rows), vocabulary] in any float type, steered first and in
+    place. None for a row whose logits are not numbers, or where all are minus infinity."""
     logits = logits.float()
+    reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    raw = _rows_of(logits, reported)
+    if steered is not None:
+        raw = raw.clone() if raw is logits else raw
+        scans.steer(logits, steered)
     best, tokens = scans.best(logits)
-    random = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    random = [i for i, row in enumerate(rows) if not row.params.is_greedy]
     if random:
         tokens[random] = _draw(_rows_of(logits, random), [rows[i] for i in random], scans)
     # The maximum is NaN where any logit is, so one look at the maxima finds every broken row. Both come to the
     # host together: on a GPU each transfer is a wait.
     ids, broken = torch.stack([tokens, (~torch.isfinite(best)).long()]).tolist()
-    logprobs = _logprobs(logits, tokens, rows, scans)
-    return [None if broken[i] else SampledToken(ids[i], logprobs.get(i)) for i in range(len(rows))]
+    counts = [rows[i].params.logprobs or 0 for i in reported]
+    found = iter(logprobs(raw, tokens[reported], counts, scans) if reported else [])
+    of_rows = {i: next(found) for i in reported}
+    return [None if broken[i] else SampledToken(ids[i], of_rows.get(i)) for i in range(len(rows))]
 
 
 def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
@@ -92,23 +101,19 @@ def _is_truncated(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-def _logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans
-) -> dict[int, TokenLogprobs]:
-    """The log-probabilities that the rows asked for, before temperature and truncation."""
-    wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-    if not wanted:
-        return {}
-    chosen = _rows_of(logits, wanted)
-    log_total = scans.log_total(chosen, torch.ones(len(wanted), device=logits.device)).unsqueeze(1)
-    of_tokens = (chosen.gather(1, tokens[wanted].unsqueeze(1)) - log_total).squeeze(1).tolist()
-    ids = tokens[wanted].tolist()
-    most = max(rows[i].params.logprobs or 0 for i in wanted)
-    values, top_tokens = scans.top(chosen, max(1, most))
+def logprobs(
+    logits: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int], scans: LogitScans
+) -> list[TokenLogprobs]:
+    """The log-probabilities of each row's token and of as many likeliest ones as `counts` says, before steering,
+    temperature and truncation. Logits [rows, vocabulary], tokens [rows]."""
+    logits = logits.float()
+    log_total = scans.log_total(logits, torch.ones(len(logits), device=logits.device)).unsqueeze(1)
+    of_tokens = (logits.gather(1, tokens.unsqueeze(1)) - log_total).squeeze(1).tolist()
+    values, top_tokens = scans.top(logits, max(1, *counts))
     top_values, top_ids = (values - log_total).tolist(), top_tokens.tolist()
-    result = {}
-    for place, i in enumerate(wanted):
-        count = rows[i].params.logprobs or 0
-        top = list(zip(top_ids[place][:count], top_values[place][:count], strict=True))
-        result[i] = TokenLogprobs(ids[place], of_tokens[place], top)
-    return result
+    return [
+        TokenLogprobs(token, logprob, list(zip(ids[:count], top[:count], strict=True)))
+        for token, logprob, ids, top, count in zip(
+            tokens.tolist(), of_tokens, top_ids, top_values, counts, strict=True
+        )
+    ]

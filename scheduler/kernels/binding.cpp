@@ -1,51 +1,21 @@
 // What Python sees. Tensors are checked here and become plain pointers; no kernel knows of torch.
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include "attention.h"
+#include "binding.h"
 #include "checks.h"
 #include "decoder.h"
-#include "sampler.h"
-
-namespace py = pybind11;
 
 namespace carousel {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-constexpr int64_t kAny = -1;
-
-void check_tensor(const at::Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
-  require(tensor.defined() && tensor.device().is_cpu(), name, " must be a CPU tensor");
-  require(tensor.is_contiguous(), name, " must be contiguous");
-  require(tensor.dim() == int64_t(shape.size()), name, " must have ", shape.size(), " dimensions, not ", tensor.dim());
-  int64_t axis = 0;
-  for (const int64_t size : shape) {
-    require(size == kAny || tensor.size(axis) == size, name, ": dimension ", axis, " must be ", size, ", not ",
-            tensor.size(axis));
-    ++axis;
-  }
-}
-
-template <class T>
-const T* data(const at::Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
-  check_tensor(tensor, name, shape);
-  require(tensor.scalar_type() == c10::CppTypeToScalarType<T>::value, name, " must be of dtype ",
-          c10::CppTypeToScalarType<T>::value, ", not ", tensor.scalar_type());
-  return tensor.const_data_ptr<T>();
-}
-
 DType dtype_of(const at::Tensor& tensor, const char* name) {
   if (tensor.scalar_type() == at::kFloat) return DType::f32;
   require(tensor.scalar_type() == at::kBFloat16, name, " must be float32 or bfloat16, not ", tensor.scalar_type());
   return DType::bf16;
-}
-
-void check_threads(int num_threads) {
-  require(num_threads >= 1 && num_threads <= 1024, "num_threads must be in [1, 1024], not ", num_threads);
 }
 
 KvCache kv_cache(const at::Tensor& keys, const at::Tensor& values) {
@@ -270,70 +240,6 @@ class TensorDecoder {
   Decoder decoder_;
 };
 
-Logits logits_of(const at::Tensor& logits) {
-  const float* values = data<float>(logits, "logits", {kAny, kAny});
-  require(logits.size(1) > 0, "logits must have a vocabulary");
-  return {values, logits.size(0), logits.size(1)};
-}
-
-std::pair<at::Tensor, at::Tensor> argmax(const at::Tensor& tensor, int num_threads) {
-  const Logits logits = logits_of(tensor);
-  at::Tensor values = at::empty({logits.rows}, at::kFloat), indices = at::empty({logits.rows}, at::kLong);
-  float* to = values.data_ptr<float>();
-  int64_t* to_index = indices.data_ptr<int64_t>();
-  check_threads(num_threads);
-  parallel(num_threads, [&](Team& team) { largest_logits(team, logits, to, to_index); });
-  return {values, indices};
-}
-
-at::Tensor logsumexp(const at::Tensor& tensor, const at::Tensor& temperatures, int num_threads) {
-  const Logits logits = logits_of(tensor);
-  const float* over = data<float>(temperatures, "temperatures", {logits.rows});
-  at::Tensor sums = at::empty({logits.rows}, at::kFloat);
-  float* to = sums.data_ptr<float>();
-  check_threads(num_threads);
-  parallel(num_threads, [&](Team& team) { log_sum_exps(team, logits, over, to); });
-  return sums;
-}
-
-at::Tensor draw_tokens(const at::Tensor& tensor, const at::Tensor& temperatures, const at::Tensor& numbers,
-                       int num_threads) {
-  const Logits logits = logits_of(tensor);
-  const float* over = data<float>(temperatures, "temperatures", {logits.rows});
-  const double* at_numbers = data<double>(numbers, "numbers", {logits.rows});
-  at::Tensor tokens = at::empty({logits.rows}, at::kLong);
-  int64_t* to = tokens.data_ptr<int64_t>();
-  check_threads(num_threads);
-  parallel(num_threads, [&](Team& team) { draw(team, logits, over, at_numbers, to); });
-  return tokens;
-}
-
-at::Tensor draw_truncated_tokens(const at::Tensor& tensor, const at::Tensor& temperatures, const at::Tensor& numbers,
-                                 const at::Tensor& top_k, const at::Tensor& top_p, const at::Tensor& min_p,
-                                 int num_threads) {
-  const Logits logits = logits_of(tensor);
-  const float* over = data<float>(temperatures, "temperatures", {logits.rows});
-  const double* at_numbers = data<double>(numbers, "numbers", {logits.rows});
-  const Truncation truncation{data<int64_t>(top_k, "top_k", {logits.rows}), data<double>(top_p, "top_p", {logits.rows}),
-                              data<double>(min_p, "min_p", {logits.rows})};
-  at::Tensor tokens = at::empty({logits.rows}, at::kLong);
-  int64_t* to = tokens.data_ptr<int64_t>();
-  check_threads(num_threads);
-  parallel(num_threads, [&](Team& team) { draw_truncated(team, logits, over, truncation, at_numbers, to); });
-  return tokens;
-}
-
-std::pair<at::Tensor, at::Tensor> top_logits(const at::Tensor& tensor, int64_t count, int num_threads) {
-  const Logits logits = logits_of(tensor);
-  require(count >= 1 && count <= logits.vocabulary, "k must be in [1, ", logits.vocabulary, "], not ", count);
-  at::Tensor values = at::empty({logits.rows, count}, at::kFloat), indices = at::empty({logits.rows, count}, at::kLong);
-  float* to = values.data_ptr<float>();
-  int64_t* to_index = indices.data_ptr<int64_t>();
-  check_threads(num_threads);
-  parallel(num_threads, [&](Team& team) { top_candidates(team, logits, count, to, to_index); });
-  return {values, indices};
-}
-
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -381,13 +287,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
         thread_limit.store(threads, std::memory_order_relaxed);
       },
       arg("threads"));
-  module.def("argmax", &argmax, without_gil, arg("logits"), arg("num_threads") = 1);
-  module.def("logsumexp", &logsumexp, without_gil, arg("logits"), arg("temperatures"), arg("num_threads") = 1);
-  module.def("draw", &draw_tokens, without_gil, arg("logits"), arg("temperatures"), arg("numbers"),
-             arg("num_threads") = 1);
-  module.def("draw_truncated", &draw_truncated_tokens, without_gil, arg("logits"), arg("temperatures"), arg("numbers"),
-             arg("top_k"), arg("top_p"), arg("min_p"), arg("num_threads") = 1);
-  module.def("top_candidates", &top_logits, without_gil, arg("logits"), arg("k"), arg("num_threads") = 1);
+  bind_sampling(module);
 }
 
 }  // namespace carousel

@@ -29,20 +29,27 @@ class Chunk(NamedTuple):
         """A running sequence's next `length` tokens."""
         assert sequence.seat is not None
         start = sequence.num_computed_tokens
-        return cls(sequence, start, length, sequence.seat, start + length == sequence.num_tokens)
+        samples = start + length == sequence.num_tokens and sequence.request.params.max_tokens != 0
+        return cls(sequence, start, length, sequence.seat, samples)
 
     def input(self) -> ChunkInput:
         """The chunk as data, with the tokens that the sequence has now."""
-        request = self.sequence.request
+        sequence, request = self.sequence, self.sequence.request
+        is_first = self.start == sequence.num_seated_tokens
+        first_scored = max(self.start, sequence.num_ever_computed)
         return ChunkInput(
             request.request_id,
-            self.sequence.index,
+            sequence.index,
             self.seat,
             self.start,
-            [*self.sequence.token_ids[self.start : self.end], *self.drafted],
+            [*sequence.token_ids[self.start : self.end], *self.drafted],
             len(self.drafted),
             self.samples,
             request.params,
+            sequence.num_prompt_tokens,
+            sequence.token_ids[: self.start] if is_first and request.params.is_steered else None,
+            first_scored,
+            request.prompt_token_ids[first_scored + 1 : self.end + 1] if sequence.is_scored else [],
         )
 
     @property
@@ -90,6 +97,9 @@ class Plan:
         return StepInput([chunk.input() for chunk in self.chunks], self.tables)
 
 
+MAX_SCORED_TOKENS = 256
+"""How many tokens a step computes of prompts whose logprobs are wanted: each has a row of the whole vocabulary."""
+
 MIN_PROMPT_TOKENS = 16
 """What a step computes of prompts at least, whatever the latency target: they must not starve."""
 
@@ -109,6 +119,7 @@ class PlanBuilder:
         self.budget = budget
         self.preempted: list[Sequence] = []
         self.num_yielded = 0
+        self._num_scored = 0
         self.admitted: list[Sequence] = []
         self._pace = pace
         self._num_tokens = 0
@@ -124,6 +135,9 @@ class PlanBuilder:
     def prefill(self, sequence: Sequence) -> None:
         """As much of a running sequence's prompt as the budget and the streams' pace allow."""
         length = min(sequence.num_tokens - sequence.num_computed_tokens, self.budget)
+        if sequence.is_scored:
+            length = min(length, MAX_SCORED_TOKENS - self._num_scored)
+            self._num_scored += length
         if self._pace is not None and self._has_streams:
             start = sequence.num_computed_tokens
             room = self._pace.cost.prompt_tokens_within(

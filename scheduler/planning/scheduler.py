@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from scheduler.planning.blocks import BlockPool
+from scheduler.planning.blocks import BlockPool, Prefix
 from scheduler.planning.plan import Chunk, Pace, Plan, PlanBuilder
 from scheduler.planning.policy import Policy, Work
 from scheduler.planning.ranked import Ranked
@@ -19,7 +19,7 @@ from scheduler.planning.seating import Seating
 from scheduler.planning.turns import Turns
 from scheduler.request import FinishReason, Request, Sequence, Status, check_fits
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.step import SampledToken, StepResult
+from scheduler.step import SampledToken, StepResult, TokenLogprobs
 
 EXPRESS_TOKENS = 64
 """Prompt tokens at most that a step computes for newcomers alone."""
@@ -33,6 +33,8 @@ class Gain(NamedTuple):
 
     sequence: Sequence
     tokens: list[SampledToken]
+    scored: list[TokenLogprobs]
+    """Of its prompt."""
 
 
 class Scheduler:
@@ -160,13 +162,15 @@ class Scheduler:
             expired.append(first[1])
         return expired
 
-    def abort(self, request_id: str, index: int | None = None) -> list[Sequence]:
+    def abort(
+        self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT
+    ) -> list[Sequence]:
         """End a request's unfinished sequences, or the one of that index, in whatever state, and return them.
         Unknown ids are ignored: the request may have finished while the abort was on its way."""
         live = self._live.get(request_id, [])
         sequences = [sequence for sequence in live if index is None or sequence.index == index]
         for sequence in sequences:
-            self.finish(sequence, FinishReason.ABORT)
+            self.finish(sequence, reason)
         return sequences
 
     # Planning -------------------------------------------------------------------------------------------
@@ -250,7 +254,7 @@ class Scheduler:
     def _seat(self, candidate: Sequence, step: PlanBuilder) -> bool:
         """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
         seating = self.seating
-        prefix = seating.cached_prefix(candidate.token_ids, candidate.root)
+        prefix = self._cached_prefix(candidate)
         spare = seating.num_spare_blocks(candidate, prefix)
         seats = seating.num_free_seats
         loss = seating.losses(candidate)
@@ -269,10 +273,11 @@ class Scheduler:
             step.drop(sequence)
             step.num_yielded += 1
         if going:  # what they held may be evicted, or be part of the prefix
-            prefix = seating.cached_prefix(candidate.token_ids, candidate.root)
+            prefix = self._cached_prefix(candidate)
             if seating.num_spare_blocks(candidate, prefix) < 0:
                 return False
         seating.admit(candidate, prefix)
+        candidate.num_seated_tokens = candidate.num_computed_tokens
         candidate.status = Status.RUNNING
         self.policy.seat(candidate)
         if candidate.num_preemptions == 0:
@@ -280,6 +285,13 @@ class Scheduler:
             step.admitted.append(candidate)
         step.prefill(candidate)
         return True
+
+    def _cached_prefix(self, sequence: Sequence) -> Prefix:
+        """Where logprobs of the prompt are wanted, of what has given them already."""
+        token_ids = sequence.token_ids
+        if sequence.is_scored:
+            token_ids = token_ids[: sequence.num_ever_computed + 1]
+        return self.seating.cached_prefix(token_ids, sequence.root)
 
     def _preempt(self, sequence: Sequence, loss: int | None = None) -> None:
         self.seating.vacate(sequence, comes_back=True)
@@ -298,7 +310,7 @@ class Scheduler:
         gains = []
         plan.work = []
         ended: list[tuple[Sequence, FinishReason]] = []
-        for chunk, tokens in zip(plan.chunks, result.tokens, strict=True):
+        for index, (chunk, tokens) in enumerate(zip(plan.chunks, result.tokens, strict=True)):
             if chunk.samples != bool(tokens) or len(tokens) > len(chunk.drafted) + 1:
                 raise ValueError(f"{len(tokens)} tokens came back for {chunk}")
             sequence = chunk.sequence
@@ -309,10 +321,12 @@ class Scheduler:
                     ended.append((sequence, reason))
                     taken = tokens[:place]
                     break
+            if sequence.request.params.max_tokens == 0 and chunk.end == sequence.num_tokens:
+                ended.append((sequence, FinishReason.LENGTH))
             plan.work.append(self._work(chunk, len(taken)))
             sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
             self.seating.publish(sequence)
-            gains.append(Gain(sequence, taken))
+            gains.append(Gain(sequence, taken, result.scored.get(index, [])))
             if tokens and self._followers and sequence.index == 0:
                 self._let_follow(sequence)
         self.policy.charge(plan.work)

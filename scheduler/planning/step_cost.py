@@ -65,6 +65,6 @@ class StepCost:
         _, per_token, per_key = self._estimate.tolist()
         # n more tokens attend to n * (start + n / 2) keys.
         linear, quadratic = per_token + per_key * start, per_key / 2
-        if quadratic * slack < 1e-9 * linear**2:
+        if quadratic * slack <= 1e-9 * linear**2:
             return int(slack / linear) if linear > 0 else 1 << 30
         return int((math.sqrt(linear**2 + 4 * quadratic * slack) - linear) / (2 * quadratic))

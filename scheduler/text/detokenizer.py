@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
@@ -13,10 +14,26 @@ MAX_PENDING = 8
 
 
 class Decoder(Protocol):
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, token_ids: Sequence[int], **options: bool) -> str: ...
 
     def is_silent(self, token_id: int) -> bool:
         """Whether `decode` leaves this token out, wherever it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokensShown:
+    """A decoder that leaves nothing out."""
+
+    decoder: Decoder
+    spaces_between: bool
+
+    def decode(self, token_ids: Sequence[int], **options: bool) -> str:
+        return self.decoder.decode(
+            token_ids, skip_special_tokens=False, spaces_between_special_tokens=self.spaces_between
+        )
+
+    def is_silent(self, token_id: int) -> bool:
+        return False
 
 
 class IncrementalDetokenizer:
@@ -27,9 +44,10 @@ class IncrementalDetokenizer:
     held back, as far as it may. Text that could still become a stop string is held back too.
     """
 
-    def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
+    def __init__(self, decoder: Decoder, stop: Sequence[str] = (), *, include_stop: bool = False) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
+        self._include_stop = include_stop
         self._longest_stop = max((len(string) for string in self._stop), default=1)
         self._tokens: list[int] = []
         self._window_start = 0
@@ -41,7 +59,8 @@ class IncrementalDetokenizer:
     def push(self, token_ids: Sequence[int], *, last: bool = False, match_stop: bool = True) -> str:
         """Take new tokens, return the text that is now certain. `last`: nothing follows, so hold nothing back.
 
-        When a stop string appears, `stop_reason` is set, the text ends before it, and later tokens are ignored.
+        When a stop string appears, `stop_reason` is set, the text ends before it (or with it, if that was asked
+        for), and later tokens are ignored.
         """
         if self.stop_reason is not None:
             return ""
@@ -54,7 +73,7 @@ class IncrementalDetokenizer:
             found = [(place, string) for string in self._stop if (place := text.find(string)) >= 0]
             if found:
                 place, self.stop_reason = min(found)
-                return text[:place]
+                return text[: place + len(self.stop_reason)] if self._include_stop else text[:place]
         if last:
             return text
         keep = self._possible_stop(text)

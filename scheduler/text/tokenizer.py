@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.token_bytes import TokenBytes
 
 PIECE = 64 * 1024
 """Characters from which a text's length is looked at before it is tokenized in one go."""
@@ -24,8 +25,11 @@ class Tokenizer:
         self.vocab_size: int = len(self._tokenizer)
         self.longest_token: int = max(map(len, self._tokenizer.get_vocab()))
         """Characters of the longest token, or a few more: some tokenizers write a byte as one character."""
+        token_bytes = TokenBytes(self._tokenizer)
         # A vocabulary is small, and a step asks for some hundreds of its tokens.
-        self.token_text = cache(self._token_text)
+        self.token_bytes = cache(token_bytes)
+        self.token_text = cache(lambda token_id: _text_of(token_bytes.literally(token_id)))
+        """What a token is called: its text, or its bytes where they are not text by themselves."""
         self.is_silent = cache(self._is_silent)
 
     @property
@@ -55,16 +59,17 @@ class Tokenizer:
             if num_tokens > 2 * longest:
                 raise _too_long(f"{len(text)} characters, more than {longest} tokens", longest)
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        text = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+    def decode(self, token_ids: Sequence[int], **options: bool) -> str:
+        """`options`: skip_special_tokens and spaces_between_special_tokens, as transformers has them."""
+        options = {"skip_special_tokens": True} | options
+        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False, **options)
         assert isinstance(text, str)
         return text
 
-    def _token_text(self, token_id: int) -> str:
-        """One token as text; a token that is part of a character shows as U+FFFD."""
-        return self.decode([token_id], skip_special_tokens=False)
+    def phrases(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each word, as it begins a text and as it follows a space."""
+        texts = [text for word in words for text in (word, " " + word.lstrip())]
+        return tuple(dict.fromkeys(tuple(self.encode(text, add_special_tokens=False)) for text in texts))
 
     def _is_silent(self, token_id: int) -> bool:
         """Whether `decode` leaves this token out, wherever it stands. (Twice: alone, a space may be left out.)"""
@@ -85,6 +90,14 @@ class Tokenizer:
             ) from error
         assert isinstance(text, str)
         return self.encode(text, add_special_tokens=False, longest=longest)  # the template has put them in
+
+
+def _text_of(in_bytes: bytes) -> str:
+    """Text, or what OpenAI calls bytes that are none."""
+    try:
+        return in_bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in in_bytes)
 
 
 def _too_long(length: str, longest: int) -> InvalidRequestError:

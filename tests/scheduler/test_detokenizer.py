@@ -86,9 +86,9 @@ class Counting:
         self.is_silent = tokenizer.is_silent
         self.num_decoded = 0
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Sequence[int], **options: bool) -> str:
         self.num_decoded += len(token_ids)
-        return self._tokenizer.decode(token_ids, skip_special_tokens)
+        return self._tokenizer.decode(token_ids, **options)
 
 
 @pytest.mark.parametrize("kind", ["special", "no character", "special within a character"])

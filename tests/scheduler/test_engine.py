@@ -11,7 +11,7 @@ import torch
 
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.engine.core import NO_TOKEN, EngineCore
 from scheduler.execution.kv_cache import KVCache, KVCacheTooSmallError
 from scheduler.execution.runner import Launched
 from scheduler.request import FinishReason, Request
@@ -117,7 +117,7 @@ def test_logits_that_are_not_numbers_end_only_their_request(
     core.add(request("bad", max_tokens=1))
     ends = run_to_end(core)
     assert ends["good"][1] is FinishReason.LENGTH
-    assert ends["bad"] == (0, FinishReason.ERROR, "the model's output for this request is not a number")
+    assert ends["bad"] == (0, FinishReason.ERROR, NO_TOKEN)
     assert core.pool.num_used == 0
 
 

@@ -58,8 +58,8 @@ class Users:
 
     def step(self) -> Plan:
         plan = self.scheduler.schedule()
-        for sequence, _ in self.scheduler.commit(plan, sampled(plan)):
-            self.live[sequence.request.user] -= sequence.finish_reason is not None
+        for gain in self.scheduler.commit(plan, sampled(plan)):
+            self.live[gain.sequence.request.user] -= gain.sequence.finish_reason is not None
         total = 0.0
         for work in plan.work:
             service = PRICES.service(work)

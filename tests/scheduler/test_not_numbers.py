@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.engine.core import NO_TOKEN, EngineCore
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_families import tiny_model
@@ -66,7 +66,7 @@ def test_it_is_the_request_that_fails(poisoned_path: str, knobs: dict[str, Any])
     assert len(expected[0]) == 6
     core = EngineCore(config, poisoned_path)
     together = answers(core, "bad", "good")
-    assert together["bad"] == ([], "the model's output for this request is not a number")
+    assert together["bad"] == ([], NO_TOKEN)
     assert together["good"] == expected
     for _ in range(3):
         assert answers(core, "good")["good"] == expected

@@ -60,6 +60,15 @@ def test_a_chunk_of_the_proposed_size_stays_within_the_time() -> None:
     assert cost.prompt_tokens_within(0.002, 16, 16 * 400, 0) == 0
 
 
+def test_where_tokens_cost_nothing_any_number_of_them_fits() -> None:
+    """As it looks on a noisy machine: the shortest steps computed the most tokens."""
+    cost = StepCost()
+    for num_tokens in range(1, 200):
+        cost.observe(num_tokens, 10_000 * num_tokens, 0.1 / num_tokens)
+    assert cost.predict(100, 10_000) == cost.predict(1, 1)
+    assert cost.prompt_tokens_within(10.0, 16, 16, 0) > 10_000
+
+
 def test_prompts_are_cut_for_the_streams_and_only_for_them() -> None:
     scheduler = make_scheduler(num_blocks=4000, max_num_seqs=8, max_batched_tokens=2048, max_model_len=4000)
     scheduler.pace = Pace(learned(), 0.06)

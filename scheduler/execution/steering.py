@@ -1,0 +1,263 @@
+"""What requests change of the model's logits before a token is chosen: penalties, biases, masks.
+
+A `Steering` is a pure function of one sequence's request and of its tokens so far, guessed ones too; what it keeps
+only saves it from counting them again at every step. So an answer is the same whoever else is in the batch, and
+after a preemption. The changes of a whole batch are applied in one pass over the rows that they concern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.sampling_params import SamplingParams
+from scheduler.step import ChunkInput
+
+TokenArray = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.uint32]
+"""A bit for each token, [ceil(vocabulary / 32)]: set where it may be chosen."""
+
+
+class Matcher(Protocol):
+    """Follows one answer through a grammar; see text/grammar.py."""
+
+    def fill(self, mask: Mask) -> None:
+        """Set the bits of the tokens that may follow, and no others."""
+
+    def advance(self, token_ids: Sequence[int]) -> int:
+        """Take tokens of the answer, and return how many of them the grammar allows: the first that it does not,
+        and what follows, is not taken."""
+
+    def rollback(self, count: int) -> None:
+        """Take back the last tokens."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing but the end may follow."""
+
+
+class Change(NamedTuple):
+    """What is done to one row of logits: penalties first, then biases, then the mask."""
+
+    penalties: tuple[float, float, float]
+    """Repetition, frequency and presence."""
+    seen: TokenArray
+    """Tokens of the text so far that are penalized, each once."""
+    times: Numbers
+    """How often the answer has each."""
+    biased: TokenArray
+    biases: Numbers
+    mask: Mask | None
+
+
+class Counts:
+    """How often the answer has each token. Room is doubled, so that one token more takes O(1)."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+        self._tokens = np.zeros(64, dtype=np.int64)
+        self._times = np.zeros(64, dtype=np.float32)
+
+    def note(self, token: int) -> int:
+        """The text has it, whether or not the answer does; returns its place."""
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
+            self._times = np.concatenate([self._times, np.zeros_like(self._times)])
+        self._tokens[place] = token
+        return place
+
+    def add(self, token: int) -> bool:
+        """Once more; returns whether it was not there."""
+        is_new = token not in self._places
+        place = self.note(token)  # which may make room first
+        self._times[place] += 1
+        return is_new
+
+    def take_back(self, token: int, *, was_new: bool) -> None:
+        """Undo the last `add`."""
+        place = self._places.pop(token) if was_new else self._places[token]
+        self._times[place] -= 1
+
+    @property
+    def arrays(self) -> tuple[TokenArray, Numbers]:
+        """Copies: tokens, and how often each."""
+        count = len(self._places)
+        return self._tokens[:count].copy(), self._times[:count].copy()
+
+
+class Steering:
+    """What one sequence's request changes. `end_tokens` are those that would end it."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        num_prompt_tokens: int,
+        *,
+        vocab_size: int,
+        end_tokens: Iterable[int],
+        matcher: Matcher | None,
+    ) -> None:
+        self._params = params
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_known = 0
+        self._vocab_size = vocab_size
+        self._matcher = matcher
+        self._answer: list[int] = []
+        self._counts = Counts() if params.is_penalized else None
+        self._penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+        phrases = [word for word in params.bad_words if not isinstance(word, str)]
+        self._phrases = [phrase for phrase in phrases if len(phrase) > 1]
+        self._biases = params.logit_bias | {phrase[0]: -np.inf for phrase in phrases if len(phrase) == 1}
+        self._ends = sorted({*params.stop_token_ids, *(() if params.ignore_eos else end_tokens)})
+        self._allowed = mask_of(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
+
+    def extend(self, start: int, tokens: Sequence[int]) -> None:
+        """The sequence has these tokens from the place `start` on; those that are known already are skipped."""
+        new = tokens[max(0, self._num_known - start) :]
+        num_of_prompt = max(0, min(len(new), self._num_prompt_tokens - self._num_known))
+        self._num_known += len(new)
+        if self._counts is not None and self._params.repetition_penalty != 1:
+            for token in set(new[:num_of_prompt]):
+                self._counts.note(token)
+        for token in new[num_of_prompt:]:
+            self._append(token)
+
+    def changes(self, guessed: Sequence[int]) -> list[Change]:
+        """Of the row that follows the sequence's tokens, and of those that follow each guessed one."""
+        changes = [self._change()]
+        added = []
+        for token in guessed:
+            added.append((token, *self._append(token)))
+            changes.append(self._change())
+        for token, is_new, is_matched in reversed(added):
+            self._answer.pop()
+            if self._counts is not None:
+                self._counts.take_back(token, was_new=is_new)
+            if self._matcher is not None and is_matched:
+                self._matcher.rollback(1)
+        return changes
+
+    def _append(self, token: int) -> tuple[bool, bool]:
+        """Whether it is new to the counts, and whether the grammar took it."""
+        self._answer.append(token)
+        is_new = self._counts is not None and self._counts.add(token)
+        return is_new, self._matcher is not None and self._matcher.advance([token]) == 1
+
+    def _change(self) -> Change:
+        seen, times = self._counts.arrays if self._counts is not None else NOTHING
+        biases = dict(self._biases)
+        for phrase in self._phrases:
+            if self._answer[1 - len(phrase) :] == list(phrase[:-1]):
+                biases[phrase[-1]] = -np.inf
+        mask = self._allowed
+        must_end = False
+        if self._matcher is not None:
+            mask = np.zeros(num_words(self._vocab_size), dtype=np.uint32)
+            self._matcher.fill(mask)
+            must_end = self._matcher.is_finished
+        if len(self._answer) < self._params.min_tokens and not must_end:
+            biases |= dict.fromkeys(self._ends, -np.inf)
+        biased = np.fromiter(biases.keys(), dtype=np.int64, count=len(biases))
+        values = np.fromiter(biases.values(), dtype=np.float32, count=len(biases))
+        return Change(self._penalties, seen, times, biased, values, mask)
+
+
+NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+
+
+def num_words(vocab_size: int) -> int:
+    """Of a mask."""
+    return -(-vocab_size // 32)
+
+
+def mask_of(tokens: Iterable[int], vocab_size: int) -> Mask:
+    """The mask that allows these tokens and no others."""
+    chosen = np.fromiter(tokens, dtype=np.int64)
+    mask = np.zeros(num_words(vocab_size), dtype=np.uint32)
+    np.bitwise_or.at(mask, chosen // 32, np.left_shift(np.uint32(1), (chosen % 32).astype(np.uint32)))
+    return mask
+
+
+class Steered(NamedTuple):
+    """The changes of some rows, put together for one pass. Entries of row i are those from starts[i] to
+    starts[i + 1]."""
+
+    rows: TokenArray
+    """[count]: which rows of the logits."""
+    penalties: Numbers
+    """[count, 3]."""
+    seen_starts: TokenArray
+    seen: TokenArray
+    times: Numbers
+    bias_starts: TokenArray
+    biased: TokenArray
+    biases: Numbers
+    masks: TokenArray
+    """[count]: which of `allowed`, or -1."""
+    allowed: Mask
+    """[masks, words]."""
+
+    @classmethod
+    def of(cls, rows: Sequence[int], changes: Sequence[Change]) -> Steered:
+        allowed = [change.mask for change in changes if change.mask is not None]
+        has_mask = np.array([change.mask is not None for change in changes])
+        return cls(
+            np.array(rows, dtype=np.int64),
+            np.array([change.penalties for change in changes], dtype=np.float32),
+            _starts(change.seen for change in changes),
+            np.concatenate([change.seen for change in changes]),
+            np.concatenate([change.times for change in changes]),
+            _starts(change.biased for change in changes),
+            np.concatenate([change.biased for change in changes]),
+            np.concatenate([change.biases for change in changes]),
+            np.where(has_mask, np.cumsum(has_mask) - 1, -1),
+            np.stack(allowed) if allowed else np.zeros((0, 0), dtype=np.uint32),
+        )
+
+
+def _starts(entries: Iterable[TokenArray]) -> TokenArray:
+    return np.cumsum([0, *(len(each) for each in entries)], dtype=np.int64)
+
+
+class Steerings:
+    """Those of all seats. A seat's is made anew when its chunk brings what came before."""
+
+    def __init__(self, vocab_size: int, end_tokens: Iterable[int]) -> None:
+        self._vocab_size = vocab_size
+        self._end_tokens = frozenset(end_tokens)
+        self._of_seats: dict[int, Steering] = {}
+
+    def steer(self, chunks: Sequence[ChunkInput]) -> Steered | None:
+        """Take in the chunks' tokens, and say what is to be done to the rows of which tokens are sampled, counted
+        through all chunks."""
+        rows: list[int] = []
+        changes: list[Change] = []
+        first = 0
+        for chunk in chunks:
+            if chunk.params.is_steered:
+                steering = self._steering(chunk)
+                known = len(chunk.token_ids) - chunk.num_drafted
+                steering.extend(chunk.start, chunk.token_ids[:known])
+                if chunk.samples:
+                    rows += range(first, first + chunk.num_sampled)
+                    changes += steering.changes(chunk.token_ids[known:])
+            first += chunk.num_sampled
+        return Steered.of(rows, changes) if rows else None
+
+    def _steering(self, chunk: ChunkInput) -> Steering:
+        if chunk.before is not None:
+            steering = Steering(
+                chunk.params,
+                chunk.num_prompt_tokens,
+                vocab_size=self._vocab_size,
+                end_tokens=self._end_tokens,
+                matcher=None,
+            )
+            steering.extend(0, chunk.before)
+            self._of_seats[chunk.seat] = steering
+        return self._of_seats[chunk.seat]
