@@ -26,6 +26,10 @@ class EngineConfig(BaseModel):
     float32. On a CPU a type given here is also that of the matrix products, unless --quantization says
     otherwise."""
 
+    generation_config: Literal["auto", "none"] = "auto"
+    """auto takes the model's own defaults for temperature, top_k, top_p, min_p and repetition_penalty, where it
+    has a generation_config.json and a request does not say otherwise."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto is cuda if there is one."""
 

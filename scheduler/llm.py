@@ -98,7 +98,7 @@ class LLM:
     def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._num_requests += 1
-        return make_request(str(self._num_requests), token_ids, params, self.engine.info)
+        return make_request(str(self._num_requests), token_ids, params, self.engine.info, self.tokenizer)
 
     def _run(self, streams: dict[str, RequestStream], results: dict[str, Result], bar: Any) -> None:
         num_tokens = 0

@@ -155,6 +155,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     """That of the native kernels, as processor.py names it; empty where they are not used."""
     num_seats: int = 0
     """How many sequences at most share a step."""
+    sampling_defaults: dict[str, float] = {}
+    """What the model's generation config says of how to choose tokens, for requests that do not."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):

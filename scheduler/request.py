@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.sampling_params import TOO_LONG, InvalidRequestError, SamplingParams
 
 ANONYMOUS = "anonymous"
 """The user of every request while there are no keys."""
@@ -83,19 +83,29 @@ def check_fits(request: Request, *, max_model_len: int, pool_tokens: int, vocab_
         raise InvalidRequestError("the prompt is empty: at least one token is needed", "prompt")
     if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < vocab_size:
         raise InvalidRequestError(f"the prompt has token ids outside of 0 to {vocab_size - 1}", "prompt")
-    if num_prompt_tokens >= longest:
-        raise InvalidRequestError(
-            f"the prompt has {num_prompt_tokens} tokens, and prompt plus answer can have {longest} at most: "
-            "shorten the prompt",
-            "prompt",
-        )
     max_tokens = request.params.max_tokens
-    if max_tokens is not None and num_prompt_tokens + max_tokens > longest:
+    wanted = 1 if max_tokens is None else max_tokens
+    if num_prompt_tokens + wanted > longest:
+        is_prompt = num_prompt_tokens + min(wanted, 1) > longest
         raise InvalidRequestError(
-            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {max_tokens}, together more than the "
-            f"{longest} that prompt plus answer can have: shorten the prompt or lower max_tokens",
-            "max_tokens",
+            f"This model's maximum context length is {longest} tokens. However, you requested "
+            f"{num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in the prompt, {wanted} in the answer): "
+            f"shorten the prompt{'' if is_prompt else ' or lower max_tokens'}.",
+            "prompt" if is_prompt else "max_tokens",
+            TOO_LONG,
         )
+    _check_tokens(request.params, vocab_size)
+
+
+def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+    chosen = {
+        "logit_bias": params.logit_bias,
+        "allowed_token_ids": params.allowed_token_ids,
+        "bad_words": [token for phrase in params.bad_words if not isinstance(phrase, str) for token in phrase],
+    }
+    for param, tokens in chosen.items():
+        if not all(0 <= token < vocab_size for token in tokens):
+            raise InvalidRequestError(f"{param} has token ids outside of 0 to {vocab_size - 1}", param)
 
 
 class Status(enum.Enum):

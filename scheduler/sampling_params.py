@@ -10,18 +10,26 @@ import msgspec
 class InvalidRequestError(ValueError):
     """The request cannot be served as it is; the message tells the client what to change.
 
-    `param` names the field at fault, where there is one.
+    `param` names the field at fault, and `code` the kind of fault, where they have names.
     """
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
+
+
+TOO_LONG = "context_length_exceeded"
+"""The code of a request that is longer than the model's context: programs cut their prompts when they read it."""
 
 
 MAX_ITEMS = 1024
 """Of a list of tokens, or of biases, in one request."""
 
 MAX_LOGPROBS = 20
+
+MODEL_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""What a model's generation config may say, where a request does not."""
 
 GREEDY_BELOW = 1e-5
 """Logits over a temperature below this have nothing left to draw from."""

@@ -33,6 +33,16 @@ class ServeConfig(EngineConfig):
     served_model_name: str | None = None
     """Name of the model in the API; by default the value of --model."""
 
+    chat_template: Path | None = None
+    """File of a chat template, in Jinja, in place of the model's own."""
+
+    trust_request_chat_template: bool = False
+    """Run chat templates that requests bring with them. They are programs, in a sandbox that bounds what they can
+    reach, but not how long they take."""
+
+    allow_special_tokens_in_text: bool = False
+    """Let messages spell out special tokens: a user can then end their own turn, and speak as the system."""
+
     users: Path | None = None
     """YAML file of the users and the hashes of their keys; `carousel users` makes and edits it. Changes to it are
     read while the server runs. By default nobody needs a key."""

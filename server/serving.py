@@ -10,11 +10,12 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from scheduler.engine.client import AsyncEngine
+from scheduler.engine.client import AsyncEngine, EngineStartError
 from server.app import create_app
 from server.config import ServeConfig
 from server.http import access_log
@@ -58,13 +59,27 @@ async def serve(config: ServeConfig) -> None:
             metrics = stack.enter_context(_bound(config.metrics_host, config.metrics_port, "--metrics-port"))
             app = create_metrics_app(config, registry)
             await stack.enter_async_context(_running(app, metrics, log, access_log=None))
-        app = create_app(config, AsyncEngine(config, registry), registry)
+        engine = AsyncEngine(
+            config,
+            registry,
+            chat_template=_text_of(config.chat_template),
+            special_tokens_in_text=config.allow_special_tokens_in_text,
+        )
+        app = create_app(config, engine, registry)
         await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
         gc.collect()
         gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
         _announce(config, listener, metrics)
         stack.callback(logger.info, "stopping")
         await asyncio.Event().wait()
+
+
+def _text_of(template: Path | None) -> str | None:
+    """Raises `EngineStartError`."""
+    try:
+        return None if template is None else template.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineStartError(f"--chat-template {template}: {error}") from error
 
 
 @asynccontextmanager

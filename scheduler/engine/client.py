@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Self, Unpack
 
 import msgspec
@@ -81,8 +82,18 @@ class AsyncEngine:
     info: EngineInfo
     tokenizer: Tokenizer
 
-    def __init__(self, config: EngineConfig, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        registry: CollectorRegistry | None = None,
+        *,
+        chat_template: str | None = None,
+        special_tokens_in_text: bool = False,
+    ) -> None:
         self.config = config
+        self._load_tokenizer = partial(
+            Tokenizer, chat_template=chat_template, special_tokens_in_text=special_tokens_in_text
+        )
         self.error: str | None = None
         """None while the engine is well, else why it is not."""
         self.metrics = EngineMetrics(registry or CollectorRegistry(), config.model)
@@ -154,7 +165,7 @@ class AsyncEngine:
         ]
         try:
             # The tokenizer loads while the engine does.
-            self.tokenizer = await asyncio.to_thread(Tokenizer, model_path)
+            self.tokenizer = await asyncio.to_thread(self._load_tokenizer, model_path)
             self.info = await self._ready
         except BaseException as error:
             await self.stop()
@@ -225,6 +236,7 @@ class AsyncEngine:
             prompt_token_ids,
             params,
             self.info,
+            self.tokenizer,
             **ownership,
         )
         client = _Client(request, self.tokenizer)

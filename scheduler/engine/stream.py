@@ -51,15 +51,26 @@ class Ownership(TypedDict, total=False):
     cache_salt: str
 
 
+def with_phrases(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+    """With bad words as tokens."""
+    words = [word for word in params.bad_words if isinstance(word, str)]
+    if not words:
+        return params
+    phrases = [word for word in params.bad_words if not isinstance(word, str)]
+    return msgspec.structs.replace(params, bad_words=(*phrases, *tokenizer.phrases(words)))
+
+
 def make_request(
     request_id: str,
     prompt_token_ids: list[int],
     params: SamplingParams,
     info: EngineInfo,
+    tokenizer: Tokenizer,
     **ownership: Unpack[Ownership],
 ) -> Request:
     """A request that the engine described by `info` can serve. What the client left open becomes a number: the
-    longest answer that fits, and a random seed. Raises `InvalidRequestError` if it can never fit."""
+    longest answer that fits, a random seed, the tokens of bad words. Raises `InvalidRequestError` if it can never
+    fit."""
     changes: dict[str, int] = {}
     if params.max_tokens is None:
         changes["max_tokens"] = max(1, info.max_model_len - len(prompt_token_ids))
@@ -68,7 +79,7 @@ def make_request(
     request = Request(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
-        params=msgspec.structs.replace(params, **changes),
+        params=msgspec.structs.replace(with_phrases(params, tokenizer), **changes),
         **ownership,
     )
     check_fits(

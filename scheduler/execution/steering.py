@@ -113,7 +113,8 @@ class Steering:
         phrases = [word for word in params.bad_words if not isinstance(word, str)]
         self._phrases = [phrase for phrase in phrases if len(phrase) > 1]
         self._biases = params.logit_bias | {phrase[0]: -np.inf for phrase in phrases if len(phrase) == 1}
-        self._ends = sorted({*params.stop_token_ids, *(() if params.ignore_eos else end_tokens)})
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else end_tokens)}
+        self._ends = [token for token in ends if token < vocab_size]
         self._allowed = mask_of(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
 
     def extend(self, start: int, tokens: Sequence[int]) -> None:

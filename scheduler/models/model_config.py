@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+
+from scheduler.sampling_params import MODEL_DEFAULTS
 
 
 class UnsupportedModelError(ValueError):
@@ -17,6 +20,8 @@ class ModelConfig:
 
     whole: PretrainedConfig
     eos_token_ids: frozenset[int]
+    sampling_defaults: dict[str, float]
+    """What the generation config says of how to choose tokens."""
 
     @property
     def text(self) -> PretrainedConfig:
@@ -52,13 +57,16 @@ def read_config(path: str) -> ModelConfig:
     none."""
     config = AutoConfig.from_pretrained(path)
     _refuse(config)
-    try:
-        ids = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:
-        ids = None
+    defaults: dict[str, float] = {}
+    ids = None
+    with contextlib.suppress(OSError):
+        generation = GenerationConfig.from_pretrained(path)
+        ids = generation.eos_token_id
+        found = {name: getattr(generation, name, None) for name in MODEL_DEFAULTS}
+        defaults = {name: value for name, value in found.items() if isinstance(value, int | float)}
     if ids is None:
         ids = config.get_text_config(decoder=True).eos_token_id
-    return ModelConfig(config, frozenset([ids] if isinstance(ids, int) else ids or []))
+    return ModelConfig(config, frozenset([ids] if isinstance(ids, int) else ids or []), defaults)
 
 
 def _refuse(config: PretrainedConfig) -> None:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.sampling_params import TOO_LONG, InvalidRequestError
+from scheduler.text.chat_template import ChatTemplate
 from scheduler.text.token_bytes import TokenBytes
+
+MIDDLE = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),
+)
+"""What families call the tokens before a prefix, before a suffix, and before what is between them (Bavarian et
+al., arXiv 2207.14255; the order is prefix, suffix, middle)."""
 
 PIECE = 64 * 1024
 """Characters from which a text's length is looked at before it is tokenized in one go."""
 
 
 class Tokenizer:
-    """A transformers tokenizer, reduced to what serving needs. `path`: a folder or a Hugging Face id."""
+    """A transformers tokenizer, reduced to what serving needs. `path`: a folder or a Hugging Face id.
+    `chat_template` takes the place of the model's own."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self, path: str, *, chat_template: str | None = None, special_tokens_in_text: bool = False
+    ) -> None:
         self._tokenizer = _load(path)
+        self.chat_template = ChatTemplate(self._tokenizer, chat_template, special_in_text=special_tokens_in_text)
         self.vocab_size: int = len(self._tokenizer)
         self.longest_token: int = max(map(len, self._tokenizer.get_vocab()))
         """Characters of the longest token, or a few more: some tokenizers write a byte as one character."""
@@ -31,10 +43,6 @@ class Tokenizer:
         self.token_text = cache(lambda token_id: _text_of(token_bytes.literally(token_id)))
         """What a token is called: its text, or its bytes where they are not text by themselves."""
         self.is_silent = cache(self._is_silent)
-
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self._tokenizer.chat_template)
 
     def encode(self, text: str, add_special_tokens: bool = True, *, longest: int | None = None) -> list[int]:
         """Raises `InvalidRequestError` for a text of far more than `longest` tokens, with most of it untouched. A
@@ -59,6 +67,19 @@ class Tokenizer:
             if num_tokens > 2 * longest:
                 raise _too_long(f"{len(text)} characters, more than {longest} tokens", longest)
 
+    def fill_in_the_middle(self, prefix: str, suffix: str, *, longest: int | None = None) -> list[int]:
+        """The prompt for the text between two. Raises `InvalidRequestError` if the model has no tokens for it."""
+        vocabulary = self._tokenizer.get_vocab()
+        for names in MIDDLE:
+            if all(name in vocabulary for name in names):
+                before, after, middle = (vocabulary[name] for name in names)
+                of_prefix = self.encode(prefix, add_special_tokens=False, longest=longest)
+                of_suffix = self.encode(suffix, add_special_tokens=False, longest=longest)
+                return [before, *of_prefix, after, *of_suffix, middle]
+        raise InvalidRequestError(
+            "this model has no tokens to fill in the middle: suffix is not possible", "suffix"
+        )
+
     def decode(self, token_ids: Sequence[int], **options: bool) -> str:
         """`options`: skip_special_tokens and spaces_between_special_tokens, as transformers has them."""
         options = {"skip_special_tokens": True} | options
@@ -75,21 +96,22 @@ class Tokenizer:
         """Whether `decode` leaves this token out, wherever it stands. (Twice: alone, a space may be left out.)"""
         return self.decode([token_id, token_id]) == ""
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], *, longest: int | None = None) -> list[int]:
-        """The prompt for a conversation, ready for the assistant's answer. Raises `InvalidRequestError` if the
-        model has no template, if its template refuses the messages, or as `encode` does."""
-        if not self.has_chat_template:
-            raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        longest: int | None = None,
+        add_special_tokens: bool = False,
+        **options: Any,
+    ) -> list[int]:
+        """The prompt for a conversation; `options` as `ChatTemplate.tokens` has them. By default the template
+        puts in what special tokens there are. Raises `InvalidRequestError` as that does, or as `encode` does."""
         if longest is not None:
             self.check_length(sum(len(message["content"]) for message in messages), longest)
-        try:
-            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {error}", "messages"
-            ) from error
-        assert isinstance(text, str)
-        return self.encode(text, add_special_tokens=False, longest=longest)  # the template has put them in
+        rendered = self.chat_template.tokens(messages, **options)
+        if isinstance(rendered, str):
+            return self.encode(rendered, add_special_tokens, longest=longest)
+        return rendered
 
 
 def _text_of(in_bytes: bytes) -> str:
@@ -102,8 +124,10 @@ def _text_of(in_bytes: bytes) -> str:
 
 def _too_long(length: str, longest: int) -> InvalidRequestError:
     return InvalidRequestError(
-        f"the prompt has {length}, and prompt plus answer can have {longest} tokens at most: shorten the prompt",
+        f"This model's maximum context length is {longest} tokens. However, the prompt has {length}: shorten the "
+        "prompt.",
         "prompt",
+        TOO_LONG,
     )
 
 

@@ -12,67 +12,87 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
+from scheduler.engine.stream import with_phrases
+from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
-from server.api.generation import Asked, answer, check_model, longest_sequence
-from server.api.requests import ChatRequest
+from server.api.chat_request import ChatRequest
+from server.api.generation import Asked, answer, check_model, longest_sequence, truncated
+from server.api.logprobs import LogprobWords
 from server.api.responses import (
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
-    ChatLogprob,
     ChatLogprobs,
     ChatMessage,
-    TopLogprob,
     Usage,
-    finite,
 )
 from server.api.shape import check_chat
 from server.app_keys import CONFIG, ENGINE
-from server.http.json import encode
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
-    return await answer(request, _understand)
+    return await answer(request, _understand, prompt_field="messages")
 
 
 def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
+    tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
+    longest = longest_sequence(info)
     check_chat(content, longest=longest)
     body = ChatRequest.model_validate_json(content)
     check_model(app, body.model)
-    params = body.sampling_params()
-    messages = [message.for_template() for message in body.messages]
-    prompt = tokenizer.apply_chat_template(messages, longest=longest)
-    shape = ChatShape(app[CONFIG].model_name, tokenizer, params.n, body.include_usage)
+    if body.chat_template is not None and not app[CONFIG].trust_request_chat_template:
+        raise InvalidRequestError(
+            "chat_template is a program: the server runs its own only, unless it is started with "
+            "--trust-request-chat-template",
+            "chat_template",
+        )
+    params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
+    prompt = tokenizer.apply_chat_template(
+        [message.for_template() for message in body.messages],
+        longest=None if body.truncate_prompt_tokens else longest,
+        add_special_tokens=bool(body.add_special_tokens),
+        template=body.chat_template,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.template_variables,
+    )
+    prompt = truncated(body, prompt, longest - (params.max_tokens or 1))
+    shape = ChatShape(app[CONFIG].model_name, tokenizer, body, prompt)
     return Asked(body, [prompt], params, shape)
 
 
 class ChatShape:
     """Words the answers of /v1/chat/completions."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, n: int, include_usage: bool) -> None:
+    def __init__(self, model: str, tokenizer: Tokenizer, body: ChatRequest, prompt: list[int]) -> None:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
-        self._tokenizer = tokenizer
-        self._include_usage = include_usage
+        self._body = body
+        self._prompt = prompt
+        self._scored: list[TokenLogprobs] = []
+        self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
+        self._echoed = body.messages[-1].text if body.echo and body.continue_final_message else ""
         self._introduced: set[int] = set()
         """The choices whose first chunk, which names the role, is out."""
-        self._parts: list[list[ChatChunkChoice]] = [[] for _ in range(n)]
+        self._parts: list[list[ChatChunkChoice]] = [[] for _ in range(body.n)]
         """What was taken of each choice."""
 
-    def chunk(self, choice: int, delta: Delta) -> ChatCompletionChunk:
-        return self._chunk([self._choice(choice, delta)], None if self._include_usage else UNSET)
+    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> ChatCompletionChunk | None:
+        said = self._choice(choice, delta)
+        return None if said is None else self._chunk([said], usage)
 
     def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
         return self._chunk([], usage)
 
     def take(self, choice: int, delta: Delta) -> None:
-        self._parts[choice].append(self._choice(choice, delta))
+        said = self._choice(choice, delta)
+        if said is not None:
+            self._parts[choice].append(said)
 
     def whole(self, usage: Usage) -> ChatCompletion:
         return ChatCompletion(
@@ -82,16 +102,27 @@ class ChatShape:
             model=self._model,
             choices=[_joined(parts) for parts in self._parts],
             usage=usage,
+            prompt_logprobs=self._prompt_logprobs(),
+            prompt_token_ids=self._prompt if self._body.return_token_ids else UNSET,
         )
 
-    def _choice(self, choice: int, delta: Delta) -> ChatChunkChoice:
-        role = UNSET if choice in self._introduced else "assistant"
+    def _choice(self, choice: int, delta: Delta) -> ChatChunkChoice | None:
+        """What there is to say; None for nothing."""
+        self._scored.extend(delta.prompt_logprobs)
+        wants_ids = self._body.return_token_ids
+        if not (delta.text or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
+            return None
+        is_first = choice not in self._introduced
         self._introduced.add(choice)
         return ChatChunkChoice(
             index=choice,
-            delta=ChatDelta(role=role, content=delta.text),
-            logprobs=self._logprobs(delta.logprobs),
+            delta=ChatDelta(
+                role="assistant" if is_first else UNSET, content=(self._echoed if is_first else "") + delta.text
+            ),
+            logprobs=None if delta.logprobs is None else ChatLogprobs(self._words.of_chat(delta.logprobs)),
             finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason if delta.finish_reason is not None else UNSET,
+            token_ids=delta.token_ids if wants_ids else UNSET,
         )
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> ChatCompletionChunk:
@@ -104,28 +135,21 @@ class ChatShape:
             usage=usage,
         )
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprobs] | None) -> ChatLogprobs | None:
-        if logprobs is None:
+    def _prompt_logprobs(self) -> list[msgspec.Raw] | None:
+        if self._body.prompt_logprobs is None:
             return None
-        return ChatLogprobs([msgspec.Raw(encode(self._logprob(entry))) for entry in logprobs])
-
-    def _logprob(self, entry: TokenLogprobs) -> ChatLogprob:
-        token = self._token(entry.token_id, entry.logprob)
-        top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
-        return ChatLogprob(token.token, token.logprob, token.bytes, top)
-
-    def _token(self, token_id: int, logprob: float) -> TopLogprob:
-        text = self._tokenizer.token_text(token_id)
-        in_utf8 = None if "\ufffd" in text else list(text.encode())
-        return TopLogprob(text, finite(logprob), in_utf8)
+        return [msgspec.Raw(b"null"), *self._words.of_prompt(self._scored)]
 
 
 def _joined(parts: Sequence[ChatChunkChoice]) -> ChatChoice:
     """All that one sequence produced, as if one step had."""
     logprobs = [part.logprobs.content for part in parts if part.logprobs is not None]
+    token_ids = [part.token_ids for part in parts if not isinstance(part.token_ids, UnsetType)]
     return ChatChoice(
         index=parts[-1].index,
         message=ChatMessage(content="".join(part.delta.content or "" for part in parts)),
         logprobs=ChatLogprobs(list(chain.from_iterable(logprobs))) if logprobs else None,
         finish_reason=parts[-1].finish_reason,
+        stop_reason=parts[-1].stop_reason or None,
+        token_ids=list(chain.from_iterable(token_ids)) if token_ids else UNSET,
     )

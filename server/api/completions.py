@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 import msgspec
@@ -12,67 +13,108 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
+from scheduler.engine.stream import with_phrases
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
-from server.api.generation import Asked, answer, check_model, longest_sequence
-from server.api.requests import CompletionRequest
-from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage, finite
+from server.api.completion_request import CompletionRequest
+from server.api.generation import Asked, answer, check_model, longest_sequence, truncated
+from server.api.logprobs import LogprobWords, TextOffsets
+from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.shape import check_completion
 from server.app_keys import CONFIG, ENGINE, LIMITS
-from server.http.json import encode
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
-    return await answer(request, _understand)
+    return await answer(request, _understand, prompt_field="prompt")
 
 
 def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
+    tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
+    longest = longest_sequence(info)
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = CompletionRequest.model_validate_json(content)
     check_model(app, body.model)
-    params = body.sampling_params()
-    prompts: list[list[int]] = []
-    prefixes: list[str] = []
+    params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
+    prompts: list[Prompt] = []
     for prompt in body.prompt:
-        if isinstance(prompt, str):
-            text, tokens = prompt, tokenizer.encode(prompt, longest=longest)
+        if not isinstance(prompt, str):
+            token_ids = prompt
+        elif body.suffix:
+            token_ids = tokenizer.fill_in_the_middle(prompt, body.suffix, longest=longest)
         else:
-            text, tokens = tokenizer.decode(prompt) if body.echo else "", prompt
-        prompts.append(tokens)
-        prefixes += [text if body.echo else ""] * params.n
-    shape = CompletionShape(app[CONFIG].model_name, tokenizer, prefixes, body.include_usage)
-    return Asked(body, prompts, params, shape)
+            special = body.add_special_tokens is not False
+            token_ids = tokenizer.encode(prompt, special, longest=None if body.truncate_prompt_tokens else longest)
+        kept = truncated(body, token_ids, longest - (params.max_tokens or 0))
+        text = ""
+        if body.echo:
+            text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)
+        prompts.append(Prompt(kept, text))
+    shape = CompletionShape(app[CONFIG].model_name, tokenizer, body, prompts, params.n)
+    return Asked(body, [prompt.token_ids for prompt in prompts], params, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    token_ids: list[int]
+    text: str
+    """What the answer says of it."""
+    scored: list[TokenLogprobs] = field(default_factory=list)
+    """The log-probabilities of its tokens but the first, as far as they are known."""
 
 
 class CompletionShape:
-    """Words the answers of /v1/completions."""
+    """Words the answers of /v1/completions. `num_sequences` are sampled of each prompt."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, prefixes: list[str], include_usage: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Tokenizer,
+        body: CompletionRequest,
+        prompts: Sequence[Prompt],
+        num_sequences: int,
+    ) -> None:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
-        self._tokenizer = tokenizer
-        self._prefixes = prefixes
-        """What each choice still has to say before its own text: the prompt, if it is echoed."""
-        self._offsets = [len(prefix) for prefix in prefixes]
-        """Where the next token of each choice begins in its text."""
-        self._include_usage = include_usage
-        self._parts: list[list[CompletionChoice]] = [[] for _ in prefixes]
+        self._body = body
+        self._prompts = prompts
+        self._num_sequences = num_sequences
+        self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
+        self._offsets = [TextOffsets() for _ in range(len(prompts) * num_sequences)]
+        self._parts: list[list[CompletionChoice]] = [[] for _ in self._offsets]
         """What was taken of each choice."""
+        self._begun: set[int] = set()
+        """The choices of which something was said."""
+        self._log_total = [0.0 for _ in self._offsets]
+        self._num_tokens = [0 for _ in self._offsets]
 
-    def chunk(self, choice: int, delta: Delta) -> Completion:
-        return self._completion([self._choice(choice, delta)], None if self._include_usage else UNSET)
+    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Completion | None:
+        said = self._choice(choice, delta)
+        return None if said is None else self._completion([said], usage)
 
     def usage_chunk(self, usage: Usage) -> Completion:
         return self._completion([], usage)
 
     def take(self, choice: int, delta: Delta) -> None:
-        self._parts[choice].append(self._choice(choice, delta))
+        said = self._choice(choice, delta)
+        if said is not None:
+            self._parts[choice].append(said)
+        for entry in delta.logprobs or ():
+            self._log_total[choice] += entry.logprob
+            self._num_tokens[choice] += 1
 
     def whole(self, usage: Usage) -> Completion:
-        return self._completion([_joined(parts) for parts in self._parts], usage)
+        choices: list[CompletionChoice] = []
+        for first in range(0, len(self._parts), self._num_sequences):
+            candidates = range(first, first + self._num_sequences)
+            chosen = sorted(candidates, key=self._mean_logprob, reverse=True)[: self._body.n]
+            for choice in chosen if self._num_sequences > self._body.n else candidates:
+                choices.append(_joined(len(choices), self._parts[choice]))
+        return self._completion(choices, usage)
+
+    def _mean_logprob(self, choice: int) -> float:
+        return self._log_total[choice] / max(1, self._num_tokens[choice])
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
         return Completion(
@@ -84,44 +126,48 @@ class CompletionShape:
             usage=usage,
         )
 
-    def _choice(self, choice: int, delta: Delta) -> CompletionChoice:
-        prefix, self._prefixes[choice] = self._prefixes[choice], ""
+    def _choice(self, choice: int, delta: Delta) -> CompletionChoice | None:
+        """What there is to say; None for nothing."""
+        prompt = self._prompts[choice // self._num_sequences]
+        prompt.scored.extend(delta.prompt_logprobs)
+        wants_ids = self._body.return_token_ids
+        if not (delta.text or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
+            return None
+        is_first = choice not in self._begun
+        self._begun.add(choice)
         return CompletionChoice(
             index=choice,
-            text=prefix + delta.text,
-            logprobs=self._logprobs(choice, delta.logprobs) if delta.logprobs is not None else None,
+            text=(prompt.text if is_first else "") + delta.text,
+            logprobs=self._logprobs(choice, delta, prompt if is_first and self._body.echo else None),
             finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            prompt_logprobs=self._prompt_logprobs(prompt) if is_first else UNSET,
+            token_ids=delta.token_ids if wants_ids else UNSET,
+            prompt_token_ids=prompt.token_ids if wants_ids and is_first else UNSET,
         )
 
-    def _logprobs(self, choice: int, logprobs: Sequence[TokenLogprobs]) -> CompletionLogprobs:
-        text_of = self._tokenizer.token_text
-        tokens = [text_of(entry.token_id) for entry in logprobs]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets[choice])
-            self._offsets[choice] += len(token)
-        return CompletionLogprobs(
-            tokens=tokens,
-            token_logprobs=[finite(entry.logprob) for entry in logprobs],
-            top_logprobs=[
-                # The chosen token is always among them.
-                msgspec.Raw(
-                    encode(
-                        {text_of(token_id): finite(logprob) for token_id, logprob in entry.top}
-                        | {token: finite(entry.logprob)}
-                    )
-                )
-                for token, entry in zip(tokens, logprobs, strict=True)
-            ],
-            text_offset=offsets,
-        )
+    def _logprobs(self, choice: int, delta: Delta, echoed: Prompt | None) -> CompletionLogprobs | None:
+        if self._body.logprobs is None:
+            return None
+        entries: list[TokenLogprobs | None] = list(delta.logprobs or ())
+        token_ids = delta.token_ids
+        if echoed is not None:
+            entries = [None, *echoed.scored, *entries]
+            token_ids = [*echoed.token_ids, *token_ids]
+        return self._words.of_completion(entries, token_ids, self._offsets[choice])
+
+    def _prompt_logprobs(self, prompt: Prompt) -> list[msgspec.Raw] | None:
+        if self._body.prompt_logprobs is None:
+            return None
+        return [msgspec.Raw(b"null"), *self._words.of_prompt(prompt.scored)]
 
 
-def _joined(parts: Sequence[CompletionChoice]) -> CompletionChoice:
+def _joined(index: int, parts: Sequence[CompletionChoice]) -> CompletionChoice:
     """All that one sequence produced, as if one step had."""
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    token_ids = [part.token_ids for part in parts if not isinstance(part.token_ids, UnsetType)]
     return CompletionChoice(
-        index=parts[-1].index,
+        index=index,
         text="".join(part.text for part in parts),
         logprobs=CompletionLogprobs(
             tokens=list(chain.from_iterable(each.tokens for each in logprobs)),
@@ -132,4 +178,8 @@ def _joined(parts: Sequence[CompletionChoice]) -> CompletionChoice:
         if logprobs
         else None,
         finish_reason=parts[-1].finish_reason,
+        stop_reason=parts[-1].stop_reason,
+        prompt_logprobs=parts[0].prompt_logprobs,
+        token_ids=list(chain.from_iterable(token_ids)) if token_ids else UNSET,
+        prompt_token_ids=parts[0].prompt_token_ids,
     )

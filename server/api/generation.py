@@ -12,12 +12,13 @@ from typing import Protocol
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
 from scheduler.engine.stream import Ownership
 from scheduler.messages import EngineInfo
 from scheduler.request import FinishReason
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from server.api.metering import Meter
 from server.api.requests import GenerationRequest
 from server.api.responses import PromptTokensDetails, Usage
@@ -32,6 +33,9 @@ from server.http.worker import work
 PATIENCE_SECONDS = 1.0
 """How long a stream's first token is waited for before the headers go out: an error until then has a status."""
 
+MAX_LOGPROBS = 2_000_000
+"""Of an answer in one piece: some 100 MB."""
+
 AT_ONCE = 16
 """Prompts of one request that are submitted in one turn of the event loop (about 2 ms)."""
 
@@ -44,8 +48,9 @@ class Shape(Protocol):
 
     id: str
 
-    def chunk(self, choice: int, delta: Delta) -> msgspec.Struct:
-        """One event of a stream."""
+    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> msgspec.Struct | None:
+        """One event of a stream; None where there is nothing to say yet. With the usage so far, if that is
+        asked."""
 
     def usage_chunk(self, usage: Usage) -> msgspec.Struct:
         """The last event of a stream, if the client asked for it."""
@@ -84,16 +89,40 @@ def longest_sequence(info: EngineInfo) -> int:
     return min(info.max_model_len, info.num_blocks * info.block_size)
 
 
+def truncated(body: GenerationRequest, token_ids: list[int], longest: int) -> list[int]:
+    """A prompt as long as the request wants it, where `longest` tokens would fit."""
+    count = body.truncate_prompt_tokens
+    if count is None:
+        return token_ids
+    count = max(1, longest if count == -1 else count)
+    if len(token_ids) <= count:
+        return token_ids
+    return token_ids[-count:] if body.truncation_side == "left" else token_ids[:count]
+
+
 async def answer(
+    request: web.Request, understand: Callable[[web.Application, bytes], Asked], *, prompt_field: str
+) -> web.StreamResponse:
+    """Read the body, have it understood, generate, and send the answer, as a stream or in one piece. What is wrong
+    with the prompt is told of the `prompt_field`."""
+    try:
+        return await _answer(request, understand)
+    except InvalidRequestError as error:
+        if error.param == "prompt":
+            error.param = prompt_field
+        raise
+
+
+async def _answer(
     request: web.Request, understand: Callable[[web.Application, bytes], Asked]
 ) -> web.StreamResponse:
-    """Read the body, have it understood, generate, and send the answer, as a stream or in one piece."""
     app, user = request.app, user_of(request)
     app[LIMITS].check_rates(user)
     body = await read_body(request)  # it has a place in the queue only when it is there
     with app[LIMITS].admit(user) as request[ADMISSION]:
         asked = await work(app, len(body), partial(understand, app, body))
         del body
+        _check_size(asked, longest_sequence(app[ENGINE].info))
         record = record_of(request)
         record.response_id = asked.shape.id
         if app[CONFIG].log_prompts:
@@ -104,15 +133,43 @@ async def answer(
         # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
         async with aclosing(_generate(request, asked, record)) as deltas:
             if asked.body.stream:
-                return await _stream(request, deltas, asked.shape, asked.body.include_usage)
+                return await _stream(request, deltas, asked.shape, asked.body)
             async for choice, delta in deltas:
                 asked.shape.take(choice, delta)
             return json_response(asked.shape.whole(_usage(record)))
 
 
+def _check_size(asked: Asked, longest: int) -> None:
+    """An answer in one piece is kept until its end."""
+    params = asked.params
+    if asked.body.stream:
+        return
+    most = 0
+    for prompt in asked.prompts:
+        if params.logprobs is not None:
+            num_tokens = min(params.max_tokens or longest, longest - len(prompt))
+            most += num_tokens * params.n * (1 + params.logprobs)
+        if params.prompt_logprobs is not None:
+            most += len(prompt) * params.n * (1 + params.prompt_logprobs)
+    if most > MAX_LOGPROBS:
+        raise InvalidRequestError(
+            f"the answer may have {most} logprobs, and in one piece it can have {MAX_LOGPROBS}: lower max_tokens, "
+            "n or the number of logprobs, or stream it",
+            "logprobs",
+        )
+
+
 async def _stream(
-    request: web.Request, deltas: AsyncGenerator[tuple[int, Delta], None], shape: Shape, include_usage: bool
+    request: web.Request, deltas: AsyncGenerator[tuple[int, Delta], None], shape: Shape, body: GenerationRequest
 ) -> web.StreamResponse:
+    record = record_of(request)
+
+    async def send(choice: int, delta: Delta) -> None:
+        usage: Usage | UnsetType | None = None if body.include_usage else UNSET
+        said = shape.chunk(choice, delta, _usage(record) if body.continuous_usage else usage)
+        if said is not None:
+            await events.send(said)
+
     first = asyncio.ensure_future(anext(deltas))
     try:
         await asyncio.wait([first], timeout=PATIENCE_SECONDS)
@@ -121,12 +178,11 @@ async def _stream(
         events = await EventStream.open(request)
         try:
             async with events.kept_alive():
-                await events.send(shape.chunk(*await first))
+                await send(*await first)
                 async for choice, delta in deltas:
-                    if delta.text or delta.logprobs or delta.finish_reason:
-                        await events.send(shape.chunk(choice, delta))
-            if include_usage:
-                await events.send(shape.usage_chunk(_usage(record_of(request))))
+                    await send(choice, delta)
+            if body.include_usage:
+                await events.send(shape.usage_chunk(_usage(record)))
             await events.done()
         except ConnectionError:
             raise

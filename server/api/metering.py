@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from scheduler.engine.client import Delta
+from scheduler.request import FinishReason
 from server.http.record import RequestRecord
 from server.users.ledger import Ledger
 from server.users.limits import Admission
@@ -33,7 +34,7 @@ class Meter:
     def count(self, place: int, delta: Delta) -> None:
         """Count what a step did for the prompt at this place."""
         num_tokens = len(delta.token_ids)
-        if num_tokens == 0:
+        if num_tokens == 0 and delta.finish_reason is not FinishReason.LENGTH:  # of a prompt alone
             return
         if self._record.ttft is None:
             self._record.ttft = time.monotonic() - self._record.started

@@ -38,18 +38,31 @@ class Usage(msgspec.Struct, frozen=True):
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
+    """The first token of a prompt has none."""
     top_logprobs: list[msgspec.Raw]
     """The alternatives at each token: their texts and log-probabilities, as JSON."""
     text_offset: list[int]
     """Where each token begins in the text."""
 
 
-class CompletionChoice(msgspec.Struct, frozen=True):
+class PromptLogprob(msgspec.Struct, frozen=True):
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: int | str | None = None
+    """The stop token or the stop string that ended it."""
+    prompt_logprobs: list[msgspec.Raw] | UnsetType | None = UNSET
+    """Of each token of the prompt: by token a `PromptLogprob`, as JSON; of the first null."""
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(Answer, frozen=True, kw_only=True):
@@ -63,8 +76,8 @@ class Completion(Answer, frozen=True, kw_only=True):
 class TopLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
-    bytes: list[int] | None
-    """The token in UTF-8; null where it holds only a part of a character."""
+    bytes: list[int]
+    """What it adds to the text, in UTF-8: those of all tokens make the text. An end token adds nothing."""
 
 
 class ChatLogprob(TopLogprob, frozen=True):
@@ -83,16 +96,20 @@ class ChatMessage(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class ChatChoice(msgspec.Struct, frozen=True):
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(Answer, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: list[msgspec.Raw] | None = None
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
@@ -101,11 +118,13 @@ class ChatDelta(msgspec.Struct, frozen=True):
     content: str | UnsetType = UNSET
 
 
-class ChatChunkChoice(msgspec.Struct, frozen=True):
+class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Answer, frozen=True, kw_only=True):

@@ -7,14 +7,15 @@ pydantic reads, and words the errors of, is never much then. Only what is asked 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec import Raw
 from pydantic import BaseModel
 
 from scheduler.sampling_params import InvalidRequestError
-from server.api.requests import CONTENT, MAX_SEQUENCES, PROMPTS, ChatRequest, CompletionRequest, Message, TextPart
+from server.api.chat_request import CONTENT, ChatRequest, Message, TextPart
+from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
 
 MAX_FIELD_BYTES = 64 * 1024
 """Of every field but the prompt, the messages and what they say."""
@@ -54,25 +55,39 @@ def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
 def check_chat(body: bytes, *, longest: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
     prompt plus answer can have."""
-    messages = _fields(body, _CHAT, "", {"messages": _LIST}).get("messages")
+    messages = _fields(body, _CHAT, "", {"messages": _LIST, "tools": _LIST}).get("messages")
     if messages is None:
         return
     for place, message in enumerate(_items(messages, "messages", longest)):
         path = f"messages[{place}]"
-        content = _fields(message, _MESSAGE, path, {"content": _TEXT_OR_LIST}).get("content")
+        long = {"content": _TEXT_OR_LIST, "reasoning_content": _TEXT, "reasoning": _TEXT, "tool_calls": _LIST}
+        fields = _fields(message, _MESSAGE, path, long)
+        _check_rest(message, [fields[name] for name in long if name in fields], path)
+        content = fields.get("content")
         if content is None or _is_text(content):
             continue
         for part in _items(content, f"{path}.content", longest):
             try:
-                _fields(part, _PART, "", {"text": _TEXT})
+                if not _is_text(part):
+                    _check_rest(part, [_fields(part, _PART, "", {"text": _TEXT}).get("text", Raw())], path)
             except InvalidRequestError:
-                raise InvalidRequestError(f"{path}.content should be {CONTENT}", f"{path}.content") from None
+                raise InvalidRequestError(
+                    f"{path}.content should be {CONTENT}: this model reads text only", f"{path}.content"
+                ) from None
+
+
+def _check_rest(whole: Raw, long: Iterable[Raw], path: str) -> None:
+    """What is not looked at has a bound too."""
+    if len(whole) - sum(map(len, long)) > MAX_FIELD_BYTES:
+        raise InvalidRequestError(f"{path} is longer than {MAX_FIELD_BYTES // 1024} KiB besides its text", path)
 
 
 def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
-    """Finds the fields of a model's JSON object, and stops at the first that the model does not have."""
+    """Finds the fields of a model's JSON object, and stops at the first that the model does not have, where it
+    minds."""
     fields = [(name, Raw, Raw()) for name in model.model_fields]
-    return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=True))
+    is_strict = model.model_config.get("extra") == "forbid"
+    return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=is_strict))
 
 
 _COMPLETION, _CHAT = _decoder(CompletionRequest), _decoder(ChatRequest)

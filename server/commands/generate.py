@@ -65,7 +65,7 @@ async def _generate(config: EngineConfig, prompt: str, params: SamplingParams, *
     from scheduler.engine.client import AsyncEngine, EngineDeadError
 
     async with AsyncEngine(config) as engine:
-        if raw or not engine.tokenizer.has_chat_template:
+        if raw or not engine.tokenizer.chat_template.source:
             prompt_token_ids = engine.tokenizer.encode(prompt)
         else:
             prompt_token_ids = engine.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])

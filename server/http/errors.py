@@ -95,7 +95,7 @@ def _told(error: Exception, request: web.Request) -> ApiError:
                 rejection="deadline",
             )
         case InvalidRequestError():
-            return ApiError(400, str(error), param=error.param)
+            return ApiError(400, str(error), param=error.param, code=error.code)
         case ValidationError():
             problems = error.errors(include_url=False)[:MAX_PROBLEMS]
             message = "; ".join(sentence(problem, place(problem)) for problem in problems)

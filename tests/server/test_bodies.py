@@ -17,7 +17,9 @@ from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import TokenLogprobs
 from server.api import generation
 from server.api.chat import ChatShape
-from server.api.completions import CompletionShape
+from server.api.chat_request import ChatRequest, Message
+from server.api.completion_request import CompletionRequest
+from server.api.completions import CompletionShape, Prompt
 from server.api.responses import PromptTokensDetails, Usage
 from server.api.shape import MAX_FIELD_BYTES, check_chat, check_completion
 from server.http.json import encode
@@ -42,21 +44,24 @@ class Tokenizer:
         self.calls[what] += 1
         self.threads.add(current_thread() is main_thread())
 
-    def encode(self, text: str, *, longest: int) -> list[int]:
+    def encode(self, text: str, special: bool, *, longest: int) -> list[int]:
         self._called("encode")
         return [7] * len(text)
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int], **options: bool) -> str:
         self._called("decode")
         return "x" * len(tokens)
 
-    def apply_chat_template(self, messages: list[dict[str, str]], *, longest: int) -> list[int]:
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
         self._called("template")
         return [7] * len(messages)
 
     def token_text(self, token_id: int) -> str:
         self._called("token_text")
         return f"t{token_id}"
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return f"t{token_id}".encode()
 
 
 # Bounds ------------------------------------------------------------------------------------------------
@@ -78,7 +83,7 @@ class Tokenizer:
         (COMPLETIONS, {"prompt": "a", "metadata": MANY}, "metadata", "metadata is longer than 64 KiB"),
         (COMPLETIONS, {"prompt": "a", "stop": "b" * 257}, "stop", "at most 256 characters"),
         (CHAT, {"messages": [{"role": "user", "content": ""}] * (LONGEST + 1)}, "messages", "1025 items"),
-        (CHAT, {"messages": [{"role": "user", "content": "", **MANY}]}, "messages[0].x0", "is not known here"),
+        (CHAT, {"messages": [{"role": "user", "content": "", **MANY}]}, "messages[0]", "besides its text"),
         (CHAT, {"messages": [{"role": "user", "content": MANY}]}, "messages[0].content", "longer than 64 KiB"),
         (
             CHAT,
@@ -178,9 +183,9 @@ async def test_many_prompts_are_submitted_a_few_at_a_time() -> None:
 def test_logprobs_are_worded_as_they_come(shape: str) -> None:
     tokenizer: Any = Tokenizer()
     words: CompletionShape | ChatShape = (
-        CompletionShape("m", tokenizer, [""], False)
+        CompletionShape("m", tokenizer, CompletionRequest(prompt=["a"], logprobs=2), [Prompt([7], "")], 1)
         if shape == "completion"
-        else ChatShape("m", tokenizer, 1, False)
+        else ChatShape("m", tokenizer, ChatRequest(messages=[Message(role="user")], logprobs=True), [7])
     )
     for place in range(3):
         entry = TokenLogprobs(place, -0.5, [(place, -0.5), (9, -2.0)])

@@ -1,0 +1,178 @@
+"""The body of POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from server.api.fields import SAID, Body, Count, ShortText, described, only
+from server.api.requests import GenerationRequest
+
+CONTENT = "a string or a list of text parts"
+
+Json = dict[str, Any]
+
+
+def _only_text(part: Any) -> Any:
+    """What else a part can be has a sentence of its own."""
+    if isinstance(part, dict) and isinstance(kind := part.get("type"), str) and kind not in TEXT_PARTS:
+        raise PydanticCustomError(
+            SAID, "has a part of type {kind}: this model reads text only", {"kind": kind[:40]}
+        )
+    return part
+
+
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+
+
+class TextPart(Body):
+    """Of a message. Other keys are hints for other servers, like `cache_control`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    type: Literal["text", "input_text", "output_text", "refusal"]
+    text: str = ""
+    refusal: str = ""
+
+
+class FunctionCall(Body):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    name: ShortText
+    arguments: str | Json = {}
+
+    def parsed(self) -> Any:
+        """The arguments as templates expect them: an object, where they are one."""
+        if not isinstance(self.arguments, str):
+            return self.arguments
+        try:
+            return json.loads(self.arguments) if self.arguments.strip() else {}
+        except (json.JSONDecodeError, RecursionError):
+            return self.arguments
+
+
+class ToolCall(Body):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def for_template(self) -> Json:
+        function = {"name": self.function.name, "arguments": self.function.parsed()}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+class Message(Body):
+    """One turn of a conversation. An assistant's turn may be sent back just as it was received, and programs put
+    keys of their own into messages: what is not known is not looked at."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    role: ShortText
+    content: Annotated[str | list[Annotated[str | TextPart, BeforeValidator(_only_text)]], described(CONTENT)] = ""
+    name: str | None = None
+    reasoning: str = ""
+    reasoning_content: str = ""
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] = []
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part if isinstance(part, str) else part.text or part.refusal for part in self.content)
+
+    def for_template(self) -> Json:
+        """As chat templates know it: text in one piece, and roles by their older names."""
+        message: Json = {"role": ROLES.get(self.role, self.role), "content": self.text}
+        if reasoning := self.reasoning_content or self.reasoning:
+            message["reasoning_content"] = reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        for name in ("name", "tool_call_id"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
+        return message
+
+
+ROLES = {"developer": "system", "function": "tool"}
+
+
+class ChatRequest(GenerationRequest):
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    logprobs: bool = False
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For templates of models that think; `none` turns thinking off."""
+
+    # Beyond OpenAI's API, named as in other servers.
+    add_generation_prompt: bool = True
+    """The template begins the assistant's turn."""
+    chat_template: str | None = None
+    chat_template_kwargs: Json = {}
+    """More variables of the template."""
+    continue_final_message: bool = False
+    """The last message is not ended: the answer goes on with it."""
+    documents: list[Json] = []
+    echo: bool = False
+    """The answer begins with the message that it goes on with."""
+    include_reasoning: bool = True
+
+    # These change nothing in the answer.
+    parallel_tool_calls: bool = True
+    prediction: Json = {}
+    store: bool = False
+    tool_choice: Annotated[Any, only("none", "auto")] = "none"
+    verbosity: Literal["low", "medium", "high"] = "medium"
+
+    # Not implemented.
+    audio: Annotated[Any, only()] = None
+    function_call: Annotated[Any, only("none", "auto")] = "none"
+    functions: Annotated[Any, only([])] = []
+    modalities: Annotated[Any, only(["text"])] = ["text"]
+    moderation: Annotated[Any, only()] = None
+    response_format: Annotated[Any, only({"type": "text"})] = {"type": "text"}
+    tools: Annotated[Any, only([])] = []
+    web_search_options: Annotated[Any, only()] = None
+
+    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
+        """Raises `InvalidRequestError` for what the fields, each right by itself, do not make together."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError("top_logprobs needs logprobs: true", "top_logprobs")
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if self.max_tokens not in (None, max_tokens):
+            raise InvalidRequestError(
+                "max_tokens is the older name of max_completion_tokens: give one of them", "max_tokens"
+            )
+        wants_both = self.continue_final_message and self.add_generation_prompt
+        if wants_both and "add_generation_prompt" in self.model_fields_set:
+            raise InvalidRequestError(
+                "continue_final_message needs add_generation_prompt: false", "continue_final_message"
+            )
+        return self._sampling_params(
+            defaults,
+            max_tokens=max_tokens,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+    @property
+    def template_variables(self) -> Json:
+        """For the chat template, besides the messages."""
+        variables: Json = {}
+        if self.reasoning_effort is not None:
+            variables |= {
+                "reasoning_effort": self.reasoning_effort,
+                "enable_thinking": self.reasoning_effort != "none",
+                "thinking": self.reasoning_effort != "none",
+            }
+        if self.documents:
+            variables["documents"] = self.documents
+        return variables | self.chat_template_kwargs

@@ -1,0 +1,63 @@
+"""The body of POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from server.api.fields import Count, TokenIds, described
+from server.api.requests import GenerationRequest
+
+MAX_SEQUENCES = 2048
+"""Prompts times `n` in one request."""
+PROMPTS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
+
+
+def _one_in_list(prompt: Any) -> Any:
+    """A single prompt, text or tokens, becomes a list of one."""
+    single = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int))
+    return [prompt] if single else prompt
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: Annotated[
+        Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)],
+        BeforeValidator(_one_in_list),
+        described(PROMPTS),
+    ]
+    """One item for each prompt: its text or its tokens."""
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    """So many are sampled, and the `n` whose tokens are likeliest on average are the answer."""
+    echo: bool = False
+    """The answer begins with the prompt."""
+    logprobs: Count | None = None
+    max_tokens: Count = 16
+    suffix: str = ""
+    """What comes after the answer, for models that fill in the middle."""
+
+    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
+        """Raises `InvalidRequestError` for what the fields, each right by itself, do not make together."""
+        if not self.prompt:
+            raise InvalidRequestError("prompt is empty", "prompt")
+        best_of = self.n if self.best_of is None else self.best_of
+        if best_of < self.n:
+            raise InvalidRequestError(f"best_of ({best_of}) must not be less than n ({self.n})", "best_of")
+        if best_of > self.n and self.stream:
+            raise InvalidRequestError("best_of cannot be streamed: the best are known at the end", "best_of")
+        if len(self.prompt) * best_of > MAX_SEQUENCES:
+            raise InvalidRequestError(
+                f"{len(self.prompt)} prompts times n = {best_of} is more than {MAX_SEQUENCES}", "prompt"
+            )
+        if self.suffix and self.echo:
+            raise InvalidRequestError("echo is not possible with a suffix", "echo")
+        return self._sampling_params(
+            defaults,
+            max_tokens=self.max_tokens,
+            n=best_of,
+            # What is chosen by its logprobs needs them.
+            logprobs=0 if self.logprobs is None and best_of > self.n else self.logprobs,
+            prompt_logprobs=self.logprobs if self.echo and self.prompt_logprobs is None else None,
+        )

@@ -1,0 +1,75 @@
+"""What the fields of requests are made of: bounds, and sentences about what is wrong with them.
+
+Null means "not given", as in OpenAI's API. A parameter of somebody's API that Carousel does not implement is
+accepted where it asks for nothing and refused where it would change the answer: none is silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_STOPS = 16
+MAX_BAD_WORDS = 128
+MAX_STOP_CHARACTERS = 256
+"""Of one stop string, or of one bad word."""
+
+
+SAID = "said"
+"""The type of an error whose sentence is told as it is."""
+
+
+def described(expected: str) -> WrapValidator:
+    """One sentence about a union, in place of one for each of its members; unless a part of it has a sentence of
+    its own."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            own = [problem["msg"] for problem in error.errors(include_url=False) if problem["type"] == SAID]
+            if own:
+                raise PydanticCustomError(SAID, "{said}", {"said": own[0]}) from None
+            raise PydanticCustomError("union", "should be {expected}", {"expected": expected}) from None
+
+    return WrapValidator(validate)
+
+
+def only(*neutral: Any) -> AfterValidator:
+    """For a parameter that is not implemented: refuse every value that asks for something."""
+
+    def validate(value: Any) -> Any:
+        if value not in neutral:
+            raise PydanticCustomError("not_implemented", "is not implemented by Carousel")
+        return value
+
+    return AfterValidator(validate)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[Count], Field(fail_fast=True)]
+ShortText = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
+
+
+class Body(BaseModel):
+    """A JSON object of a request, without its nulls."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
