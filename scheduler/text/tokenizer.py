@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -95,6 +96,17 @@ class Tokenizer:
     def _is_silent(self, token_id: int) -> bool:
         """Whether `decode` leaves this token out, wherever it stands. (Twice: alone, a space may be left out.)"""
         return self.decode([token_id, token_id]) == ""
+
+    def definition(self) -> str:
+        """The tokenizer as JSON, in the form of Hugging Face's tokenizers. Raises `InvalidRequestError` for a
+        tokenizer of another kind, which has none."""
+        backend = copy.copy(getattr(self._tokenizer, "backend_tokenizer", None))
+        if backend is None:
+            raise InvalidRequestError("this model's tokenizer is of a kind that cannot be held to a grammar")
+        backend.no_padding()
+        backend.no_truncation()
+        text: str = backend.to_str()
+        return text
 
     def apply_chat_template(
         self,

@@ -1,0 +1,189 @@
+"""Whether a client's grammar can be compiled, found out where it can do no harm.
+
+There are grammars for which llguidance takes minutes, or overflows the stack and ends its process, and no look at
+a grammar tells them from the others. So each is compiled in a process of its own first, which the kernel ends
+when it takes too long, and walked a few tokens into. Those processes are forks of one that has the tokenizer and
+waits, which is started when the first grammar comes: `python -m scheduler.text.grammar_checker`, told on its
+stdin what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Collection
+
+import msgspec
+import numpy as np
+import psutil
+
+from scheduler.grammar_spec import GrammarSpec
+from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.grammar import GrammarCompiler, GrammarError, Matcher
+from scheduler.text.grammar_source import check_size
+
+MAX_SECONDS = 0.5
+"""Of the processor, for one grammar."""
+
+MAX_MEMORY = 1 << 30
+"""Bytes, beyond what the waiting process has."""
+
+STACK = 4 << 20
+"""Bytes: half of what a thread has, so that what passes here does not overflow there."""
+
+MAX_WAIT = 30.0
+"""Seconds for one grammar, on a machine that has much else to do."""
+
+WALK = 48
+"""Tokens of a random text that a grammar is tried on."""
+
+REMEMBERED = 1024
+
+TOO_MUCH_WORK = f"the grammar takes more than {MAX_SECONDS} s to compile, or too much memory: make it smaller"
+NOT_CHECKED = "the grammar could not be checked"
+
+
+class _Tokenizer(msgspec.Struct):
+    definition: str
+    end_token_ids: list[int]
+
+
+class _Verdict(msgspec.Struct):
+    complaint: str | None
+
+
+class GrammarChecker:
+    """Tells which grammars can be served. Its methods may be called from any thread, and take time: not from an
+    event loop. `tokenizer`, `end_token_ids`: as for `GrammarCompiler`."""
+
+    def __init__(self, tokenizer: str, end_token_ids: Collection[int]) -> None:
+        self._launch = _Tokenizer(tokenizer, sorted(end_token_ids))
+        self._complaints: dict[GrammarSpec, str | None] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def check(self, spec: GrammarSpec, param: str | None = None) -> None:
+        """Raise `InvalidRequestError`, which names `param`, for a grammar that is none, that cannot be satisfied,
+        or that takes too much work. One that is known already takes no time; others wait for each other."""
+        try:
+            check_size(spec)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error), param) from error
+        if spec not in self._complaints:
+            with self._lock:
+                if spec not in self._complaints:  # nobody who waited for the process has asked this
+                    self._remember(spec, self._ask(spec))
+        if (complaint := self._complaints.get(spec)) is not None:
+            raise InvalidRequestError(complaint, param)
+
+    def close(self) -> None:
+        """End the process. It starts again if it is needed."""
+        with self._lock:
+            self._stop()
+
+    def _remember(self, spec: GrammarSpec, complaint: str | None) -> None:
+        if len(self._complaints) == REMEMBERED:
+            del self._complaints[next(iter(self._complaints))]
+        self._complaints[spec] = complaint
+
+    def _ask(self, spec: GrammarSpec) -> str | None:
+        process = self._started()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(msgspec.json.encode(spec) + b"\n")
+            process.stdin.flush()
+            if select.select([process.stdout], [], [], MAX_WAIT)[0]:
+                return msgspec.json.decode(process.stdout.readline(), type=_Verdict).complaint
+        except (OSError, msgspec.DecodeError):  # it was ended from outside
+            pass
+        self._stop()
+        return NOT_CHECKED
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "scheduler.text.grammar_checker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert self._process.stdin is not None
+            self._process.stdin.write(msgspec.json.encode(self._launch) + b"\n")
+        return self._process
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            with contextlib.suppress(OSError):
+                self._process.communicate()
+            self._process = None
+
+
+def main() -> None:
+    """Wait for grammars, one a line, and answer each with a verdict."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    os.nice(10)  # the answers that are being computed are more urgent
+    launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Tokenizer)
+    compiler = GrammarCompiler(launch.definition, launch.end_token_ids)
+    for line in sys.stdin.buffer:
+        pid = os.fork()
+        if pid == 0:
+            _judge(compiler, msgspec.json.decode(line, type=GrammarSpec))
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            _answer(TOO_MUCH_WORK)
+        elif status != 0:
+            _answer(NOT_CHECKED)
+
+
+def _judge(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
+    """Compile a grammar, answer, and leave."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MAX_MEMORY,) * 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what a library says when it dies
+    status = 1
+    try:
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+        complaint = _complaint(compiler, spec)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _answer(complaint)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _complaint(compiler: GrammarCompiler, spec: GrammarSpec) -> str | None:
+    try:
+        _walk(compiler.matcher(spec))
+    except (InvalidRequestError, GrammarError) as error:
+        return str(error)
+    return None
+
+
+def _walk(matcher: Matcher) -> None:
+    """Read a random text, and forget it. Raises `GrammarError` if the grammar leads nowhere, or is one that cannot
+    forget."""
+    rng = random.Random(0)
+    mask = np.zeros(matcher.num_words, np.uint32)
+    num_tokens = 0
+    while num_tokens < WALK and not matcher.is_finished:
+        matcher.fill(mask)
+        matcher.advance([int(rng.choice(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))))])
+        num_tokens += 1
+    matcher.rollback(num_tokens)
+
+
+def _answer(complaint: str | None) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(_Verdict(complaint)) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

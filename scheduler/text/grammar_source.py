@@ -1,0 +1,117 @@
+"""From a client's grammar to llguidance's form of it, within bounds that hold before anything is compiled."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.sampling_params import InvalidRequestError
+
+MAX_SOURCE = 256 * 1024
+"""Characters of a grammar. Of the schemas of JSONSchemaBench 0.2 % are longer."""
+
+MAX_REGEX = 16 * 1024
+"""Characters of a regular expression."""
+
+MAX_DEPTH = 64
+"""Levels of a JSON schema within each other."""
+
+WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,40}"
+"""What may stand between the parts of a JSON text, once: enough to indent, too little to go on forever."""
+
+
+def compilable(spec: GrammarSpec) -> str:
+    """What llguidance compiles. Raises `InvalidRequestError` for a text that is too large, or no such grammar."""
+    check_size(spec)
+    match spec.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return json_grammar(_loaded(spec.text, "the JSON schema"), strict=spec.strict)
+        case GrammarKind.JSON_OBJECT:
+            return json_grammar({"type": "object"})
+        case GrammarKind.REGEX:
+            return LLMatcher.grammar_from_regex(spec.text)
+        case GrammarKind.CHOICE:
+            return LLMatcher.grammar_from_regex("|".join(map(_literal, _choices(spec.text))))
+        case GrammarKind.LARK:
+            return _lark(spec.text)
+
+
+def check_size(spec: GrammarSpec) -> None:
+    """Raise `InvalidRequestError` for a text that is too large to look at."""
+    longest = MAX_REGEX if spec.kind is GrammarKind.REGEX else MAX_SOURCE
+    if len(spec.text) > longest:
+        raise InvalidRequestError(f"the grammar has {len(spec.text)} characters, more than {longest}")
+
+
+def json_grammar(schema: Any, *, strict: bool = True) -> str:
+    """For the JSON texts that a schema accepts. Raises `InvalidRequestError` for what is no schema."""
+    text = json.dumps(with_options(schema, strict=strict))
+    try:
+        return LLMatcher.grammar_from_json_schema(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"the JSON schema cannot be read: {error}") from error
+
+
+def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
+    """A schema that says how its JSON is written, for llguidance, as it stands after `%json` in a Lark grammar
+    too. Raises `InvalidRequestError` for what is no schema, or one of too many levels."""
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise InvalidRequestError("a JSON schema is an object")
+    if _depth(schema) > MAX_DEPTH:
+        raise InvalidRequestError(f"the JSON schema has more than {MAX_DEPTH} levels")
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not strict}}
+
+
+def _loaded(text: str, what: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{what} cannot be read: {error}") from error
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays within each other, counted no further than one too many."""
+    depth, level = 0, [value]
+    while depth <= MAX_DEPTH:
+        level = [
+            item
+            for parent in level
+            if isinstance(parent, dict | list)
+            for item in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            break
+        depth += 1
+    return depth
+
+
+def _choices(text: str) -> list[str]:
+    choices = _loaded(text, "the list of choices")
+    if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
+        raise InvalidRequestError("the choices are a list of non-empty strings")
+    return choices
+
+
+def _literal(text: str) -> str:
+    """A regular expression for this text."""
+    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _lark(text: str) -> str:
+    if text.lstrip().startswith("{"):  # which llguidance would read as a grammar of its own in JSON
+        raise InvalidRequestError("the grammar is neither in Lark's notation nor in GBNF")
+    if "::=" not in text:
+        return text
+    try:
+        return gbnf_to_lark(text)
+    except Exception as error:  # a converter that knows no error of its own
+        raise InvalidRequestError(f"the GBNF grammar cannot be read: {error}") from error
