@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
+from scheduler.execution.steering import LogitsProcessor
 from scheduler.models.model_source import resolve_model
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
@@ -61,21 +63,26 @@ class LLM:
         self.tokenizer = Tokenizer(path)
         self.engine = EngineCore(self.config, path)
         self._num_requests = 0
+        self._is_taught = False
 
     def generate(
         self,
         prompts: Sequence[str | list[int]],
         params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (it is frozen)
         *,
+        logits_processors: Sequence[LogitsProcessor] = (),
         progress: bool = True,
     ) -> list[Result]:
         """Complete every prompt (text, or token ids), all in one running batch; results are in the prompts' order.
 
-        Raises `InvalidRequestError`, before anything is computed, if one of them cannot be served. Ctrl-C
-        aborts what is unfinished and leaves the engine usable.
+        `logits_processors` change the logits of every prompt, one after the other: each is given the tokens so far
+        and the logits of the next one. Raises `InvalidRequestError`, before anything is computed, if a prompt
+        cannot be served. Ctrl-C aborts what is unfinished and leaves the engine usable.
         """
         if isinstance(params, SamplingParams):
             params = [params] * len(prompts)
+        if logits_processors:
+            params = [msgspec.structs.replace(wish, has_processors=True) for wish in params]
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} SamplingParams")
         requests = [self._request(prompt, wish) for prompt, wish in zip(prompts, params, strict=True)]
@@ -85,6 +92,11 @@ class LLM:
             for request in requests
         }
         for request in requests:
+            if logits_processors:
+                self.engine.executor.steerings.processors[request.request_id] = list(logits_processors)
+            if request.params.grammar is not None and not self._is_taught:
+                self.engine.learn_tokenizer(self.tokenizer.definition())
+                self._is_taught = True
             self.engine.add(request)
         with tqdm(total=len(prompts), desc="generating", unit="prompt", disable=not progress) as bar:
             try:

@@ -37,6 +37,13 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Finish the current step, then leave."""
 
 
+class LearnTokenizer(msgspec.Struct, frozen=True, tag=True):
+    """Sent before the first request that has a grammar."""
+
+    definition: str
+    """As `Tokenizer.definition` has it."""
+
+
 class Watch(msgspec.Struct, frozen=True, tag=True):
     """Send a `Snapshot` along at most this often; None: no more of them."""
 
@@ -53,7 +60,7 @@ class RecordTrace(msgspec.Struct, frozen=True, tag=True):
     """0: forget the recording of this number, nobody waits for it any more."""
 
 
-ToEngine = AddRequest | AbortRequest | Watch | RecordTrace | Shutdown
+ToEngine = AddRequest | AbortRequest | LearnTokenizer | Watch | RecordTrace | Shutdown
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -155,6 +162,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     """That of the native kernels, as processor.py names it; empty where they are not used."""
     num_seats: int = 0
     """How many sequences at most share a step."""
+    eos_token_ids: list[int] = []
+    """The tokens that end an answer."""
     sampling_defaults: dict[str, float] = {}
     """What the model's generation config says of how to choose tokens, for requests that do not."""
 

@@ -6,6 +6,8 @@ import math
 
 import msgspec
 
+from scheduler.grammar_spec import GrammarSpec
+
 
 class InvalidRequestError(ValueError):
     """The request cannot be served as it is; the message tells the client what to change.
@@ -79,6 +81,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: frozenset[int] = frozenset()
     """If there are any, no other token can be chosen."""
 
+    grammar: GrammarSpec | None = None
+    """What the answer's text has to look like."""
+    has_processors: bool = False
+    """Functions in Python change its logits too (`LLM` only)."""
+
     include_stop_str_in_output: bool = False
     """The stop string that ended the answer is part of its text."""
     skip_special_tokens: bool = True
@@ -112,6 +119,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidRequestError(f"{param} can be {MAX_ITEMS} at most", param)
         if not all(-100.0 <= bias <= 100.0 for bias in self.logit_bias.values()):
             raise InvalidRequestError("the values of logit_bias must be between -100 and 100", "logit_bias")
+        if self.grammar is not None and self.allowed_token_ids:
+            raise InvalidRequestError("allowed_token_ids may leave nothing of a grammar", "allowed_token_ids")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
@@ -129,5 +138,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def is_steered(self) -> bool:
         """Whether anything is done to the model's logits before a token is chosen."""
         return bool(
-            self.is_penalized or self.logit_bias or self.bad_words or self.allowed_token_ids or self.min_tokens
+            self.is_penalized
+            or self.logit_bias
+            or self.bad_words
+            or self.allowed_token_ids
+            or self.min_tokens
+            or self.grammar is not None
+            or self.has_processors
         )

@@ -14,6 +14,7 @@ from scheduler.messages import StepStats
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.generation import check_model
+from server.api.grammars import grammars_lifetime
 from server.api.responses import Health, Model, ModelList
 from server.api.trace import record_trace
 from server.api.usage import get_usage
@@ -60,7 +61,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
     app[WORKER] = new_worker()
-    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime])
+    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])
     app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
     app.router.add_post("/v1/completions", create_completion)

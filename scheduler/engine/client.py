@@ -28,6 +28,7 @@ from scheduler.messages import (
     EngineState,
     FromEngine,
     Launch,
+    LearnTokenizer,
     Recorded,
     RecordTrace,
     SeatView,
@@ -109,6 +110,7 @@ class AsyncEngine:
         """The batch and the blocks as last seen, while `watch` is on."""
         self._recordings: dict[int, asyncio.Future[bytes]] = {}
         self._clients: dict[str, _Client] = {}
+        self._teaching: asyncio.Task[None] | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._num_requests = 0
         self._num_recordings = 0
@@ -243,6 +245,9 @@ class AsyncEngine:
         self.metrics.record_request(request.user)
         self._clients[request.request_id] = client
         try:
+            if params.grammar is not None:  # only then does the engine have to know what its tokens say
+                self._teaching = self._teaching or asyncio.create_task(self._teach_tokenizer())
+                await asyncio.shield(self._teaching)
             await self._send(AddRequest(request))
             while not client.stream.finished or not client.queue.empty():
                 item = await client.queue.get()
@@ -256,6 +261,10 @@ class AsyncEngine:
             self.metrics.record_departure(request.user, was_running=bool(client.last_token_at))
             if not client.stream.finished and self.error is None:
                 await self._send(AbortRequest(request.request_id))
+
+    async def _teach_tokenizer(self) -> None:
+        definition = await asyncio.to_thread(self.tokenizer.definition)
+        await self._send(LearnTokenizer(definition))
 
     async def watch(self, interval: float | None) -> None:
         """Keep `seats` and `block_map` up to date, every `interval` seconds at most; None: no more."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from scheduler.config import EngineConfig
+from scheduler.engine.compiling import Compiling
 from scheduler.engine.free_cores import FreeCores
 from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 MAP_CELLS = 1024
 """Cells of a snapshot's picture of the block pool, at most."""
 
+
+COMPILING_SECONDS = 0.02
+"""How long an idle engine waits for a grammar before it looks for messages again."""
 
 NO_TOKEN = "no token can be chosen: the model's logits are not numbers, or the request forbids all of them"
 
@@ -79,6 +83,7 @@ class EngineCore:
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
         self.executor = runner_of(loaded, self.scheduler.num_seats)
+        self._compiling = Compiling(loaded.eos_token_ids)
         self.observers: list[StepObserver] = []
         """Told of every step, once it is over."""
         if config.threads is None and loaded.cache.backend.name == "native":
@@ -88,7 +93,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or len(self._compiling) > 0
 
     @property
     def state(self) -> EngineState:
@@ -100,19 +105,40 @@ class EngineCore:
             fairness_gap=self._policy.gap,
         )
 
+    def learn_tokenizer(self, definition: str) -> None:
+        """As `Tokenizer.definition` has it: needed before the first request that has a grammar."""
+        self._compiling.learn(definition)
+
     def add(self, request: Request) -> list[SequenceOutput]:
         """Queue a request. If it can never be served, or not in time, the outputs say so; otherwise there are none
-        yet."""
+        yet. One that has a grammar is queued when that is compiled."""
+        if request.params.grammar is None:
+            return self._queue(request)
+        try:
+            self._compiling.begin(request)
+        except InvalidRequestError as error:
+            return _refused(request, FinishReason.ERROR, str(error))
+        return []
+
+    def _take_compiled(self) -> list[SequenceOutput]:
+        """Queue the requests whose grammars are ready; with nothing else to do, wait for one."""
+        outputs = []
+        for request, grammar, error in self._compiling.take(0.0 if self.scheduler.has_work else COMPILING_SECONDS):
+            if grammar is None:
+                outputs += _refused(request, FinishReason.ERROR, error or "")
+            else:
+                self.executor.steerings.grammars[request.request_id] = grammar
+                outputs += self._queue(request)
+        return outputs
+
+    def _queue(self, request: Request) -> list[SequenceOutput]:
         try:
             if request.deadline is not None:
                 self._check_deadline(request, request.deadline - time.monotonic())
             self.scheduler.add(request)
         except (InvalidRequestError, DeadlineError) as error:
             reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
-            return [
-                SequenceOutput(request.request_id, index, [], finish_reason=reason, error=str(error))
-                for index in range(request.params.n)
-            ]
+            return _refused(request, reason, str(error))
         return []
 
     def _check_deadline(self, request: Request, seconds_left: float) -> None:
@@ -134,10 +160,23 @@ class EngineCore:
         self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT
     ) -> list[SequenceOutput]:
         """End a request, or one of its sequences, at once; unknown ids are ignored."""
-        return [_output(sequence) for sequence in self.scheduler.abort(request_id, index, reason)]
+        compiling = self._compiling.drop(request_id)
+        if compiling is not None:
+            return _refused(compiling, reason, None)
+        ended = self.scheduler.abort(request_id, index, reason)
+        self._forget(ended)
+        return [_output(sequence) for sequence in ended]
+
+    def _forget(self, ended: Iterable[Sequence]) -> None:
+        """What is kept for requests of which no sequence is left."""
+        for sequence in ended:
+            request_id = sequence.request.request_id
+            if request_id not in self.scheduler.live_requests:
+                self.executor.steerings.forget(request_id)
 
     def step(self) -> StepOutputs:
         """Run one step: every running sequence moves on, and those that end leave."""
+        late = self._take_compiled()
         clock = Stopwatch()
         expired = self.scheduler.expire(time.monotonic())
         plan = self.scheduler.schedule()
@@ -153,7 +192,7 @@ class EngineCore:
         for gain in gains:
             if gain.tokens and gain.sequence.first_token_time is None:
                 gain.sequence.first_token_time = now
-        outputs = [_output(sequence) for sequence in expired] + failed
+        outputs = late + [_output(sequence) for sequence in expired] + failed
         outputs += [
             _output(gain.sequence, gain.tokens, gain.scored)
             for gain in gains
@@ -176,6 +215,7 @@ class EngineCore:
             phases=phases,
             users=self._received(plan, clock.total),
         )
+        self._forget(ended)
         for observer in self.observers:
             observer.step(plan, clock.started, step, ended)
         return StepOutputs(outputs, self.state, step)
@@ -260,7 +300,16 @@ class EngineCore:
 
     def _fail(self, chunk: Chunk, message: str) -> SequenceOutput:
         self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
+        self._forget([chunk.sequence])
         return _output(chunk.sequence, error=message)
+
+
+def _refused(request: Request, reason: FinishReason, error: str | None) -> list[SequenceOutput]:
+    """A request that was never queued."""
+    return [
+        SequenceOutput(request.request_id, index, [], finish_reason=reason, error=error)
+        for index in range(request.params.n)
+    ]
 
 
 def _output(

@@ -29,6 +29,7 @@ from scheduler.messages import (
     EngineFailed,
     FromEngine,
     Launch,
+    LearnTokenizer,
     Recorded,
     RecordTrace,
     SequenceOutput,
@@ -133,6 +134,8 @@ class EngineLoop:
                 self._intake += self._core.add(request)
             case AbortRequest(request_id, index, reason):
                 self._intake += self._core.abort(request_id, index, reason)
+            case LearnTokenizer(definition):
+                self._core.learn_tokenizer(definition)
             case Watch(interval):
                 self._watch_interval = interval
             case RecordTrace(number, 0):

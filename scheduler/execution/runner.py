@@ -13,7 +13,7 @@ from scheduler.attention import PackedBatch
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import SamplingRow, logprobs, sample
-from scheduler.execution.steering import Steered, Steerings
+from scheduler.execution.steering import SteeredStep, Steerings
 from scheduler.execution.step_model import StepModel
 from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
 
@@ -25,7 +25,7 @@ class Launched(NamedTuple):
     logits: torch.Tensor
     """[rows whose logits are wanted, vocabulary]: of each chunk those that its targets follow, then those of which
     tokens are sampled."""
-    steered: Steered | None
+    steered: SteeredStep | None
     """What is done to those of which tokens are sampled."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from scheduler.execution.logits import LogitScans, TorchScans, Truncation
-from scheduler.execution.steering import Steered
+from scheduler.execution.steering import SteeredStep
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import SampledToken, TokenLogprobs
 
@@ -36,7 +36,7 @@ def sample(
     logits: torch.Tensor,
     rows: Sequence[SamplingRow],
     scans: LogitScans = TorchScans(),  # noqa: B008 (it has no state)
-    steered: Steered | None = None,
+    steered: SteeredStep | None = None,
 ) -> list[SampledToken | None]:
     """Choose one token for each row of `logits`, [len(rows), vocabulary] in any float type, steered first and in
     place. None for a row whose logits are not numbers, or where all are minus infinity."""
@@ -45,7 +45,9 @@ def sample(
     raw = _rows_of(logits, reported)
     if steered is not None:
         raw = raw.clone() if raw is logits else raw
-        scans.steer(logits, steered)
+        scans.steer(logits, steered.rows)
+        for row, processor, tokens_so_far in steered.processed:
+            logits[row] = processor(tokens_so_far, logits[row])
     best, tokens = scans.best(logits)
     random = [i for i, row in enumerate(rows) if not row.params.is_greedy]
     if random:

@@ -7,11 +7,12 @@ after a preemption. The changes of a whole batch are applied in one pass over th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkInput
@@ -28,9 +29,9 @@ class Matcher(Protocol):
     def fill(self, mask: Mask) -> None:
         """Set the bits of the tokens that may follow, and no others."""
 
-    def advance(self, token_ids: Sequence[int]) -> int:
-        """Take tokens of the answer, and return how many of them the grammar allows: the first that it does not,
-        and what follows, is not taken."""
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take tokens of the answer. Raises ValueError if one of them may not come where it does, and takes none
+        then."""
 
     def rollback(self, count: int) -> None:
         """Take back the last tokens."""
@@ -38,6 +39,10 @@ class Matcher(Protocol):
     @property
     def is_finished(self) -> bool:
         """Whether nothing but the end may follow."""
+
+
+LogitsProcessor = Callable[[list[int], Tensor], Tensor]
+"""From the tokens of prompt and answer so far, and the logits of the next one, [vocabulary], to new logits."""
 
 
 class Change(NamedTuple):
@@ -52,6 +57,8 @@ class Change(NamedTuple):
     biased: TokenArray
     biases: Numbers
     mask: Mask | None
+    tokens: list[int] | None
+    """Prompt and answer so far, where functions look at them."""
 
 
 class Counts:
@@ -107,6 +114,7 @@ class Steering:
         self._num_known = 0
         self._vocab_size = vocab_size
         self._matcher = matcher
+        self._prompt: list[int] | None = [] if params.has_processors else None
         self._answer: list[int] = []
         self._counts = Counts() if params.is_penalized else None
         self._penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
@@ -122,6 +130,8 @@ class Steering:
         new = tokens[max(0, self._num_known - start) :]
         num_of_prompt = max(0, min(len(new), self._num_prompt_tokens - self._num_known))
         self._num_known += len(new)
+        if self._prompt is not None:
+            self._prompt += new[:num_of_prompt]
         if self._counts is not None and self._params.repetition_penalty != 1:
             for token in set(new[:num_of_prompt]):
                 self._counts.note(token)
@@ -147,7 +157,13 @@ class Steering:
         """Whether it is new to the counts, and whether the grammar took it."""
         self._answer.append(token)
         is_new = self._counts is not None and self._counts.add(token)
-        return is_new, self._matcher is not None and self._matcher.advance([token]) == 1
+        if self._matcher is None:
+            return is_new, False
+        try:
+            self._matcher.advance([token])
+        except ValueError:  # a guess that is wrong: what is said of the rows after it does not matter
+            return is_new, False
+        return is_new, True
 
     def _change(self) -> Change:
         seen, times = self._counts.arrays if self._counts is not None else NOTHING
@@ -165,7 +181,8 @@ class Steering:
             biases |= dict.fromkeys(self._ends, -np.inf)
         biased = np.fromiter(biases.keys(), dtype=np.int64, count=len(biases))
         values = np.fromiter(biases.values(), dtype=np.float32, count=len(biases))
-        return Change(self._penalties, seen, times, biased, values, mask)
+        tokens = None if self._prompt is None else [*self._prompt, *self._answer]
+        return Change(self._penalties, seen, times, biased, values, mask, tokens)
 
 
 NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
@@ -225,19 +242,49 @@ def _starts(entries: Iterable[TokenArray]) -> TokenArray:
     return np.cumsum([0, *(len(each) for each in entries)], dtype=np.int64)
 
 
+class Processed(NamedTuple):
+    """A row that a function changes, after everything else."""
+
+    row: int
+    processor: LogitsProcessor
+    tokens: list[int]
+
+
+class SteeredStep(NamedTuple):
+    """What is done to the logits of one step."""
+
+    rows: Steered
+    processed: list[Processed]
+
+
+class Grammar(Protocol):
+    """See text/grammar.py."""
+
+    def matcher(self) -> Matcher:
+        """The beginning of an answer."""
+
+
 class Steerings:
     """Those of all seats. A seat's is made anew when its chunk brings what came before."""
+
+    grammars: dict[str, Grammar]
+    """By request."""
+    processors: dict[str, list[LogitsProcessor]]
+    """By request."""
 
     def __init__(self, vocab_size: int, end_tokens: Iterable[int]) -> None:
         self._vocab_size = vocab_size
         self._end_tokens = frozenset(end_tokens)
         self._of_seats: dict[int, Steering] = {}
+        self.grammars = {}
+        self.processors = {}
 
-    def steer(self, chunks: Sequence[ChunkInput]) -> Steered | None:
+    def steer(self, chunks: Sequence[ChunkInput]) -> SteeredStep | None:
         """Take in the chunks' tokens, and say what is to be done to the rows of which tokens are sampled, counted
         through all chunks."""
         rows: list[int] = []
         changes: list[Change] = []
+        processed: list[Processed] = []
         first = 0
         for chunk in chunks:
             if chunk.params.is_steered:
@@ -247,8 +294,20 @@ class Steerings:
                 if chunk.samples:
                     rows += range(first, first + chunk.num_sampled)
                     changes += steering.changes(chunk.token_ids[known:])
+                    for processor in self.processors.get(chunk.request_id, ()):
+                        processed += [
+                            Processed(row, processor, change.tokens or [])
+                            for row, change in zip(
+                                rows[-chunk.num_sampled :], changes[-chunk.num_sampled :], strict=True
+                            )
+                        ]
             first += chunk.num_sampled
-        return Steered.of(rows, changes) if rows else None
+        return SteeredStep(Steered.of(rows, changes), processed) if rows else None
+
+    def forget(self, request_id: str) -> None:
+        """It has ended."""
+        self.grammars.pop(request_id, None)
+        self.processors.pop(request_id, None)
 
     def _steering(self, chunk: ChunkInput) -> Steering:
         if chunk.before is not None:
@@ -257,7 +316,7 @@ class Steerings:
                 chunk.num_prompt_tokens,
                 vocab_size=self._vocab_size,
                 end_tokens=self._end_tokens,
-                matcher=None,
+                matcher=None if chunk.params.grammar is None else self.grammars[chunk.request_id].matcher(),
             )
             steering.extend(0, chunk.before)
             self._of_seats[chunk.seat] = steering

@@ -91,6 +91,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         products=_name(dtype) if source.obstacle or mode in PLAIN_MODES.values() else mode,
         weights_bytes=packed.nbytes,
         instruction_set="" if source.obstacle else instruction_set(),
+        eos_token_ids=sorted(model_config.eos_token_ids),
         sampling_defaults=model_config.sampling_defaults if config.generation_config == "auto" else {},
     )
     _announce(info, packed.bits)

@@ -49,31 +49,36 @@ class GrammarCompiler:
     def __init__(self, tokenizer: str, end_token_ids: Collection[int]) -> None:
         self._tokenizer = LLTokenizer(tokenizer, eos_token=sorted(end_token_ids) or None)
         self._end_token_ids = frozenset(end_token_ids)
-        self._compiled: OrderedDict[GrammarSpec, _Grammar] = OrderedDict()
+        self._compiled: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, spec: GrammarSpec) -> Matcher:
-        """The beginning of an answer. Takes milliseconds for a grammar that was not compiled before, and more for
-        a large one. Raises `InvalidRequestError` for a grammar that cannot be compiled."""
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """Takes milliseconds for a grammar that was not compiled before, and more for a large one. Raises
+        `InvalidRequestError` for a grammar that cannot be compiled."""
         with self._lock:
             grammar = self._compiled.get(spec)
             if grammar is None:
-                grammar = self._compiled[spec] = _Grammar(self._tokenizer, compilable(spec))
+                grammar = self._compiled[spec] = Grammar(self._tokenizer, compilable(spec), self._end_token_ids)
                 if len(self._compiled) > CACHED_GRAMMARS:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(spec)
-        return Matcher(grammar, self._end_token_ids)
+        return grammar
 
 
-class _Grammar:
+class Grammar:
     """A compiled grammar. Its lexer grows with what has been read, is shared by those who read, and is full at
     some point: then somebody needs a new one."""
 
-    def __init__(self, tokenizer: LLTokenizer, source: str) -> None:
+    def __init__(self, tokenizer: LLTokenizer, source: str, end_token_ids: frozenset[int]) -> None:
         self.vocab_size = tokenizer.vocab_size
+        self.end_token_ids = end_token_ids
         self._tokenizer = tokenizer
         self._source = source
         self._beginning = self._compile()
+
+    def matcher(self) -> Matcher:
+        """The beginning of an answer."""
+        return Matcher(self)
 
     def begin(self) -> LLMatcher:
         return self._beginning.deep_copy()
@@ -93,10 +98,10 @@ class _Grammar:
 class Matcher:
     """One answer's place in its grammar. One thread at a time may use it."""
 
-    def __init__(self, grammar: _Grammar, end_token_ids: frozenset[int]) -> None:
+    def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
         self._matcher = grammar.begin()
-        self._end_token_ids = end_token_ids
+        self._end_token_ids = grammar.end_token_ids
         self._token_ids: list[int] = []
         """What was read, without the end token."""
         self._num_ends = 0

@@ -161,7 +161,7 @@ def _judge(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
 
 def _complaint(compiler: GrammarCompiler, spec: GrammarSpec) -> str | None:
     try:
-        _walk(compiler.matcher(spec))
+        _walk(compiler.compile(spec).matcher())
     except (InvalidRequestError, GrammarError) as error:
         return str(error)
     return None

@@ -139,7 +139,6 @@ class ChatRequest(GenerationRequest):
     functions: Annotated[Any, only([])] = []
     modalities: Annotated[Any, only(["text"])] = ["text"]
     moderation: Annotated[Any, only()] = None
-    response_format: Annotated[Any, only({"type": "text"})] = {"type": "text"}
     tools: Annotated[Any, only([])] = []
     web_search_options: Annotated[Any, only()] = None
 

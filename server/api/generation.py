@@ -19,6 +19,7 @@ from scheduler.engine.stream import Ownership
 from scheduler.messages import EngineInfo
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from server.api.grammars import GRAMMARS
 from server.api.metering import Meter
 from server.api.requests import GenerationRequest
 from server.api.responses import PromptTokensDetails, Usage
@@ -122,6 +123,8 @@ async def _answer(
     with app[LIMITS].admit(user) as request[ADMISSION]:
         asked = await work(app, len(body), partial(understand, app, body))
         del body
+        if (form := asked.body.form()) is not None:
+            await app[GRAMMARS].check(form)
         _check_size(asked, longest_sequence(app[ENGINE].info))
         record = record_of(request)
         record.response_id = asked.shape.id

@@ -19,6 +19,7 @@ from server.api.fields import (
     described,
     only,
 )
+from server.api.structured import StructuredFields
 
 
 def _token_keys(biases: Any) -> Any:
@@ -36,7 +37,7 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[bool, only(False)] = False
 
 
-class GenerationRequest(Body):
+class GenerationRequest(StructuredFields):
     """What the endpoints share."""
 
     model: str | None = None
@@ -126,6 +127,7 @@ class GenerationRequest(Body):
             name: getattr(self, name) if name in self.model_fields_set else defaults.get(name, getattr(self, name))
             for name in MODEL_DEFAULTS
         }
+        form = self.form()
         chosen["top_k"] = max(0, int(chosen["top_k"]))  # -1 turns it off in other servers
         return SamplingParams(
             max_tokens=max_tokens,
@@ -142,6 +144,7 @@ class GenerationRequest(Body):
             logit_bias=self.logit_bias,
             bad_words=tuple(self.bad_words),
             allowed_token_ids=frozenset(self.allowed_token_ids),
+            grammar=form and form.grammar,
             include_stop_str_in_output=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
             spaces_between_special_tokens=self.spaces_between_special_tokens,

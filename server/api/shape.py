@@ -23,6 +23,10 @@ MAX_FIELD_BYTES = 64 * 1024
 _TEXT, _LIST, _TEXT_OR_LIST = b'"', b"[", b'"['
 """What the JSON begins with that may be long."""
 
+_OBJECT = b"{"
+_FORMS = {"response_format": _OBJECT, "structured_outputs": _OBJECT, "guided_json": b'{"', "guided_grammar": _TEXT}
+"""Grammars have a bound of their own."""
+
 _UNKNOWN = re.compile(r"unknown field `(.*?)`(?: - at `\$.*`)?$", re.DOTALL)
 _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 
@@ -30,7 +34,7 @@ _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
     prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
-    prompt = _fields(body, _COMPLETION, "", {"prompt": _TEXT_OR_LIST}).get("prompt")
+    prompt = _fields(body, _COMPLETION, "", {"prompt": _TEXT_OR_LIST, **_FORMS}).get("prompt")
     if prompt is None or (first := _FIRST_ITEM.match(prompt)) is None:
         return
     num_commas = bytes(prompt).count(b",")
@@ -55,7 +59,7 @@ def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
 def check_chat(body: bytes, *, longest: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
     prompt plus answer can have."""
-    messages = _fields(body, _CHAT, "", {"messages": _LIST, "tools": _LIST}).get("messages")
+    messages = _fields(body, _CHAT, "", {"messages": _LIST, "tools": _LIST, **_FORMS}).get("messages")
     if messages is None:
         return
     for place, message in enumerate(_items(messages, "messages", longest)):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
+from msgspec.structs import replace
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from scheduler import LLM, SamplingParams
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError
 
@@ -60,3 +66,29 @@ def test_one_bad_prompt_is_refused_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="the prompt is empty"):
         llm.generate(["fine", []])
     assert not llm.engine.has_work
+
+
+def test_a_grammar(llm: LLM) -> None:
+    form = GrammarSpec(GrammarKind.REGEX, "(red|green|blue), [0-9]{3}")
+    params = SamplingParams(grammar=form, temperature=1.5, max_tokens=20, n=8, seed=0)
+    (result,) = llm.generate(["A colour and a number:"], params, progress=False)
+    texts = {completion.text for completion in result.completions}
+    assert len(texts) > 4
+    assert all(re.fullmatch(form.text, text) for text in texts)
+    assert {completion.finish_reason for completion in result.completions} == {FinishReason.STOP}
+    assert not llm.engine.executor.steerings.grammars
+
+
+def test_logits_processors_written_in_python(llm: LLM) -> None:
+    """transformers' own, which has another idea of what it is given."""
+    theirs = RepetitionPenaltyLogitsProcessor(1.4)
+
+    def penalize(tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
+        return theirs(torch.tensor([tokens]), logits[None])[0]
+
+    prompt, plain = ["Once upon a time"], SamplingParams(temperature=0, max_tokens=24)
+    (expected,) = llm.generate(prompt, replace(plain, repetition_penalty=1.4), progress=False)
+    (found,) = llm.generate(prompt, plain, logits_processors=[penalize], progress=False)
+    (untouched,) = llm.generate(prompt, plain, progress=False)
+    assert found.text == expected.text != untouched.text
+    assert not llm.engine.executor.steerings.processors

@@ -1,0 +1,71 @@
+"""Grammars of new requests, compiled beside the steps: a request joins the queue when its grammar is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+from scheduler.request import Request
+from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.grammar import Grammar, GrammarCompiler
+
+
+class Compiled(NamedTuple):
+    request: Request
+    grammar: Grammar | None
+    error: str | None
+    """Why there is none."""
+
+
+class Compiling:
+    """The requests whose grammars are being compiled, in one thread: the library lets the interpreter go on."""
+
+    def __init__(self, end_tokens: Iterable[int]) -> None:
+        self._end_tokens = frozenset(end_tokens)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._compiler: Future[GrammarCompiler] | None = None
+        self._requests: dict[str, tuple[Request, Future[Grammar]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def learn(self, tokenizer: str) -> None:
+        """The tokenizer, as `Tokenizer.definition` has it: needed before the first grammar."""
+        self._compiler = self._thread.submit(GrammarCompiler, tokenizer, self._end_tokens)
+
+    def begin(self, request: Request) -> None:
+        """Raises `InvalidRequestError` where no tokenizer is known."""
+        compiler, spec = self._compiler, request.params.grammar
+        if compiler is None or spec is None:
+            raise InvalidRequestError("grammars are not possible without a tokenizer")
+        compiled = self._thread.submit(lambda: compiler.result().compile(spec))
+        self._requests[request.request_id] = request, compiled
+
+    def take(self, timeout: float) -> list[Compiled]:
+        """Those that are done, in their order; waits so many seconds for one."""
+        if not self._requests:
+            return []
+        if timeout > 0:
+            wait([compiled for _, compiled in self._requests.values()], timeout, return_when="FIRST_COMPLETED")
+        done = []
+        for request, compiled in list(self._requests.values()):
+            if not compiled.done():
+                break
+            del self._requests[request.request_id]
+            error = compiled.exception()
+            if error is None:
+                done.append(Compiled(request, compiled.result(), None))
+            elif isinstance(error, InvalidRequestError):
+                done.append(Compiled(request, None, str(error)))
+            else:
+                raise error
+        return done
+
+    def drop(self, request_id: str) -> Request | None:
+        """Its client has gone."""
+        found = self._requests.pop(request_id, None)
+        if found is None:
+            return None
+        found[1].cancel()
+        return found[0]

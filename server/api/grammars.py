@@ -1,0 +1,48 @@
+"""Clients' grammars are tried before they are served, where they hold nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp import web
+
+from scheduler.engine.client import AsyncEngine
+from scheduler.text.grammar_checker import GrammarChecker
+from server.api.structured import Form
+from server.app_keys import ENGINE
+
+
+class Grammars:
+    """Checks them in a thread, which waits for a process."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._checker: GrammarChecker | None = None
+
+    async def check(self, form: Form) -> None:
+        """Raises `InvalidRequestError` for a grammar that cannot be served."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._check, form)
+
+    def _check(self, form: Form) -> None:
+        if self._checker is None:
+            tokenizer = self._engine.tokenizer.definition()
+            self._checker = GrammarChecker(tokenizer, self._engine.info.eos_token_ids)
+        self._checker.check(form.grammar, form.field)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._checker is not None:
+            self._checker.close()
+
+
+GRAMMARS = web.AppKey("grammars", Grammars)
+
+
+async def grammars_lifetime(app: web.Application) -> AsyncIterator[None]:
+    """For `cleanup_ctx`."""
+    app[GRAMMARS] = Grammars(app[ENGINE])
+    yield
+    app[GRAMMARS].close()

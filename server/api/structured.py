@@ -1,0 +1,120 @@
+"""What a request says of the form of its answer, in OpenAI's words or in vLLM's, and the grammar that it asks
+for."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field
+
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.sampling_params import InvalidRequestError
+from server.api.fields import Body, described
+
+Schema = dict[str, Any] | bool
+SchemaText = Annotated[str | Schema, described("a JSON schema, or the text of one")]
+Choices = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+
+
+class JsonSchemaFormat(Body):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+    name: str = ""
+    description: str = ""
+    schema_: Annotated[Schema, Field(alias="schema")] = {}
+    strict: bool = False
+
+
+class ResponseFormat(Body):
+    """OpenAI's."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Body):
+    """vLLM's; only one of them may be given."""
+
+    json_: Annotated[SchemaText | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+
+class Form(NamedTuple):
+    """A grammar that was asked for, and the field that did."""
+
+    grammar: GrammarSpec
+    field: str
+
+
+class StructuredFields(Body):
+    """Of the endpoints whose answers may be held to a form."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaText | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: str = ""
+    guided_whitespace_pattern: str | None = None
+
+    def form(self) -> Form | None:
+        """Raises `InvalidRequestError` where more than one is asked for."""
+        forms = [*self._openai(), *self._vllm(), *self._older()]
+        if len(forms) > 1:
+            raise InvalidRequestError(
+                f"{forms[1].field} and {forms[0].field} both say what the answer looks like: give one of them",
+                forms[1].field,
+            )
+        return forms[0] if forms else None
+
+    def _openai(self) -> list[Form]:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return []
+        if wanted.type == "json_object":
+            return [Form(GrammarSpec(GrammarKind.JSON_OBJECT), "response_format")]
+        if wanted.json_schema is None:
+            raise InvalidRequestError("response_format of type json_schema needs json_schema", "response_format")
+        schema = wanted.json_schema
+        spec = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema.schema_), schema.strict)
+        return [Form(spec, "response_format")]
+
+    def _vllm(self) -> list[Form]:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return []
+        found = forms_of(wanted.json_, wanted.regex, wanted.choice, wanted.grammar)
+        if wanted.json_object:
+            found.append(GrammarSpec(GrammarKind.JSON_OBJECT))
+        return [Form(spec, "structured_outputs") for spec in found]
+
+    def _older(self) -> list[Form]:
+        wanted = (self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
+        names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        given = [name for name, value in zip(names, wanted, strict=True) if value is not None]
+        return [Form(spec, name) for spec, name in zip(forms_of(*wanted), given, strict=True)]
+
+
+def forms_of(
+    schema: str | Schema | None, regex: str | None, choice: list[str] | None, grammar: str | None
+) -> list[GrammarSpec]:
+    """A spec for each that is given."""
+    specs = []
+    if schema is not None:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        specs.append(GrammarSpec(GrammarKind.JSON_SCHEMA, text, strict=False))
+    if regex is not None:
+        specs.append(GrammarSpec(GrammarKind.REGEX, regex))
+    if choice is not None:
+        specs.append(GrammarSpec(GrammarKind.CHOICE, json.dumps(choice)))
+    if grammar is not None:
+        specs.append(GrammarSpec(GrammarKind.LARK, grammar))
+    return specs
