@@ -136,7 +136,9 @@ class Steering:
             for token in set(new[:num_of_prompt]):
                 self._counts.note(token)
         for token in new[num_of_prompt:]:
-            self._append(token)
+            _, is_matched = self._append(token)
+            if self._matcher is not None and not is_matched:
+                raise RuntimeError(f"the grammar does not allow token {token}, which was the only one left")
 
     def changes(self, guessed: Sequence[int]) -> list[Change]:
         """Of the row that follows the sequence's tokens, and of those that follow each guessed one."""

@@ -10,6 +10,7 @@ stdin what it needs.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import resource
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import msgspec
 import numpy as np
@@ -41,13 +42,17 @@ STACK = 4 << 20
 MAX_WAIT = 30.0
 """Seconds for one grammar, on a machine that has much else to do."""
 
-WALK = 48
-"""Tokens of a random text that a grammar is tried on."""
+WALKS = 4
+"""Random texts that a grammar is tried on."""
+
+LONGEST_WALK = 32
+"""Tokens."""
 
 REMEMBERED = 1024
 
 TOO_MUCH_WORK = f"the grammar takes more than {MAX_SECONDS} s to compile, or too much memory: make it smaller"
-NOT_CHECKED = "the grammar could not be checked"
+NOT_CHECKED = "the grammar could not be checked: try again"
+_UNKNOWN = "?"
 
 
 class _Tokenizer(msgspec.Struct):
@@ -61,11 +66,12 @@ class _Verdict(msgspec.Struct):
 
 class GrammarChecker:
     """Tells which grammars can be served. Its methods may be called from any thread, and take time: not from an
-    event loop. `tokenizer`, `end_token_ids`: as for `GrammarCompiler`."""
+    event loop. `definition` gives the tokenizer as `GrammarCompiler` wants it, when it is needed."""
 
-    def __init__(self, tokenizer: str, end_token_ids: Collection[int]) -> None:
-        self._launch = _Tokenizer(tokenizer, sorted(end_token_ids))
-        self._complaints: dict[GrammarSpec, str | None] = {}
+    def __init__(self, definition: Callable[[], str], end_token_ids: Collection[int]) -> None:
+        self._definition = definition
+        self._end_token_ids = sorted(end_token_ids)
+        self._complaints: dict[bytes, str | None] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -74,13 +80,17 @@ class GrammarChecker:
         or that takes too much work. One that is known already takes no time; others wait for each other."""
         try:
             check_size(spec)
+            digest = hashlib.sha256(msgspec.msgpack.encode(spec)).digest()
+            complaint = self._complaints.get(digest, _UNKNOWN)
+            if complaint == _UNKNOWN:
+                with self._lock:
+                    complaint = self._complaints.get(digest, _UNKNOWN)  # somebody who was before us may have asked
+                    if complaint == _UNKNOWN:
+                        complaint = self._ask(spec)
+                        self._remember(digest, complaint)
         except InvalidRequestError as error:
-            raise InvalidRequestError(str(error), param) from error
-        if spec not in self._complaints:
-            with self._lock:
-                if spec not in self._complaints:  # nobody who waited for the process has asked this
-                    self._remember(spec, self._ask(spec))
-        if (complaint := self._complaints.get(spec)) is not None:
+            complaint = str(error)
+        if complaint is not None:
             raise InvalidRequestError(complaint, param)
 
     def close(self) -> None:
@@ -88,10 +98,10 @@ class GrammarChecker:
         with self._lock:
             self._stop()
 
-    def _remember(self, spec: GrammarSpec, complaint: str | None) -> None:
+    def _remember(self, digest: bytes, complaint: str | None) -> None:
         if len(self._complaints) == REMEMBERED:
             del self._complaints[next(iter(self._complaints))]
-        self._complaints[spec] = complaint
+        self._complaints[digest] = complaint
 
     def _ask(self, spec: GrammarSpec) -> str | None:
         process = self._started()
@@ -101,20 +111,21 @@ class GrammarChecker:
             process.stdin.flush()
             if select.select([process.stdout], [], [], MAX_WAIT)[0]:
                 return msgspec.json.decode(process.stdout.readline(), type=_Verdict).complaint
-        except (OSError, msgspec.DecodeError):  # it was ended from outside
+        except (OSError, msgspec.DecodeError):  # somebody has ended the process
             pass
         self._stop()
-        return NOT_CHECKED
+        raise InvalidRequestError(NOT_CHECKED)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
+            launch = _Tokenizer(self._definition(), self._end_token_ids)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "scheduler.text.grammar_checker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
             assert self._process.stdin is not None
-            self._process.stdin.write(msgspec.json.encode(self._launch) + b"\n")
+            self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
         return self._process
 
     def _stop(self) -> None:
@@ -130,7 +141,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     os.nice(10)  # the answers that are being computed are more urgent
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Tokenizer)
-    compiler = GrammarCompiler(launch.definition, launch.end_token_ids)
+    try:
+        compiler = GrammarCompiler(launch.definition, launch.end_token_ids)
+    except ValueError as error:
+        for _ in sys.stdin.buffer:
+            _answer(f"this model's tokenizer is of a kind that cannot be held to a grammar: {error}")
+        return
     for line in sys.stdin.buffer:
         pid = os.fork()
         if pid == 0:
@@ -161,19 +177,21 @@ def _judge(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
 
 def _complaint(compiler: GrammarCompiler, spec: GrammarSpec) -> str | None:
     try:
-        _walk(compiler.compile(spec).matcher())
+        for seed in range(WALKS):
+            _walk(compiler.compile(spec).matcher(), random.Random(seed))
     except (InvalidRequestError, GrammarError) as error:
         return str(error)
+    except ValueError:  # a byte that no token has: the only ones left are wrong
+        return "the grammar leads to texts for which the model has no tokens"
     return None
 
 
-def _walk(matcher: Matcher) -> None:
+def _walk(matcher: Matcher, rng: random.Random) -> None:
     """Read a random text, and forget it. Raises `GrammarError` if the grammar leads nowhere, or is one that cannot
     forget."""
-    rng = random.Random(0)
     mask = np.zeros(matcher.num_words, np.uint32)
     num_tokens = 0
-    while num_tokens < WALK and not matcher.is_finished:
+    while num_tokens < LONGEST_WALK and not matcher.is_finished:
         matcher.fill(mask)
         matcher.advance([int(rng.choice(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))))])
         num_tokens += 1

@@ -41,10 +41,14 @@ def compilable(spec: GrammarSpec) -> str:
 
 
 def check_size(spec: GrammarSpec) -> None:
-    """Raise `InvalidRequestError` for a text that is too large to look at."""
+    """Raise `InvalidRequestError` for a text that is too large to look at, or has halves of characters."""
     longest = MAX_REGEX if spec.kind is GrammarKind.REGEX else MAX_SOURCE
     if len(spec.text) > longest:
         raise InvalidRequestError(f"the grammar has {len(spec.text)} characters, more than {longest}")
+    try:
+        spec.text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"the grammar is not UTF-8: {error.reason}") from error
 
 
 def json_grammar(schema: Any, *, strict: bool = True) -> str:

@@ -84,7 +84,8 @@ def test_logits_processors_written_in_python(llm: LLM) -> None:
     theirs = RepetitionPenaltyLogitsProcessor(1.4)
 
     def penalize(tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
-        return theirs(torch.tensor([tokens]), logits[None])[0]
+        changed: torch.Tensor = theirs(torch.tensor([tokens]), logits[None])
+        return changed[0]
 
     prompt, plain = ["Once upon a time"], SamplingParams(temperature=0, max_tokens=24)
     (expected,) = llm.generate(prompt, replace(plain, repetition_penalty=1.4), progress=False)

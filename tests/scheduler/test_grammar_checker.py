@@ -1,0 +1,146 @@
+"""Hostile grammars are refused, one and all, and the server outlives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker
+from scheduler.text.tokenizer import Tokenizer
+
+ENDS = (2, 0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path: str) -> Tokenizer:
+    return Tokenizer(model_path)
+
+
+@pytest.fixture(scope="module")
+def checker(tokenizer: Tokenizer) -> Iterator[GrammarChecker]:
+    checker = GrammarChecker(tokenizer.definition, ENDS)
+    yield checker
+    checker.close()
+
+
+def schema(value: Any) -> GrammarSpec:
+    return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(value))
+
+
+def chain(name: str, length: int, link: str) -> str:
+    """A Lark grammar of rules, or of terminals if the name is in capitals, of which each refers to the next."""
+    links = (f"{name}{i}: {link.format(f'{name}{i + 1}')}" for i in range(length))
+    return "\n".join([f"start: {name}0", *links, f'{name}{length}: "a"'])
+
+
+LEVELS = 100_000
+HOSTILE = {
+    "levels": (GrammarSpec(GrammarKind.JSON_SCHEMA, '{"items":' * LEVELS + "{}" + "}" * LEVELS), "characters"),
+    "levels that fit": (GrammarSpec(GrammarKind.JSON_SCHEMA, '{"items":' * 900 + "{}" + "}" * 900), "levels"),
+    "levels beyond python": (GrammarSpec(GrammarKind.JSON_SCHEMA, "[" * 20_000 + "]" * 20_000), "recursion"),
+    "megabytes": (GrammarSpec(GrammarKind.JSON_SCHEMA, " " * (10 << 20) + "{}"), "characters"),
+    "a huge enum": (schema({"enum": [f"value {i}" for i in range(100_000)]}), "characters"),
+    "itself": (schema({"$ref": "#"}), "no text satisfies"),
+    "each other": (
+        schema({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+        "no text satisfies",
+    ),
+    "a circle through allOf": (schema({"allOf": [{"$ref": "#"}, {"type": "object"}]}), "circular"),
+    "a product of choices": (
+        schema({"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(9)]} for i in range(12)]}),
+        "too large",
+    ),
+    "doubling": (
+        schema(
+            {
+                "$defs": {
+                    f"a{i}": {"allOf": [{"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2}, {"type": "object"}]}
+                    for i in range(30)
+                }
+                | {"a30": {"type": "object"}},
+                "$ref": "#/$defs/a0",
+            }
+        ),
+        "too large",
+    ),
+    "patterns at once, which would take minutes": (
+        schema({"allOf": [{"type": "string", "pattern": f"a.{{{i}}}b"} for i in range(1, 30)]}),
+        TOO_MUCH_WORK,
+    ),
+    "a chain of rules, which overflows the stack": (
+        GrammarSpec(GrammarKind.LARK, chain("r", 3000, '"x" {}')),
+        TOO_MUCH_WORK,
+    ),
+    "thousands of alternatives at once": (
+        schema({"anyOf": [{"type": "array", "items": {"type": "array", "minItems": i}} for i in range(800)]}),
+        "items",
+    ),
+    "thousands of optional properties": (
+        schema({"properties": {f"property {i}": {"type": "integer"} for i in range(5000)}}),
+        TOO_MUCH_WORK,
+    ),
+    "an exponential regex": (GrammarSpec(GrammarKind.REGEX, r"(\w{1,100}){1,100}"), "too many"),
+    "a long regex": (GrammarSpec(GrammarKind.REGEX, "abc" * 10_000), "characters"),
+    "parentheses": (GrammarSpec(GrammarKind.REGEX, "(" * 5000 + "a" + ")" * 5000), "invalid regex"),
+    "look-around": (GrammarSpec(GrammarKind.REGEX, "(?=a)b"), "look-around"),
+    "an empty class": (GrammarSpec(GrammarKind.REGEX, r"[^\s\S]"), "no text satisfies"),
+    "half a character": (GrammarSpec(GrammarKind.REGEX, "a\ud800"), "UTF-8"),
+    "terminals that double": (GrammarSpec(GrammarKind.LARK, chain("T", 40, "{0} {0}")), "too big"),
+    "a circle of terminals": (GrammarSpec(GrammarKind.LARK, 'start: A\nA: "a" A | "b"'), "circular"),
+    "rollback not possible": (GrammarSpec(GrammarKind.LARK, "start: x\nx[max_tokens=3]: /a*/"), "rollback"),
+    "llguidance's own JSON": (GrammarSpec(GrammarKind.LARK, '{"grammars": []}'), "neither"),
+    "no Lark": (GrammarSpec(GrammarKind.LARK, 'start: "a'), "lexer error"),
+    "no GBNF": (GrammarSpec(GrammarKind.LARK, 'root ::= (((( "a"'), "GBNF"),
+    "no schema": (GrammarSpec(GrammarKind.JSON_SCHEMA, "[]"), "object"),
+    "no JSON": (GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": NaN}'), "NaN"),
+    "nothing": (schema(False), "object"),
+    "a type that is none": (schema({"type": "strin"}), "strin"),
+    "no choice": (GrammarSpec(GrammarKind.CHOICE, "[]"), "non-empty"),
+    "choices of numbers": (GrammarSpec(GrammarKind.CHOICE, "[1]"), "non-empty"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_grammar_is_refused(checker: GrammarChecker, name: str) -> None:
+    spec, expected = HOSTILE[name]
+    for _ in range(2):  # the second time from memory
+        with pytest.raises(InvalidRequestError) as caught:
+            checker.check(spec, "response_format")
+        assert expected in str(caught.value)
+        assert caught.value.param == "response_format"
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        schema({"type": "string", "minLength": 10**9}),
+        schema({"type": "array", "items": {"type": "integer"}, "minItems": 10**9}),
+        schema({"enum": [f"value number {i}" for i in range(10_000)]}),
+        GrammarSpec(GrammarKind.REGEX, "(a|b)*a(a|b){1000}"),
+        GrammarSpec(GrammarKind.REGEX, "((a{0,1000}){0,1000}){0,1000}"),
+        GrammarSpec(GrammarKind.JSON_OBJECT),
+    ],
+)
+def test_what_only_looks_enormous_is_served(checker: GrammarChecker, spec: GrammarSpec) -> None:
+    checker.check(spec)
+
+
+def test_a_checker_whose_process_is_gone_starts_another(tokenizer: Tokenizer) -> None:
+    checker = GrammarChecker(tokenizer.definition, ENDS)
+    checker.check(schema({"type": "integer"}))
+    checker.close()
+    checker.check(schema({"type": "number"}))
+    checker.close()
+
+
+def test_a_tokenizer_of_another_kind_cannot_be_held_to_a_grammar() -> None:
+    checker = GrammarChecker(lambda: '{"model": {}}', ENDS)
+    with pytest.raises(InvalidRequestError, match="tokenizer"):
+        checker.check(GrammarSpec(GrammarKind.JSON_OBJECT))
+    checker.close()
