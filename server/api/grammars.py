@@ -28,8 +28,7 @@ class Grammars:
 
     def _check(self, form: Form) -> None:
         if self._checker is None:
-            tokenizer = self._engine.tokenizer.definition()
-            self._checker = GrammarChecker(tokenizer, self._engine.info.eos_token_ids)
+            self._checker = GrammarChecker(self._engine.tokenizer.definition, self._engine.info.eos_token_ids)
         self._checker.check(form.grammar, form.field)
 
     def close(self) -> None:

@@ -149,7 +149,7 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
 def test_whatever_is_drawn_satisfies_the_schema(tokenizer: Tokenizer, compiler: GrammarCompiler) -> None:
     rng = random.Random(12)
     num_finished = 0
-    for _ in range(120):
+    for _ in range(40):
         wanted = random_schema(rng)
         tokens = walk(compiler.compile(schema(wanted)).matcher(), tokenizer, rng)
         if tokens is None:
@@ -177,7 +177,7 @@ PEOPLE = st.fixed_dictionaries(
 
 
 @given(person=PEOPLE, indent=st.sampled_from([None, 0, 1, 2, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_whatever_satisfies_the_schema_can_be_drawn(
     tokenizer: Tokenizer, compiler: GrammarCompiler, person: dict[str, Any], indent: int | None
 ) -> None:
@@ -235,7 +235,7 @@ def test_forgetting_tokens_is_as_if_they_had_not_been_read(
     tokenizer: Tokenizer, compiler: GrammarCompiler
 ) -> None:
     rng = random.Random(5)
-    for _ in range(20):
+    for _ in range(8):
         tokens = walk(compiler.compile(schema(PERSON)).matcher(), tokenizer, rng)
         assert tokens
         kept = rng.randint(0, len(tokens))
@@ -305,7 +305,7 @@ def test_white_space_ends(tokenizer: Tokenizer, compiler: GrammarCompiler) -> No
     spaces = [token for token in range(49152) if not tokenizer.token_text(token).strip(" \n\t\r")]
     assert len(spaces) > 20
     rng = random.Random(0)
-    for _ in range(20):
+    for _ in range(8):
         matcher = compiler.compile(schema({"type": "array", "items": {"type": "null"}, "minItems": 1})).matcher()
         matcher.advance(tokenizer.encode("["))
         num_characters = 0
