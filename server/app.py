@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from scheduler.engine.client import AsyncEngine, EngineDeadError
+from scheduler.engine.client import AsyncEngine
 from scheduler.messages import StepStats
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
-from server.api.generation import check_model
 from server.api.grammars import grammars_lifetime
-from server.api.responses import Health, Model, ModelList
+from server.api.models import STARTED, get_load, get_version, health, list_models, retrieve_model
+from server.api.openapi import get_specification
+from server.api.tokens import detokenize, tokenize
 from server.api.trace import record_trace
 from server.api.usage import get_usage
 from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, USERS
@@ -23,10 +24,11 @@ from server.config import ServeConfig
 from server.http.access_log import log_departures
 from server.http.admission import tell_limits
 from server.http.authentication import authenticate
+from server.http.cors import CrossOrigin
 from server.http.errors import answer_errors
 from server.http.guard import guard
-from server.http.json import json_response
 from server.http.metrics import add_metrics, without_names
+from server.http.protocol import refuse_expectations
 from server.http.record import name_response
 from server.http.spans import Spans
 from server.http.worker import WORKER, new_worker, worker_lifetime
@@ -36,14 +38,15 @@ from server.users.directory import UserDirectory
 from server.users.ledger import Ledger
 from server.users.limits import Limits
 
-STARTED = web.AppKey("started", int)
-"""Unix time."""
-
 
 def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegistry) -> web.Application:
     """The application. It starts the engine when it starts, and stops it at its end. Raises `UsersFileError`."""
     checks = guard(config.host, config.allowed_hosts, has_keys=config.users is not None)
     app = web.Application(middlewares=[log_departures, answer_errors, checks])
+    if config.cors_origins is not None:
+        cross_origin = CrossOrigin(config.cors_origins)
+        app.middlewares.append(cross_origin.middleware)
+        app.on_response_prepare.append(cross_origin.on_prepare)
     if config.users is not None:
         app[USERS] = UserDirectory(config.users)
         app.middlewares.append(authenticate)
@@ -64,20 +67,34 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])
     app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
-    app.router.add_post("/v1/completions", create_completion)
-    app.router.add_post("/v1/chat/completions", create_chat_completion)
-    app.router.add_get("/v1/usage", get_usage)
-    app.router.add_post("/v1/trace", record_trace)
-    app.router.add_get("/v1/models", list_models)
-    app.router.add_get("/v1/models/{model:.+}", retrieve_model)
-    app.router.add_get("/", get_page)
-    app.router.add_get("/page/server.json", get_settings)
-    app.router.add_get("/page/{name}", get_page_file)
-    app.router.add_get("/live", get_live)
-    app.router.add_get("/health", health)
+    _add_routes(app.router, "")
+    if config.root_path:
+        _add_routes(app.router, config.root_path)
+        app.router.add_get(config.root_path, get_page)
     if config.metrics_port is None:
         add_metrics(app, registry if config.users is None else without_names(registry))
     return app
+
+
+def _add_routes(router: web.UrlDispatcher, root: str) -> None:
+    router.add_post(f"{root}/v1/completions", create_completion, expect_handler=refuse_expectations)
+    router.add_post(f"{root}/v1/chat/completions", create_chat_completion, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/v1/usage", get_usage)
+    router.add_post(f"{root}/v1/trace", record_trace, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/v1/models", list_models)
+    router.add_get(f"{root}/v1/models/{{model:.+}}", retrieve_model)
+    router.add_post(f"{root}/tokenize", tokenize, expect_handler=refuse_expectations)
+    router.add_post(f"{root}/detokenize", detokenize, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/version", get_version)
+    router.add_get(f"{root}/load", get_load)
+    router.add_get(f"{root}/openapi.json", get_specification)
+    router.add_get(f"{root}/", get_page)
+    router.add_get(f"{root}/page/server.json", get_settings)
+    router.add_get(f"{root}/page/{{name}}", get_page_file)
+    router.add_get(f"{root}/live", get_live)
+    router.add_get(f"{root}/health", health)
+    router.add_get(f"{root}/ping", health)
+    router.add_post(f"{root}/ping", health, expect_handler=refuse_expectations)
 
 
 async def _following_of_users(app: web.Application) -> AsyncIterator[None]:
@@ -99,23 +116,3 @@ async def _ledger_lifetime(app: web.Application) -> AsyncIterator[None]:
 async def _engine_lifetime(app: web.Application) -> AsyncIterator[None]:
     async with app[ENGINE]:
         yield
-
-
-async def list_models(request: web.Request) -> web.Response:
-    return json_response(ModelList([_served_model(request.app)]))
-
-
-async def retrieve_model(request: web.Request) -> web.Response:
-    check_model(request.app, request.match_info["model"])
-    return json_response(_served_model(request.app))
-
-
-def _served_model(app: web.Application) -> Model:
-    return Model(app[CONFIG].model_name, app[STARTED], app[ENGINE].info.max_model_len)
-
-
-async def health(request: web.Request) -> web.Response:
-    """200 while requests can be served; 503 with the reason when the engine is gone."""
-    if (reason := request.app[ENGINE].error) is not None:
-        raise EngineDeadError(reason)
-    return json_response(Health("ok"))

@@ -31,7 +31,17 @@ class ServeConfig(EngineConfig):
     """Port to listen on; 0 takes a free one."""
 
     served_model_name: str | None = None
-    """Name of the model in the API; by default the value of --model."""
+    """Name of the model in the API, or several with commas between them; by default the value of --model."""
+
+    root_path: Annotated[str, Field(pattern="^(/[^/?#]+)*$")] = ""
+    """Where a proxy has this server, like /carousel. Requests are answered with it and without it."""
+
+    cors_origins: str | None = None
+    """Origins whose pages may call this server from a browser, with commas between them, or *. By default none."""
+
+    unknown_fields: Literal["error", "warn"] = "error"
+    """What becomes of a request with a field that is not known: it is refused, or the field is left out, with a
+    warning in the log."""
 
     chat_template: Path | None = None
     """File of a chat template, in Jinja, in place of the model's own."""
@@ -100,4 +110,10 @@ class ServeConfig(EngineConfig):
     @property
     def model_name(self) -> str:
         """What clients put into `model`."""
-        return self.served_model_name or self.model
+        return self.model_names[0]
+
+    @property
+    def model_names(self) -> list[str]:
+        """All of its names."""
+        names = (name.strip() for name in (self.served_model_name or self.model).split(","))
+        return [name for name in names if name] or [self.model]

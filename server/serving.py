@@ -22,6 +22,7 @@ from server.http import access_log
 from server.http.access_log import AccessLogger
 from server.http.broken import ConnectionLog
 from server.http.metrics import create_metrics_app
+from server.http.protocol import Runner
 
 GRACE_SECONDS = 1.0
 """How long streams in flight may go on at the end; aiohttp waits this long twice before it cancels them."""
@@ -87,7 +88,7 @@ async def _running(
     app: web.Application, listener: socket.socket, log: ConnectionLog, *, access_log: logging.Logger | None
 ) -> AsyncIterator[None]:
     """Serve an application on a bound socket. Raises `CannotListenError`."""
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         handler_cancellation=True,  # a client that leaves takes its request along
         shutdown_timeout=GRACE_SECONDS,

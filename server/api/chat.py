@@ -17,8 +17,9 @@ from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
-from server.api.generation import Asked, answer, check_model, longest_sequence, truncated
+from server.api.generation import Asked, answer, truncated
 from server.api.logprobs import LogprobWords
+from server.api.models import check_model, longest_sequence
 from server.api.responses import (
     ChatChoice,
     ChatChunkChoice,
@@ -29,7 +30,7 @@ from server.api.responses import (
     ChatMessage,
     Usage,
 )
-from server.api.shape import check_chat
+from server.api.shape import check_chat, drop_unknown
 from server.app_keys import CONFIG, ENGINE
 
 
@@ -41,6 +42,8 @@ def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
+    if app[CONFIG].unknown_fields == "warn":
+        content = drop_unknown(content, ChatRequest)
     check_chat(content, longest=longest)
     body = ChatRequest.model_validate_json(content)
     check_model(app, body.model)
@@ -61,7 +64,7 @@ def _understand(app: web.Application, content: bytes) -> Asked:
         variables=body.template_variables,
     )
     prompt = truncated(body, prompt, longest - (params.max_tokens or 1))
-    shape = ChatShape(app[CONFIG].model_name, tokenizer, body, prompt)
+    shape = ChatShape(body.model or app[CONFIG].model_name, tokenizer, body, prompt)
     return Asked(body, [prompt], params, shape)
 
 

@@ -17,10 +17,11 @@ from scheduler.engine.stream import with_phrases
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_request import CompletionRequest
-from server.api.generation import Asked, answer, check_model, longest_sequence, truncated
+from server.api.generation import Asked, answer, truncated
 from server.api.logprobs import LogprobWords, TextOffsets
+from server.api.models import check_model, longest_sequence
 from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
-from server.api.shape import check_completion
+from server.api.shape import check_completion, drop_unknown
 from server.app_keys import CONFIG, ENGINE, LIMITS
 
 
@@ -32,6 +33,8 @@ def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
+    if app[CONFIG].unknown_fields == "warn":
+        content = drop_unknown(content, CompletionRequest)
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = CompletionRequest.model_validate_json(content)
     check_model(app, body.model)
@@ -50,7 +53,7 @@ def _understand(app: web.Application, content: bytes) -> Asked:
         if body.echo:
             text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)
         prompts.append(Prompt(kept, text))
-    shape = CompletionShape(app[CONFIG].model_name, tokenizer, body, prompts, params.n)
+    shape = CompletionShape(body.model or app[CONFIG].model_name, tokenizer, body, prompts, params.n)
     return Asked(body, [prompt.token_ids for prompt in prompts], params, shape)
 
 

@@ -16,11 +16,11 @@ from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
 from scheduler.engine.stream import Ownership
-from scheduler.messages import EngineInfo
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from server.api.grammars import GRAMMARS
 from server.api.metering import Meter
+from server.api.models import longest_sequence
 from server.api.requests import GenerationRequest
 from server.api.responses import PromptTokensDetails, Usage
 from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, LIMITS, user_of
@@ -71,23 +71,6 @@ class Asked:
     prompts: Sequence[list[int]]
     params: SamplingParams
     shape: Shape
-
-
-def check_model(app: web.Application, model: str | None) -> None:
-    """A request may name the served model or none."""
-    served = app[CONFIG].model_name
-    if model not in (None, served):
-        raise ApiError(
-            404,
-            f"the model {model!r} is not served here; {served!r} is",
-            param="model",
-            code="model_not_found",
-        )
-
-
-def longest_sequence(info: EngineInfo) -> int:
-    """Tokens that prompt plus answer can have at most."""
-    return min(info.max_model_len, info.num_blocks * info.block_size)
 
 
 def truncated(body: GenerationRequest, token_ids: list[int], longest: int) -> list[int]:

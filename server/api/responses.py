@@ -140,8 +140,10 @@ class Model(msgspec.Struct, frozen=True):
     id: str
     created: int
     max_model_len: int
+    root: str
     object: str = "model"
     owned_by: str = "carousel"
+    parent: None = None
 
 
 class ModelList(msgspec.Struct, frozen=True):

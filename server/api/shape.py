@@ -6,8 +6,10 @@ pydantic reads, and words the errors of, is never much then. Only what is asked 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 import msgspec
 from msgspec import Raw
@@ -16,6 +18,8 @@ from pydantic import BaseModel
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import CONTENT, ChatRequest, Message, TextPart
 from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
+
+logger = logging.getLogger(__name__)
 
 MAX_FIELD_BYTES = 64 * 1024
 """Of every field but the prompt, the messages and what they say."""
@@ -54,6 +58,20 @@ def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
             f"the prompts have {num_commas + 1} tokens, and {max_tokens} may wait at a time: send fewer at once",
             "prompt",
         )
+
+
+def drop_unknown(body: bytes, model: type[BaseModel]) -> bytes:
+    """The body without the fields that the model does not have, each of which is warned of."""
+    try:
+        found = _OBJECTS.decode(body)
+    except msgspec.MsgspecError:
+        return body  # which is refused for it
+    known = {name: value for name, value in found.items() if name in model.model_fields}
+    if len(known) == len(found):
+        return body
+    unknown = [name[:100] for name in found if name not in known]
+    logger.warning("%d fields are not known here and were left out, like %s", len(unknown), ", ".join(unknown[:8]))
+    return msgspec.json.encode(known)
 
 
 def check_chat(body: bytes, *, longest: int) -> None:
@@ -96,6 +114,7 @@ def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
 
 _COMPLETION, _CHAT = _decoder(CompletionRequest), _decoder(ChatRequest)
 _MESSAGE, _PART = _decoder(Message), _decoder(TextPart)
+_OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _ITEMS = msgspec.json.Decoder(list[Raw])
 
 
@@ -108,7 +127,9 @@ def _fields(
     except msgspec.ValidationError as error:
         if (unknown := _UNKNOWN.search(str(error))) is not None:
             name = _join(path, unknown[1][:100])
-            raise InvalidRequestError(f"{name} is not known here", name) from None
+            near = get_close_matches(unknown[1][:100], _names(decoder), 1)
+            hint = f"; did you mean {_join(path, near[0])}?" if near else ""
+            raise InvalidRequestError(f"{name} is not known here{hint}", name) from None
         if len(raw) > MAX_FIELD_BYTES:
             raise InvalidRequestError(
                 f"{path or 'the request body'} must be a JSON object", path or None
@@ -123,6 +144,10 @@ def _fields(
             place = _join(path, name)
             raise InvalidRequestError(f"{place} is longer than {MAX_FIELD_BYTES // 1024} KiB", place)
     return fields
+
+
+def _names(decoder: msgspec.json.Decoder[msgspec.Struct]) -> list[str]:
+    return [field.name for field in msgspec.structs.fields(decoder.type)]
 
 
 def _items(raw: Raw, path: str, bound: int) -> list[Raw]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server.app_keys import USER, USERS
+from server.app_keys import CONFIG, USER, USERS
 from server.http.errors import ApiError
 
-_OPEN_PATHS = frozenset({"/", "/health", "/metrics"})
+_OPEN_PATHS = frozenset({"", "/", "/health", "/metrics", "/ping", "/version", "/openapi.json"})
 _PAGE_FILES = "/page/"
 
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Put the user on the request, or refuse it. Probes and the page for people need no key."""
-    if request.path in _OPEN_PATHS or request.path.startswith(_PAGE_FILES):
+    path = request.path.removeprefix(request.app[CONFIG].root_path)
+    if path in _OPEN_PATHS or path.startswith(_PAGE_FILES):
         return await handler(request)
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if not key and (key := request.headers.get("X-Api-Key", "")):  # as Anthropic's clients send it
+        scheme = "bearer"
     if scheme.lower() != "bearer" or not key.strip():
         raise _unauthorized("this server needs a key: send it as `Authorization: Bearer sk-carousel-...`")
     user = request.app[USERS].find(key.strip())

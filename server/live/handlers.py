@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -20,7 +21,7 @@ LIVE = web.AppKey("live", Live)
 FOLDER = Path(__file__).with_name("page")
 
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # another version of the server has another version of the page
@@ -32,8 +33,13 @@ class Settings(msgspec.Struct, frozen=True):
     needs_key: bool
 
 
-async def get_page(request: web.Request) -> web.FileResponse:
-    return web.FileResponse(FOLDER / "index.html", headers=PAGE_HEADERS)
+async def get_page(request: web.Request) -> web.Response:
+    """The page's own paths are relative to where a proxy has the server, whether its path ends with a slash or
+    not."""
+    page = (FOLDER / "index.html").read_text()
+    if root := request.app[CONFIG].root_path:
+        page = page.replace("<head>", f'<head>\n  <base href="{html.escape(root)}/">', 1)
+    return web.Response(text=page, content_type="text/html", headers=PAGE_HEADERS)
 
 
 async def get_page_file(request: web.Request) -> web.FileResponse:

@@ -158,7 +158,7 @@ def test_whatever_is_drawn_satisfies_the_schema(tokenizer: Tokenizer, compiler: 
         jsonschema.validate(
             json.loads(tokenizer.decode(tokens)), wanted, format_checker=jsonschema.FormatChecker(["date", "ipv4"])
         )
-    assert num_finished > 100
+    assert num_finished > 30
 
 
 CHARACTERS = st.characters(codec="utf-8", max_codepoint=0xFFFF, exclude_characters="\x7f")

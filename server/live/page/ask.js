@@ -40,7 +40,7 @@ async function ask(question) {
   ride.textContent = "waiting for a seat";
   let ending = "";
   try {
-    const response = await fetch("/v1/chat/completions", {
+    const response = await fetch("v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json", ...authorization() },
       body: JSON.stringify({

@@ -85,7 +85,7 @@ function time(latency) {
 async function follow(controller) {
   let silence = setTimeout(() => controller.abort(), SILENCE_MS);
   try {
-    const response = await fetch("/live", { headers: authorization(), signal: controller.signal, cache: "no-store" });
+    const response = await fetch("live", { headers: authorization(), signal: controller.signal, cache: "no-store" });
     if (response.status === 401) throw new Refused(await problemOf(response));
     if (!response.ok) throw new Error(await problemOf(response));
     for await (const event of eventsOf(response)) {
@@ -107,7 +107,7 @@ const visible = () =>
   });
 
 async function main() {
-  const settings = await (await fetch("/page/server.json")).json();
+  const settings = await (await fetch("page/server.json")).json();
   byId("model").textContent = settings.model;
   let controller = new AbortController();
   onChangeOfKey(() => controller.abort());

@@ -1,0 +1,116 @@
+"""GET /openapi.json: what can be sent here, made from the models that validate it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.api.chat_request import ChatRequest
+from server.api.completion_request import CompletionRequest
+from server.api.tokens import DetokenizeRequest, TokenizeRequest
+from server.app_keys import CONFIG
+
+BODIES: dict[str, tuple[type[BaseModel], str]] = {
+    "/v1/completions": (CompletionRequest, "Continue a text"),
+    "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
+    "/tokenize": (TokenizeRequest, "The tokens of a text, or of a conversation"),
+    "/detokenize": (DetokenizeRequest, "The text of tokens"),
+}
+READS = {
+    "/v1/models": "What is served",
+    "/v1/usage": "What the caller used, day by day",
+    "/health": "Whether requests can be served",
+    "/version": "Of Carousel",
+    "/ping": "Whether anybody is there",
+    "/load": "How many requests are being answered or wait",
+    "/metrics": "For Prometheus",
+}
+ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
+REFUSALS = {
+    "400": "Something is wrong with the request; `param` names the field",
+    "401": "No key, or none that is known",
+    "403": "Not allowed",
+    "404": "There is no such model",
+    "408": "The body did not arrive, or the deadline passed",
+    "413": "The body is too large",
+    "415": "The body is not JSON, or is encoded",
+    "429": "Too much for now; `Retry-After` says how long to wait",
+    "500": "An error of the server's, which its log explains",
+    "503": "The engine is gone",
+}
+
+
+def specification(root_path: str, *, has_users: bool) -> dict[str, Any]:
+    """The document, in OpenAPI 3.1."""
+    pairs, schemas = models_json_schema(
+        [(model, "validation") for model, _ in BODIES.values()], ref_template="#/components/schemas/{model}"
+    )
+    refusals = {
+        status: _answer(meaning, {"$ref": "#/components/schemas/Error"}) for status, meaning in REFUSALS.items()
+    }
+    paths: dict[str, Any] = {
+        path: {
+            "post": {
+                "summary": summary,
+                "operationId": path.strip("/").replace("/", "_"),
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": pairs[(model, "validation")]}},
+                },
+                "responses": {"200": _answer("The answer, or a stream of events"), **refusals},
+            }
+        }
+        for path, (model, summary) in BODIES.items()
+    }
+    for path, summary in READS.items():
+        paths[path] = {
+            "get": {
+                "summary": summary,
+                "operationId": path.strip("/").replace("/", "_"),
+                "responses": {
+                    "200": _answer("The answer"),
+                    **{name: refusals[name] for name in ("401", "500", "503")},
+                },
+            }
+        }
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "Carousel", "version": version("carousel")},
+        "servers": [{"url": root_path or "/"}],
+        "paths": paths,
+        "components": {"schemas": schemas.get("$defs", {}) | {"Error": ERROR}},
+    }
+    if has_users:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document
+
+
+def _answer(meaning: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    if schema is None:
+        return {"description": meaning}
+    return {"description": meaning, "content": {"application/json": {"schema": schema}}}
+
+
+async def get_specification(request: web.Request) -> web.Response:
+    config = request.app[CONFIG]
+    return web.json_response(specification(config.root_path, has_users=config.users is not None))

@@ -1,0 +1,93 @@
+"""POST /tokenize and POST /detokenize, as vLLM has them: what the model makes of a text."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+from pydantic import Field
+
+from scheduler.sampling_params import InvalidRequestError
+from server.api.chat_request import Message
+from server.api.fields import Body, TokenIds
+from server.api.models import check_model, longest_sequence
+from server.app_keys import ENGINE
+from server.http.body import read_body
+from server.http.json import json_response
+from server.http.worker import work
+
+
+class TokenizeRequest(Body):
+    """A text, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool = False
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []
+
+
+class DetokenizeRequest(Body):
+    model: str | None = None
+    tokens: TokenIds
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Text(msgspec.Struct, frozen=True):
+    prompt: str
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    body = await read_body(request)
+    return json_response(await work(request.app, len(body), partial(_tokenize, request.app, body)))
+
+
+def _tokenize(app: web.Application, content: bytes) -> Tokens:
+    tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
+    body = TokenizeRequest.model_validate_json(content)
+    check_model(app, body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequestError("give a prompt or messages", "prompt")
+    if body.messages is not None:
+        token_ids = tokenizer.apply_chat_template(
+            [message.for_template() for message in body.messages],
+            longest=longest,
+            add_special_tokens=bool(body.add_special_tokens),
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            tools=body.tools,
+            variables=body.chat_template_kwargs,
+        )
+    else:
+        token_ids = tokenizer.encode(body.prompt or "", body.add_special_tokens is not False, longest=longest)
+    strings = [tokenizer.token_text(token) for token in token_ids] if body.return_token_strs else None
+    return Tokens(len(token_ids), app[ENGINE].info.max_model_len, token_ids, strings)
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    body = await read_body(request)
+    return json_response(await work(request.app, len(body), partial(_detokenize, request.app, body)))
+
+
+def _detokenize(app: web.Application, content: bytes) -> Text:
+    body = DetokenizeRequest.model_validate_json(content)
+    check_model(app, body.model)
+    info = app[ENGINE].info
+    if len(body.tokens) > longest_sequence(info):
+        raise InvalidRequestError(f"more than {longest_sequence(info)} tokens", "tokens")
+    if body.tokens and max(body.tokens) >= info.vocab_size:
+        raise InvalidRequestError(f"tokens has token ids outside of 0 to {info.vocab_size - 1}", "tokens")
+    return Text(app[ENGINE].tokenizer.decode(body.tokens, skip_special_tokens=False))

@@ -1,0 +1,160 @@
+"""What is around the answers: tokens, names, versions, browsers, proxies, and messages that are no requests."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from openai import OpenAI
+
+from scheduler.text.tokenizer import Tokenizer
+from tests.server.conftest import MODEL
+from tests.server.serving import Server
+
+HELLO = [{"role": "user", "content": "Hello"}]
+ORIGIN = "https://app.example"
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
+    """As behind a proxy, with two names, for one origin, and patient with clients that know more fields."""
+    flags = ["--root-path", "/carousel", "--served-model-name", "fast,slow", "--cors-origins", ORIGIN]
+    flags += ["--unknown-fields", "warn", "--kv-cache-memory", "64MB"]
+    with Server(tmp_path_factory.mktemp("proxied") / "log", *flags) as server:
+        yield server
+
+
+async def test_tokens_of_texts_and_of_conversations(server: Server, tokenizer: Tokenizer) -> None:
+    text = "naïve café 🎠"
+    _, tokens = await server.post("/tokenize", {"prompt": text, "return_token_strs": True})
+    assert tokens["tokens"] == tokenizer.encode(text)
+    assert tokens["count"] == len(tokens["tokens"]) == len(tokens["token_strs"])
+    assert tokens["max_model_len"] == 8192
+    assert await server.post("/detokenize", {"tokens": tokens["tokens"]}) == (200, {"prompt": text})
+    _, tokens = await server.post("/tokenize", {"messages": HELLO})
+    assert tokens["tokens"] == tokenizer.apply_chat_template(HELLO)
+    for path, body, param in [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "colour": 1}, "colour"),
+        ("/detokenize", {"tokens": [10**6]}, "tokens"),
+        ("/detokenize", {"tokens": [5] * 9000}, "tokens"),
+    ]:
+        status, answer = await server.post(path, body)
+        assert (status, answer["error"]["param"]) == (400, param)
+
+
+async def test_who_is_there(server: Server) -> None:
+    assert (await server.get("/version"))[1].keys() == {"version"}
+    assert await server.get("/ping") == (200, {"status": "ok"})
+    assert await server.get("/load") == (200, {"server_load": 0})
+    _, models = await server.get("/v1/models")
+    assert models["data"][0]["root"] == MODEL
+
+
+async def test_the_nearest_name_of_an_unknown_field(server: Server) -> None:
+    _, answer = await server.post("/v1/completions", {"prompt": "a", "max_token": 3})
+    assert answer["error"]["message"] == "max_token is not known here; did you mean max_tokens?"
+
+
+async def test_the_specification_is_of_what_is_validated(server: Server) -> None:
+    _, document = await server.get("/openapi.json")
+    chat = document["components"]["schemas"]["ChatRequest"]
+    assert chat["required"] == ["messages"]
+    assert chat["additionalProperties"] is False
+    assert {"temperature", "structured_outputs", "logit_bias"} <= chat["properties"].keys()
+
+
+def test_each_of_its_names(proxied: Server) -> None:
+    with proxied.client() as client:
+        assert [model.id for model in client.models.list()] == ["fast", "slow"]
+        for name in ("fast", "slow"):
+            assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+
+
+async def test_unknown_fields_may_be_left_out(proxied: Server) -> None:
+    body = {"prompt": "a", "max_tokens": 1, "colour": "red"}
+    status, _ = await proxied.post("/v1/completions", body)
+    assert status == 200
+    assert "not known here and were left out, like colour" in proxied.log
+
+
+async def test_under_a_path_of_a_proxy(proxied: Server) -> None:
+    async with aiohttp.ClientSession(proxied.url) as session:
+        for path in ("/carousel/v1/models", "/v1/models", "/carousel/health"):
+            async with session.get(path) as response:
+                assert response.status == 200, path
+        for path in ("/carousel", "/carousel/", "/"):
+            async with session.get(path) as response:
+                assert '<base href="/carousel/">' in await response.text(), path
+    with OpenAI(base_url=f"{proxied.url}/carousel/v1", api_key="x") as client:
+        assert client.completions.create(model="fast", prompt="a", max_tokens=1).choices
+
+
+async def test_a_browsers_preflight(proxied: Server, server: Server) -> None:
+    asks = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    chat, sent = "/v1/chat/completions", {"Origin": ORIGIN}
+    async with aiohttp.ClientSession(proxied.url) as session:
+        async with session.options(chat, headers=asks) as response:
+            assert response.status == 204
+            assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+            assert response.headers["Access-Control-Allow-Headers"] == "content-type"
+        async with session.options(chat, headers=asks | {"Origin": "https://evil.example"}) as other:
+            assert other.status == 403
+            assert "Access-Control-Allow-Origin" not in other.headers
+        body = {"messages": HELLO, "max_tokens": 2, "stream": True}
+        async with session.post(chat, json=body, headers=sent) as response:
+            assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+        async with session.post(chat, json={}, headers=sent) as refused:
+            assert refused.status == 400
+            assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
+    async with aiohttp.ClientSession(server.url) as session, session.options(chat, headers=asks) as response:
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_head(server: Server) -> None:
+    async with aiohttp.ClientSession(server.url) as session:
+        for path in ("/", "/health", "/v1/models"):
+            async with session.head(path) as response:
+                assert response.status == 200, path
+                assert await response.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: tea\r\nContent-Length: 2\r\n\r\n{}", 417),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_answered_in_json(server: Server, message: bytes, status: int) -> None:
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(message)
+        answer = b""
+        while b'"code"' not in answer and (part := connection.recv(65536)):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status}".encode()) or head.startswith(f"HTTP/1.0 {status}".encode())
+    assert b"application/json" in head
+    assert body.startswith(b'{"error":{"message":"')
+
+
+def test_continue_is_said(server: Server) -> None:
+    address = urlsplit(server.url)
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+        connection.sendall(body)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
