@@ -16,8 +16,13 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        loop = asyncio.get_running_loop()
-        return _Server(made.request_handler, request_factory=made.request_factory, loop=loop, **made._kwargs)
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=asyncio.get_running_loop(),
+            **made._kwargs,
+        )
 
 
 class _Server(web.Server):
