@@ -46,6 +46,12 @@ class ServeConfig(EngineConfig):
     chat_template: Path | None = None
     """File of a chat template, in Jinja, in place of the model's own."""
 
+    tool_call_parser: Literal["hermes", "llama3_json", "mistral", "mistral_args", "pythonic", "json"] | None = None
+    """How the model writes calls of tools; by default what its chat template says, where that is plain."""
+
+    reasoning_parser: Literal["think", "deepseek_r1", "qwen3", "mistral", "seed_oss"] | None = None
+    """How the model marks what it thinks before it answers; by default what its chat template says."""
+
     trust_request_chat_template: bool = False
     """Run chat templates that requests bring with them. They are programs, in a sandbox that bounds what they can
     reach, but not how long they take."""

@@ -12,15 +12,16 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
-from scheduler.engine.stream import with_phrases
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import FinishReason
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
-from server.api.generation import Asked, answer, truncated
+from server.api.conversation import Conversation, call_id, understand
+from server.api.generation import Asked, answer
 from server.api.logprobs import LogprobWords
-from server.api.models import check_model, longest_sequence
+from server.api.models import longest_sequence
 from server.api.responses import (
+    CalledFunction,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -28,10 +29,14 @@ from server.api.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from server.api.shape import check_chat, drop_unknown
+from server.api.wording import ChunkedWording
 from server.app_keys import CONFIG, ENGINE
+from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
@@ -40,62 +45,64 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 
 def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
-    longest = longest_sequence(info)
     if app[CONFIG].unknown_fields == "warn":
         content = drop_unknown(content, ChatRequest)
-    check_chat(content, longest=longest)
-    body = ChatRequest.model_validate_json(content)
-    check_model(app, body.model)
-    if body.chat_template is not None and not app[CONFIG].trust_request_chat_template:
-        raise InvalidRequestError(
-            "chat_template is a program: the server runs its own only, unless it is started with "
-            "--trust-request-chat-template",
-            "chat_template",
-        )
-    params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
-    prompt = tokenizer.apply_chat_template(
-        [message.for_template() for message in body.messages],
-        longest=None if body.truncate_prompt_tokens else longest,
-        add_special_tokens=bool(body.add_special_tokens),
-        template=body.chat_template,
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
-        variables=body.template_variables,
-    )
-    prompt = truncated(body, prompt, longest - (params.max_tokens or 1))
-    shape = ChatShape(body.model or app[CONFIG].model_name, tokenizer, body, prompt)
-    return Asked(body, [prompt], params, shape)
+    check_chat(content, longest=longest_sequence(app[ENGINE].info))
+    conversation = understand(app, ChatRequest.model_validate_json(content))
+    wording = ChatWording(app[CONFIG].model_name, app[ENGINE].tokenizer, conversation)
+    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
 
 
-class ChatShape:
+class ChatWording(ChunkedWording):
     """Words the answers of /v1/chat/completions."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, body: ChatRequest, prompt: list[int]) -> None:
+    def __init__(self, model: str, tokenizer: Tokenizer, conversation: Conversation) -> None:
+        body = conversation.body
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = model
+        self._model = body.model or model
         self._body = body
-        self._prompt = prompt
+        self._prompt = conversation.prompt
         self._scored: list[TokenLogprobs] = []
         self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
-        self._echoed = body.messages[-1].text if body.echo and body.continue_final_message else ""
-        self._introduced: set[int] = set()
-        """The choices whose first chunk, which names the role, is out."""
-        self._parts: list[list[ChatChunkChoice]] = [[] for _ in range(body.n)]
-        """What was taken of each choice."""
+        echoed = body.messages[-1].text if body.echo and body.continue_final_message else ""
+        self._voices = [_Voice(conversation, echoed) for _ in range(body.n)]
 
-    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> ChatCompletionChunk | None:
-        said = self._choice(choice, delta)
-        return None if said is None else self._chunk([said], usage)
+    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Sequence[ChatCompletionChunk]:
+        voice = self._voices[choice]
+        events = voice.hear(delta)
+        self._scored.extend(delta.prompt_logprobs)
+        wants_ids = self._body.return_token_ids
+        if not (events or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
+            return ()
+        deltas = [worded for event in events if (worded := voice.delta(event)) is not None] or [
+            ChatDelta(content="")
+        ]
+        if not voice.is_introduced:
+            deltas[0] = msgspec.structs.replace(deltas[0], role="assistant")
+            voice.is_introduced = True
+        chunks = [self._chunk([ChatChunkChoice(index=choice, delta=each)], usage) for each in deltas[:-1]]
+        last = ChatChunkChoice(
+            index=choice,
+            delta=deltas[-1],
+            logprobs=None if delta.logprobs is None else ChatLogprobs(self._words.of_chat(delta.logprobs)),
+            finish_reason=voice.reason(delta),
+            stop_reason=delta.stop_reason if delta.finish_reason is not None else UNSET,
+            token_ids=delta.token_ids if wants_ids else UNSET,
+        )
+        return [*chunks, self._chunk([last], usage)]
 
-    def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
-        return self._chunk([], usage)
+    def closing(self, usage: Usage) -> Sequence[ChatCompletionChunk]:
+        return [self._chunk([], usage)] if self._body.include_usage else ()
 
     def take(self, choice: int, delta: Delta) -> None:
-        said = self._choice(choice, delta)
-        if said is not None:
-            self._parts[choice].append(said)
+        self._scored.extend(delta.prompt_logprobs)
+        voice = self._voices[choice]
+        voice.said += voice.hear(delta)
+        if delta.logprobs is not None:
+            voice.logprobs.append(self._words.of_chat(delta.logprobs))
+        voice.token_ids += delta.token_ids
+        voice.last = delta
 
     def whole(self, usage: Usage) -> ChatCompletion:
         return ChatCompletion(
@@ -103,29 +110,21 @@ class ChatShape:
             object="chat.completion",
             created=self._created,
             model=self._model,
-            choices=[_joined(parts) for parts in self._parts],
+            choices=[self._whole(choice, voice) for choice, voice in enumerate(self._voices)],
             usage=usage,
             prompt_logprobs=self._prompt_logprobs(),
             prompt_token_ids=self._prompt if self._body.return_token_ids else UNSET,
         )
 
-    def _choice(self, choice: int, delta: Delta) -> ChatChunkChoice | None:
-        """What there is to say; None for nothing."""
-        self._scored.extend(delta.prompt_logprobs)
-        wants_ids = self._body.return_token_ids
-        if not (delta.text or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
-            return None
-        is_first = choice not in self._introduced
-        self._introduced.add(choice)
-        return ChatChunkChoice(
+    def _whole(self, choice: int, voice: _Voice) -> ChatChoice:
+        assert voice.last is not None
+        return ChatChoice(
             index=choice,
-            delta=ChatDelta(
-                role="assistant" if is_first else UNSET, content=(self._echoed if is_first else "") + delta.text
-            ),
-            logprobs=None if delta.logprobs is None else ChatLogprobs(self._words.of_chat(delta.logprobs)),
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason if delta.finish_reason is not None else UNSET,
-            token_ids=delta.token_ids if wants_ids else UNSET,
+            message=voice.message(),
+            logprobs=ChatLogprobs(list(chain.from_iterable(voice.logprobs))) if voice.logprobs else None,
+            finish_reason=voice.reason(voice.last),
+            stop_reason=voice.last.stop_reason,
+            token_ids=voice.token_ids if self._body.return_token_ids else UNSET,
         )
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> ChatCompletionChunk:
@@ -144,15 +143,68 @@ class ChatShape:
         return [msgspec.Raw(b"null"), *self._words.of_prompt(self._scored)]
 
 
-def _joined(parts: Sequence[ChatChunkChoice]) -> ChatChoice:
-    """All that one sequence produced, as if one step had."""
-    logprobs = [part.logprobs.content for part in parts if part.logprobs is not None]
-    token_ids = [part.token_ids for part in parts if not isinstance(part.token_ids, UnsetType)]
-    return ChatChoice(
-        index=parts[-1].index,
-        message=ChatMessage(content="".join(part.delta.content or "" for part in parts)),
-        logprobs=ChatLogprobs(list(chain.from_iterable(logprobs))) if logprobs else None,
-        finish_reason=parts[-1].finish_reason,
-        stop_reason=parts[-1].stop_reason or None,
-        token_ids=list(chain.from_iterable(token_ids)) if token_ids else UNSET,
-    )
+class _Voice:
+    """One of the answers."""
+
+    def __init__(self, conversation: Conversation, echoed: str) -> None:
+        self.is_introduced = False
+        """Whether its first chunk, which names the role, is out."""
+        self.said: list[Event] = []
+        self.logprobs: list[list[msgspec.Raw]] = []
+        self.token_ids: list[int] = []
+        self.last: Delta | None = None
+        self._parser = conversation.new_parser()
+        self._includes_reasoning = conversation.body.include_reasoning
+        self._echoed = echoed
+        self._has_called = False
+
+    def hear(self, delta: Delta) -> list[Event]:
+        """What a piece of text turns out to say."""
+        events: list[Event] = [Content(self._echoed)] if self._echoed else []
+        self._echoed = ""
+        events += self._parser.push(delta.text)
+        if delta.finish_reason is not None:
+            events += self._parser.finish()
+        self._has_called |= any(isinstance(event, CallBegun) for event in events)
+        if not self._includes_reasoning:
+            events = [event for event in events if not isinstance(event, Reasoning)]
+        return merged(events)
+
+    def reason(self, delta: Delta) -> str | None:
+        if delta.finish_reason is FinishReason.STOP and self._has_called:
+            return "tool_calls"
+        return delta.finish_reason
+
+    def delta(self, event: Event) -> ChatDelta:
+        match event:
+            case Content(text):
+                return ChatDelta(content=text)
+            case Reasoning(text):
+                return ChatDelta(reasoning_content=text)
+            case CallBegun(index, name):
+                return ChatDelta(
+                    tool_calls=[ToolCallDelta(index, CalledFunction("", name), id=call_id(), type="function")]
+                )
+            case Arguments(index, text):
+                return ChatDelta(tool_calls=[ToolCallDelta(index, CalledFunction(text))])
+
+    def message(self) -> ChatMessage:
+        content, reasoning = "", ""
+        calls: list[ToolCall] = []
+        for event in merged(self.said):
+            match event:
+                case Content(text):
+                    content += text
+                case Reasoning(text):
+                    reasoning += text
+                case CallBegun(_, name):
+                    calls.append(ToolCall(call_id(), CalledFunction("", name)))
+                case Arguments(index, text):
+                    called = calls[index].function
+                    function = msgspec.structs.replace(called, arguments=called.arguments + text)
+                    calls[index] = msgspec.structs.replace(calls[index], function=function)
+        return ChatMessage(
+            content=content if content or not calls else None,
+            reasoning_content=reasoning or UNSET,
+            tool_calls=calls or UNSET,
+        )

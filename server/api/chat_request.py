@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from server.api.fields import SAID, Body, Count, ShortText, described, only
 from server.api.requests import GenerationRequest
+from server.parsing.call_grammar import Tool
 
 CONTENT = "a string or a list of text parts"
 
@@ -104,6 +105,36 @@ class Message(Body):
 ROLES = {"developer": "system", "function": "tool"}
 
 
+class FunctionDefinition(Body):
+    """What a model may call."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+    description: str = ""
+    parameters: Json = {}
+    strict: bool = False
+
+
+class ToolDefinition(Body):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class ToolName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"] = "function"
+    function: ToolName
+
+
+MAX_TOOLS = 256
+
+
 class ChatRequest(GenerationRequest):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool = False
@@ -112,6 +143,13 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """For templates of models that think; `none` turns thinking off."""
+
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] = []
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedTool,
+        described("none, auto, required, or a function's name"),
+    ] = "auto"
+    parallel_tool_calls: bool = True
 
     # Beyond OpenAI's API, named as in other servers.
     add_generation_prompt: bool = True
@@ -127,10 +165,8 @@ class ChatRequest(GenerationRequest):
     include_reasoning: bool = True
 
     # These change nothing in the answer.
-    parallel_tool_calls: bool = True
     prediction: Json = {}
     store: bool = False
-    tool_choice: Annotated[Any, only("none", "auto")] = "none"
     verbosity: Literal["low", "medium", "high"] = "medium"
 
     # Not implemented.
@@ -139,7 +175,6 @@ class ChatRequest(GenerationRequest):
     functions: Annotated[Any, only([])] = []
     modalities: Annotated[Any, only(["text"])] = ["text"]
     moderation: Annotated[Any, only()] = None
-    tools: Annotated[Any, only([])] = []
     web_search_options: Annotated[Any, only()] = None
 
     def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
@@ -161,6 +196,43 @@ class ChatRequest(GenerationRequest):
             max_tokens=max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+    @property
+    def named_tool(self) -> str | None:
+        """The one that has to be called. Raises `InvalidRequestError` if there is no such tool."""
+        if isinstance(self.tool_choice, str):
+            return None
+        name = self.tool_choice.function.name
+        if all(tool.function.name != name for tool in self.tools):
+            raise InvalidRequestError(
+                f"tool_choice names {name[:100]!r}, which is none of the tools", "tool_choice"
+            )
+        return name
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to be calls. Raises `InvalidRequestError` if there is nothing to call."""
+        is_needed = self.tool_choice == "required" or self.named_tool is not None
+        if is_needed and not self.tools:
+            raise InvalidRequestError("tool_choice needs tools", "tool_choice")
+        return is_needed
+
+    @property
+    def usable_tools(self) -> list[Json]:
+        """As templates know them; none where none is to be called."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_defaults=True) | {"type": "function"} for tool in self.tools]
+
+    @property
+    def tools_to_call(self) -> list[Tool]:
+        """Those that the answer has to choose from."""
+        named = self.named_tool
+        return [
+            Tool(tool.function.name, tool.function.parameters, tool.function.strict)
+            for tool in self.tools
+            if named in (None, tool.function.name)
+        ]
 
     @property
     def template_variables(self) -> Json:

@@ -22,6 +22,7 @@ from server.api.logprobs import LogprobWords, TextOffsets
 from server.api.models import check_model, longest_sequence
 from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.shape import check_completion, drop_unknown
+from server.api.wording import ChunkedWording
 from server.app_keys import CONFIG, ENGINE, LIMITS
 
 
@@ -53,8 +54,8 @@ def _understand(app: web.Application, content: bytes) -> Asked:
         if body.echo:
             text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)
         prompts.append(Prompt(kept, text))
-    shape = CompletionShape(body.model or app[CONFIG].model_name, tokenizer, body, prompts, params.n)
-    return Asked(body, [prompt.token_ids for prompt in prompts], params, shape)
+    wording = CompletionWording(body.model or app[CONFIG].model_name, tokenizer, body, prompts, params.n)
+    return Asked(body, [prompt.token_ids for prompt in prompts], params, wording, body.form())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Prompt:
     """The log-probabilities of its tokens but the first, as far as they are known."""
 
 
-class CompletionShape:
+class CompletionWording(ChunkedWording):
     """Words the answers of /v1/completions. `num_sequences` are sampled of each prompt."""
 
     def __init__(
@@ -92,12 +93,12 @@ class CompletionShape:
         self._log_total = [0.0 for _ in self._offsets]
         self._num_tokens = [0 for _ in self._offsets]
 
-    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Completion | None:
+    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Sequence[Completion]:
         said = self._choice(choice, delta)
-        return None if said is None else self._completion([said], usage)
+        return () if said is None else [self._completion([said], usage)]
 
-    def usage_chunk(self, usage: Usage) -> Completion:
-        return self._completion([], usage)
+    def closing(self, usage: Usage) -> Sequence[Completion]:
+        return [self._completion([], usage)] if self._body.include_usage else ()
 
     def take(self, choice: int, delta: Delta) -> None:
         said = self._choice(choice, delta)

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -22,7 +21,9 @@ from server.api.grammars import GRAMMARS
 from server.api.metering import Meter
 from server.api.models import longest_sequence
 from server.api.requests import GenerationRequest
-from server.api.responses import PromptTokensDetails, Usage
+from server.api.responses import Usage
+from server.api.structured import Form
+from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, LIMITS, user_of
 from server.http.body import read_body
 from server.http.errors import NO_RETRY, ApiError, as_api_error
@@ -44,25 +45,6 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-class Shape(Protocol):
-    """How an endpoint words its answer. `choice` counts the sequences of all prompts."""
-
-    id: str
-
-    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> msgspec.Struct | None:
-        """One event of a stream; None where there is nothing to say yet. With the usage so far, if that is
-        asked."""
-
-    def usage_chunk(self, usage: Usage) -> msgspec.Struct:
-        """The last event of a stream, if the client asked for it."""
-
-    def take(self, choice: int, delta: Delta) -> None:
-        """A part of the answer in one piece."""
-
-    def whole(self, usage: Usage) -> msgspec.Struct:
-        """The answer in one piece: all that was taken."""
-
-
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A request that is right by itself."""
@@ -70,7 +52,9 @@ class Asked:
     body: GenerationRequest
     prompts: Sequence[list[int]]
     params: SamplingParams
-    shape: Shape
+    wording: Wording
+    form: Form | None
+    """What the answer is held to."""
 
 
 def truncated(body: GenerationRequest, token_ids: list[int], longest: int) -> list[int]:
@@ -106,11 +90,11 @@ async def _answer(
     with app[LIMITS].admit(user) as request[ADMISSION]:
         asked = await work(app, len(body), partial(understand, app, body))
         del body
-        if (form := asked.body.form()) is not None:
-            await app[GRAMMARS].check(form)
+        if asked.form is not None:
+            await app[GRAMMARS].check(asked.form)
         _check_size(asked, longest_sequence(app[ENGINE].info))
         record = record_of(request)
-        record.response_id = asked.shape.id
+        record.response_id = asked.wording.id
         if app[CONFIG].log_prompts:
             decode = app[ENGINE].tokenizer.decode
             record.prompts = await work(
@@ -119,10 +103,10 @@ async def _answer(
         # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
         async with aclosing(_generate(request, asked, record)) as deltas:
             if asked.body.stream:
-                return await _stream(request, deltas, asked.shape, asked.body)
+                return await _stream(request, deltas, asked)
             async for choice, delta in deltas:
-                asked.shape.take(choice, delta)
-            return json_response(asked.shape.whole(_usage(record)))
+                asked.wording.take(choice, delta)
+            return json_response(asked.wording.whole(usage_of(record)))
 
 
 def _check_size(asked: Asked, longest: int) -> None:
@@ -146,15 +130,17 @@ def _check_size(asked: Asked, longest: int) -> None:
 
 
 async def _stream(
-    request: web.Request, deltas: AsyncGenerator[tuple[int, Delta], None], shape: Shape, body: GenerationRequest
+    request: web.Request, deltas: AsyncGenerator[tuple[int, Delta], None], asked: Asked
 ) -> web.StreamResponse:
-    record = record_of(request)
+    record, body, wording = record_of(request), asked.body, asked.wording
 
-    async def send(choice: int, delta: Delta) -> None:
+    async def send(said: Sequence[msgspec.Struct]) -> None:
+        for event in said:
+            await events.send(event, named=wording.names_events)
+
+    async def send_delta(choice: int, delta: Delta) -> None:
         usage: Usage | UnsetType | None = None if body.include_usage else UNSET
-        said = shape.chunk(choice, delta, _usage(record) if body.continuous_usage else usage)
-        if said is not None:
-            await events.send(said)
+        await send(wording.chunk(choice, delta, usage_of(record) if body.continuous_usage else usage))
 
     first = asyncio.ensure_future(anext(deltas))
     try:
@@ -164,16 +150,17 @@ async def _stream(
         events = await EventStream.open(request)
         try:
             async with events.kept_alive():
-                await send(*await first)
+                await send(wording.opening())
+                await send_delta(*await first)
                 async for choice, delta in deltas:
-                    await send(choice, delta)
-            if body.include_usage:
-                await events.send(shape.usage_chunk(_usage(record)))
-            await events.done()
+                    await send_delta(choice, delta)
+            await send(wording.closing(usage_of(record)))
+            if wording.ends_with_done:
+                await events.done()
         except ConnectionError:
             raise
         except Exception as error:
-            await events.send(as_api_error(error, request).body)
+            await send([wording.failure(as_api_error(error, request))])
         return await events.close()
     finally:
         first.cancel()
@@ -277,12 +264,3 @@ async def _end(pumps: Sequence[asyncio.Task[None]]) -> None:
         if place % AT_ONCE == 0:
             await asyncio.sleep(0)
     await asyncio.gather(*pumps, return_exceptions=True)
-
-
-def _usage(record: RequestRecord) -> Usage:
-    return Usage(
-        prompt_tokens=record.prompt_tokens,
-        completion_tokens=record.completion_tokens,
-        total_tokens=record.prompt_tokens + record.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=record.cached_tokens),
-    )

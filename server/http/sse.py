@@ -55,8 +55,13 @@ class EventStream:
             request.transport.set_write_buffer_limits(high=0)
         return cls(request, response)
 
-    async def send(self, event: msgspec.Struct) -> None:
-        await self.send_json(encode(event))
+    async def send(self, event: msgspec.Struct, *, named: bool = False) -> None:
+        """`named`: with its type before its data."""
+        data = encode(event)
+        if named:
+            await self._write(b"event: %b\ndata: %b\n\n" % (event.type.encode(), data))  # type: ignore[attr-defined]
+        else:
+            await self.send_json(data)
 
     async def send_json(self, event: bytes) -> None:
         await self._write(b"data: %b\n\n" % event)

@@ -13,17 +13,19 @@ import pytest
 
 from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import TokenLogprobs
 from server.api import generation
-from server.api.chat import ChatShape
+from server.api.chat import ChatWording
 from server.api.chat_request import ChatRequest, Message
 from server.api.completion_request import CompletionRequest
-from server.api.completions import CompletionShape, Prompt
+from server.api.completions import CompletionWording, Prompt
+from server.api.conversation import Conversation
 from server.api.responses import PromptTokensDetails, Usage
 from server.api.shape import MAX_FIELD_BYTES, check_chat, check_completion
 from server.http.json import encode
 from server.http.worker import LONG
+from server.parsing.events import PlainParser
 from tests.server.scripted import LONGEST, ScriptedEngine, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -179,13 +181,18 @@ async def test_many_prompts_are_submitted_a_few_at_a_time() -> None:
     assert max(starts.values()) <= 2 * generation.AT_ONCE
 
 
+CONVERSATION = Conversation(
+    ChatRequest(messages=[Message(role="user")], logprobs=True), [7], SamplingParams(), None, PlainParser
+)
+
+
 @pytest.mark.parametrize("shape", ["completion", "chat"])
 def test_logprobs_are_worded_as_they_come(shape: str) -> None:
     tokenizer: Any = Tokenizer()
-    words: CompletionShape | ChatShape = (
-        CompletionShape("m", tokenizer, CompletionRequest(prompt=["a"], logprobs=2), [Prompt([7], "")], 1)
+    words: CompletionWording | ChatWording = (
+        CompletionWording("m", tokenizer, CompletionRequest(prompt=["a"], logprobs=2), [Prompt([7], "")], 1)
         if shape == "completion"
-        else ChatShape("m", tokenizer, ChatRequest(messages=[Message(role="user")], logprobs=True), [7])
+        else ChatWording("m", tokenizer, CONVERSATION)
     )
     for place in range(3):
         entry = TokenLogprobs(place, -0.5, [(place, -0.5), (9, -2.0)])

@@ -1,0 +1,142 @@
+"""What the endpoints for conversations share: from messages and tools to a prompt, and from an answer's text to
+what it says, thinks and calls."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from scheduler.engine.stream import with_phrases
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.text.tokenizer import Tokenizer
+from server.api.chat_request import ChatRequest
+from server.api.generation import truncated
+from server.api.models import check_model, longest_sequence
+from server.api.structured import Form
+from server.app_keys import CONFIG, ENGINE
+from server.config import ServeConfig
+from server.parsing.call_grammar import call_grammar, written_format
+from server.parsing.events import Parser
+from server.parsing.formats import REASONING_MARKS, call_format_of, has_begun, marks, parser_of, reasoning_of
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A request that is understood."""
+
+    body: ChatRequest
+    prompt: list[int]
+    params: SamplingParams
+    form: Form | None
+    """What the answer is held to."""
+    new_parser: Callable[[], Parser]
+    """For each of its answers."""
+
+
+def understand(app: web.Application, body: ChatRequest) -> Conversation:
+    """Raises whatever is wrong with the request. May be called in a thread."""
+    config, tokenizer, info = app[CONFIG], app[ENGINE].tokenizer, app[ENGINE].info
+    longest = longest_sequence(info)
+    check_model(app, body.model)
+    if body.chat_template is not None and not config.trust_request_chat_template:
+        raise InvalidRequestError(
+            "chat_template is a program: the server runs its own only, unless it is started with "
+            "--trust-request-chat-template",
+            "chat_template",
+        )
+    params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
+    template = body.chat_template or tokenizer.chat_template.source
+    tools = body.usable_tools
+    messages = [message.for_template() for message in body.messages]
+    if tools and "tools" not in template:
+        messages = _told_of(tools, messages)
+    prompt = tokenizer.apply_chat_template(
+        messages,
+        longest=None if body.truncate_prompt_tokens else longest,
+        add_special_tokens=bool(body.add_special_tokens),
+        tools=tools,
+        template=body.chat_template,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.template_variables,
+    )
+    prompt = truncated(body, prompt, longest - (params.max_tokens or 1))
+    reading = _reading(config, tokenizer, template, body, prompt)
+    form = body.form()
+    if body.must_call:
+        form = _form_of_calls(tokenizer, body, reading, form)
+        params = msgspec.structs.replace(params, grammar=form.grammar)
+    if reading.marks & tokenizer.control_tokens().keys():
+        params = msgspec.structs.replace(params, skip_special_tokens=False)
+    return Conversation(body, prompt, params, form, reading.new_parser)
+
+
+def call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How an answer's text is read."""
+
+    call_format: str | None
+    reasoning: str | None
+    is_thinking: bool
+    """The prompt has opened the reasoning."""
+    tools: tuple[str, ...]
+
+    @property
+    def marks(self) -> frozenset[str]:
+        return marks(self.call_format, self.reasoning)
+
+    def new_parser(self) -> Parser:
+        return parser_of(self.call_format, self.tools, reasoning=self.reasoning, is_thinking=self.is_thinking)
+
+
+def _reading(
+    config: ServeConfig, tokenizer: Tokenizer, template: str, body: ChatRequest, prompt: list[int]
+) -> _Reading:
+    call_format = None
+    if body.usable_tools:
+        call_format = config.tool_call_parser or call_format_of(template)
+        if body.must_call:
+            call_format = written_format(call_format)
+    reasoning = config.reasoning_parser or reasoning_of(template)
+    is_thinking = False
+    if reasoning is not None:
+        is_thinking = has_begun(tokenizer.decode(prompt[-16:], skip_special_tokens=False), reasoning)
+    tools = tuple(tool.function.name for tool in body.tools)
+    return _Reading(call_format, reasoning, is_thinking, tools)
+
+
+def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, form: Form | None) -> Form:
+    if form is not None:
+        raise InvalidRequestError(
+            f"tool_choice and {form.field} both say what the answer looks like", "tool_choice"
+        )
+    assert reading.call_format is not None
+    grammar = call_grammar(
+        reading.call_format,
+        body.tools_to_call,
+        several=body.parallel_tool_calls and body.named_tool is None,
+        control_tokens=tokenizer.control_tokens(),
+        reasoning_end=REASONING_MARKS[reading.reasoning or ""][1] if reading.is_thinking else None,
+    )
+    return Form(grammar, "tools")
+
+
+def _told_of(tools: list[Json], messages: list[Json]) -> list[Json]:
+    """For templates that do not know of tools."""
+    said = "You can call these functions:\n" + "\n".join(json.dumps(tool["function"]) for tool in tools)
+    if messages[0]["role"] == "system":
+        first = messages[0] | {"content": f"{messages[0]['content']}\n\n{said}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": said}, *messages]

@@ -1,0 +1,64 @@
+"""How an endpoint words its answer: in one piece, or as the events of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import msgspec
+from msgspec import UnsetType
+
+from scheduler.engine.client import Delta
+from server.api.responses import PromptTokensDetails, Usage
+from server.http.errors import ApiError
+from server.http.record import RequestRecord
+
+
+class Wording(Protocol):
+    """`choice` counts the sequences of all prompts."""
+
+    id: str
+    names_events: ClassVar[bool]
+    """Whether an event's `type` is said before its data too."""
+    ends_with_done: ClassVar[bool]
+    """Whether OpenAI's mark ends a stream."""
+
+    def opening(self) -> Sequence[msgspec.Struct]:
+        """What a stream begins with."""
+
+    def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Sequence[msgspec.Struct]:
+        """The events of one delta, with the usage so far if that is asked for."""
+
+    def closing(self, usage: Usage) -> Sequence[msgspec.Struct]:
+        """What a stream ends with."""
+
+    def failure(self, error: ApiError) -> msgspec.Struct:
+        """What a stream ends with that failed."""
+
+    def take(self, choice: int, delta: Delta) -> None:
+        """A part of the answer in one piece."""
+
+    def whole(self, usage: Usage) -> msgspec.Struct:
+        """The answer in one piece: all that was taken."""
+
+
+class ChunkedWording:
+    """Of the endpoints whose streams are chunks of the answer and nothing else."""
+
+    names_events: ClassVar[bool] = False
+    ends_with_done: ClassVar[bool] = True
+
+    def opening(self) -> Sequence[msgspec.Struct]:
+        return ()
+
+    def failure(self, error: ApiError) -> msgspec.Struct:
+        return error.body
+
+
+def usage_of(record: RequestRecord) -> Usage:
+    return Usage(
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens,
+        total_tokens=record.prompt_tokens + record.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=record.cached_tokens),
+    )

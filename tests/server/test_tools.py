@@ -1,0 +1,160 @@
+"""Calls of tools: of a model that was taught to make them, and of the default one, which is held to a grammar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.chat import ChatCompletion
+
+from tests.server.conftest import MODEL
+from tests.server.serving import Server
+
+QWEN = "Qwen2.5-Coder-0.5B-Instruct"
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city now",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "parameters": {
+            "type": "object",
+            "properties": {"zone": {"type": "string", "maxLength": 8}},
+            "required": ["zone"],
+        },
+    },
+}
+ASKED: Any = [{"role": "user", "content": "What is the weather in Paris, in celsius?"}]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
+    with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server, server.client() as client:
+        yield client
+
+
+def ask(client: OpenAI, model: str = QWEN, messages: Any = ASKED, **fields: Any) -> ChatCompletion:
+    fields = {"tools": [WEATHER, TIME], "temperature": 0, "max_tokens": 80} | fields
+    create: Any = client.chat.completions.create
+    answer: ChatCompletion = create(model=model, messages=messages, **fields)
+    return answer
+
+
+def streamed(client: OpenAI, **fields: Any) -> tuple[str, list[dict[str, str]], list[str | None]]:
+    """The content, the calls and the finish reasons of a stream."""
+    content, reasons = "", []
+    calls: list[dict[str, str]] = []
+    stream: Any = ask(client, stream=True, **fields)
+    for chunk in stream:
+        (choice,) = chunk.choices
+        content += choice.delta.content or ""
+        reasons.append(choice.finish_reason)
+        for call in choice.delta.tool_calls or []:
+            if call.id is not None:
+                assert call.index == len(calls)
+                calls.append({"name": call.function.name, "arguments": ""})
+            calls[call.index]["arguments"] += call.function.arguments
+    return content, calls, [reason for reason in reasons if reason]
+
+
+def test_a_model_calls_and_goes_on_with_what_it_is_told(qwen: OpenAI) -> None:
+    choice = ask(qwen).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"].startswith("Paris")
+    told = {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 21, "sky": "clear"}'}
+    answer = ask(qwen, messages=[*ASKED, choice.message.model_dump(exclude_none=True), told]).choices[0]
+    assert answer.finish_reason == "stop"
+    assert "21" in (answer.message.content or "")
+
+
+@pytest.mark.parametrize(
+    "choice", ["auto", "required", "none", {"type": "function", "function": {"name": "get_time"}}]
+)
+def test_streams_say_the_same(qwen: OpenAI, choice: Any) -> None:
+    whole = ask(qwen, tool_choice=choice, max_tokens=60).choices[0]
+    content, calls, reasons = streamed(qwen, tool_choice=choice, max_tokens=60)
+    assert content == (whole.message.content or "")
+    assert calls == [
+        {"name": call.function.name, "arguments": call.function.arguments}  # type: ignore[union-attr]
+        for call in whole.message.tool_calls or []
+    ]
+    assert reasons == [whole.finish_reason]
+    if choice == "none":
+        assert not calls
+    if isinstance(choice, dict):
+        assert [call["name"] for call in calls] == ["get_time"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_even_the_default_model_gives_valid_calls_where_it_has_to(client: OpenAI, seed: int) -> None:
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (WEATHER, TIME)}
+    answer = ask(client, MODEL, tool_choice="required", temperature=1, seed=seed, max_tokens=200)
+    choice = answer.choices[0]
+    if choice.finish_reason == "length":  # a small model may go on for long within a string
+        return
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert choice.message.tool_calls
+    for call in choice.message.tool_calls:
+        assert call.type == "function"
+        jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+
+
+def test_one_call_where_no_more_are_wanted(client: OpenAI) -> None:
+    tools = [TIME]
+    answer = ask(client, MODEL, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=60)
+    assert [call.function.name for call in answer.choices[0].message.tool_calls or []] == ["get_time"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "needs tools"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "nobody"}}},
+            "tool_choice",
+            "none of the tools",
+        ),
+        ({"tool_choice": "sometimes"}, "tool_choice", "none, auto, required"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
+        (
+            {"tool_choice": "required", "response_format": {"type": "json_object"}},
+            "tool_choice",
+            "both say what the answer looks like",
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
+                "tool_choice": "required",
+            },
+            "tools",
+            "objekt",
+        ),
+    ],
+)
+def test_tools_that_are_none(client: OpenAI, fields: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
+        ask(client, MODEL, **fields)
+    assert refused.value.param == param
