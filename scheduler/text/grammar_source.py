@@ -24,6 +24,13 @@ WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,40}"
 """What may stand between the parts of a JSON text, once: enough to indent, too little to go on forever."""
 
 
+FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+"""Of strings, that are enforced."""
+
+_DATA = frozenset({"const", "default", "enum", "example", "examples"})
+"""Keywords whose values are no schemas."""
+
+
 def compilable(spec: GrammarSpec) -> str:
     """What llguidance compiles. Raises `InvalidRequestError` for a text that is too large, or no such grammar."""
     check_size(spec)
@@ -69,7 +76,7 @@ def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
         raise InvalidRequestError("a JSON schema is an object")
     if _depth(schema) > MAX_DEPTH:
         raise InvalidRequestError(f"the JSON schema has more than {MAX_DEPTH} levels")
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not strict}}
+    return {**_with_known_formats(schema), "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not strict}}
 
 
 def _loaded(text: str, what: str) -> Any:
@@ -96,6 +103,19 @@ def _depth(value: Any) -> int:
             break
         depth += 1
     return depth
+
+
+def _with_known_formats(schema: Any) -> Any:
+    """A format that nobody knows says nothing, by the standard; llguidance would refuse it."""
+    if isinstance(schema, list):
+        return [_with_known_formats(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value if key in _DATA else _with_known_formats(value)
+        for key, value in schema.items()
+        if key != "format" or not isinstance(value, str) or value in FORMATS
+    }
 
 
 def _choices(text: str) -> list[str]:

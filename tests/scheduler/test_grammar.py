@@ -199,6 +199,12 @@ EXAMPLES: list[tuple[GrammarSpec, list[str], list[str]]] = [
     (schema(True), ["[1]", '"x"'], ["x"]),
     (schema({"type": "array", "items": {"$ref": "#"}}), ["[[], [[]]]"], ["[1]"]),
     (schema({"oneOf": [{"type": "string"}, {"type": "null"}]}), ['"x"', "null"], ["1"]),
+    (schema({"type": "string", "format": "password"}), ['"secret"'], ["1"]),
+    (
+        schema({"enum": [{"format": "x"}], "properties": {"format": {}}}),
+        ['{"format": "x"}'],
+        ["{}", '{"format": 1}'],
+    ),
     (schema({"x-guidance": {"whitespace_flexible": False}, "type": "array"}), ["[1, 2]"], ["[1,   2]"]),
     (GrammarSpec(GrammarKind.REGEX, r"[a-z]+@\d{2}"), ["ab@12"], ["ab@1", "ab@123", "x ab@12"]),
     (GrammarSpec(GrammarKind.REGEX, "^(yes|no)$"), ["yes", "no"], ["^yes", "yesno"]),
