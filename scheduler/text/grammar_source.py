@@ -67,6 +67,17 @@ def json_grammar(schema: Any, *, strict: bool = True) -> str:
         raise InvalidRequestError(f"the JSON schema cannot be read: {error}") from error
 
 
+def unforced(source: str) -> str:
+    """The same, for llguidance not to choose how a forced text is divided into tokens."""
+    option = '%llguidance {"no_forcing": true}\n'
+    if not source.startswith("{"):
+        return option + source
+    (grammar,) = json.loads(source)["grammars"]
+    if grammar.get("lark_grammar") is not None:
+        return option + str(grammar["lark_grammar"])
+    return json.dumps({"grammars": [{"lark_grammar": f"{option}start: @schema"}, {**grammar, "name": "schema"}]})
+
+
 def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
     """A schema that says how its JSON is written, for llguidance, as it stands after `%json` in a Lark grammar
     too. Raises `InvalidRequestError` for what is no schema, or one of too many levels."""

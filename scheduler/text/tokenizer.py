@@ -110,6 +110,15 @@ class Tokenizer:
         text: str = backend.to_str()
         return text
 
+    def control_tokens(self) -> dict[str, int]:
+        """The tokens that are no text in a grammar, and that it has to name by their ids: special ones, and any
+        that was added in angle brackets (that is llguidance's rule)."""
+        return {
+            token.content: token_id
+            for token_id, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special or (token.content.startswith("<") and token.content.endswith(">"))
+        }
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
