@@ -56,6 +56,11 @@ def transformers() -> Path:
     return _installed("transformers", _install_transformers)
 
 
+def xgrammar() -> Path:
+    """The python that has it."""
+    return _installed("xgrammar", _install_xgrammar) / "python"
+
+
 def llama_cpp(*, avx2_only: bool = False) -> Path:
     """The folder of its programs: built for this machine, or for AVX2, FMA and F16C and nothing more."""
     if avx2_only:
@@ -105,6 +110,10 @@ def _install_openvino(folder: Path) -> None:
 
 def _install_transformers(folder: Path) -> None:
     _environment(folder, "transformers[serving]", "accelerate", "torch==2.13.0")
+
+
+def _install_xgrammar(folder: Path) -> None:
+    _environment(folder, "xgrammar==0.2.8", "torch==2.13.0", "msgspec")
 
 
 def _install_llama_cpp(folder: Path, *options: str) -> None:

@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from scheduler.grammar_spec import GrammarSpec
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.text.grammar_source import compilable
+from scheduler.text.grammar_source import compilable, unforced
 
 CACHED_GRAMMARS = 64
 
@@ -88,6 +88,12 @@ class Grammar:
         self._beginning = self._compile()
         return self.begin()
 
+    def stop_forcing(self) -> None:
+        """Let the model choose the tokens of a text that the grammar forces. llguidance divides such a text as the
+        tokenizer does; where it has the name of a special token (`<think>`), that gives a token that is no
+        text."""
+        self._source = unforced(self._source)
+
     def _compile(self) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, self._source, log_level=0, limits=LIMITS)
         if matcher.is_error():
@@ -122,11 +128,20 @@ class Matcher:
         if self._num_ends:
             self._write_ends(mask)
             return
-        self._compute(mask)
+        words = mask if len(mask) >= self.num_words else np.empty(self.num_words, np.uint32)
+        self._compute(words)
         if self._matcher.is_error():
             self._restart()
-            self._compute(mask)
-            self._raise_error()
+            self._compute(words)
+        elif self._is_misled(words):
+            self._grammar.stop_forcing()
+            self._restart()
+            self._compute(words)
+        self._raise_error()
+        if words is mask:
+            mask[self.num_words :] = 0
+        else:
+            mask[:] = words[: len(mask)]
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """Read tokens. Raises ValueError if one of them may not come where it does, and reads none of them then;
@@ -151,7 +166,8 @@ class Matcher:
     def forced(self) -> list[int]:
         """The tokens that have to come next whatever the model says, as its tokenizer divides their text; often
         none. The last of them may be missing, if it could be another one."""
-        return [] if self.is_finished else self._matcher.compute_ff_tokens()
+        forced = [] if self.is_finished else self._matcher.compute_ff_tokens()
+        return forced[: self._matcher.validate_tokens(forced)]
 
     def _read(self, token_id: int) -> bool:
         if token_id in self._end_token_ids and (self._num_ends or self._matcher.is_accepting()):
@@ -169,13 +185,19 @@ class Matcher:
         self._token_ids.append(token_id)
         return True
 
-    def _compute(self, mask: npt.NDArray[np.uint32]) -> None:
-        words = mask if len(mask) >= self.num_words else np.empty(self.num_words, np.uint32)
+    def _compute(self, words: npt.NDArray[np.uint32]) -> None:
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, 4 * self.num_words)
-        if words is mask:
-            mask[self.num_words :] = 0
-        else:
-            mask[:] = words[: len(mask)]
+
+    def _is_misled(self, words: npt.NDArray[np.uint32]) -> bool:
+        """Whether the only token that the mask allows is one that cannot be read."""
+        places = np.flatnonzero(words[: self.num_words])
+        if len(places) != 1:
+            return False
+        word = int(words[places[0]])
+        token_id = 32 * int(places[0]) + word.bit_length() - 1
+        if word & (word - 1) != 0 or (token_id in self._end_token_ids and self._matcher.is_accepting()):
+            return False
+        return self._matcher.validate_tokens([token_id]) == 0
 
     def _write_ends(self, mask: npt.NDArray[np.uint32]) -> None:
         mask[:] = 0

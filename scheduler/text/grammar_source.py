@@ -24,6 +24,13 @@ WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,40}"
 """What may stand between the parts of a JSON text, once: enough to indent, too little to go on forever."""
 
 
+FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+"""Of strings, that are enforced."""
+
+_DATA = frozenset({"const", "default", "enum", "example", "examples"})
+"""Keywords whose values are no schemas."""
+
+
 def compilable(spec: GrammarSpec) -> str:
     """What llguidance compiles. Raises `InvalidRequestError` for a text that is too large, or no such grammar."""
     check_size(spec)
@@ -60,6 +67,17 @@ def json_grammar(schema: Any, *, strict: bool = True) -> str:
         raise InvalidRequestError(f"the JSON schema cannot be read: {error}") from error
 
 
+def unforced(source: str) -> str:
+    """The same, for llguidance not to choose how a forced text is divided into tokens."""
+    option = '%llguidance {"no_forcing": true}\n'
+    if not source.startswith("{"):
+        return option + source
+    (grammar,) = json.loads(source)["grammars"]
+    if grammar.get("lark_grammar") is not None:
+        return option + str(grammar["lark_grammar"])
+    return json.dumps({"grammars": [{"lark_grammar": f"{option}start: @schema"}, {**grammar, "name": "schema"}]})
+
+
 def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
     """A schema that says how its JSON is written, for llguidance, as it stands after `%json` in a Lark grammar
     too. Raises `InvalidRequestError` for what is no schema, or one of too many levels."""
@@ -69,7 +87,7 @@ def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
         raise InvalidRequestError("a JSON schema is an object")
     if _depth(schema) > MAX_DEPTH:
         raise InvalidRequestError(f"the JSON schema has more than {MAX_DEPTH} levels")
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not strict}}
+    return {**_with_known_formats(schema), "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not strict}}
 
 
 def _loaded(text: str, what: str) -> Any:
@@ -96,6 +114,19 @@ def _depth(value: Any) -> int:
             break
         depth += 1
     return depth
+
+
+def _with_known_formats(schema: Any) -> Any:
+    """A format that nobody knows says nothing, by the standard; llguidance would refuse it."""
+    if isinstance(schema, list):
+        return [_with_known_formats(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value if key in _DATA else _with_known_formats(value)
+        for key, value in schema.items()
+        if key != "format" or not isinstance(value, str) or value in FORMATS
+    }
 
 
 def _choices(text: str) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +19,7 @@ from scheduler.sampling_params import InvalidRequestError
 from scheduler.text import grammar
 from scheduler.text.grammar import GrammarCompiler, GrammarError, Matcher
 from scheduler.text.tokenizer import Tokenizer
-
-ENDS = (2, 0)
-"""<|im_end|> and <|endoftext|>."""
+from tests.scheduler.grammar_walks import ENDS, allowed, filled, walk
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -41,8 +38,6 @@ PERSON: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-CLOSING = ['"', "}", "]", '"}', '"]', "1", "true", "null", ",", ":"]
-
 
 @pytest.fixture(scope="module")
 def tokenizer(model_path: str) -> Tokenizer:
@@ -58,17 +53,6 @@ def schema(value: Any, *, strict: bool = True) -> GrammarSpec:
     return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(value), strict)
 
 
-def filled(matcher: Matcher) -> npt.NDArray[np.uint32]:
-    mask = np.full(matcher.num_words, 0xFFFFFFFF, np.uint32)
-    matcher.fill(mask)
-    return mask
-
-
-def allowed(matcher: Matcher) -> list[int]:
-    bits = np.unpackbits(filled(matcher).view(np.uint8), bitorder="little")
-    return [int(token) for token in np.flatnonzero(bits)]
-
-
 def accepts(matcher: Matcher, tokenizer: Tokenizer, text: str) -> bool:
     """Whether this text is one of the grammar's, as the masks say, token for token."""
     for token in tokenizer.encode(text, add_special_tokens=False):
@@ -80,25 +64,6 @@ def accepts(matcher: Matcher, tokenizer: Tokenizer, text: str) -> bool:
     ends = [token for token in allowed(matcher) if token in ENDS]
     assert sorted(ends) in ([], sorted(ENDS)), "all of the model's end tokens, or none"
     return ends != []
-
-
-def walk(matcher: Matcher, tokenizer: Tokenizer, rng: random.Random, longest: int = 300) -> list[int] | None:
-    """The tokens of a random text, which is brought to an end after a while; None if that takes too long."""
-    closing = {
-        tokens[0] for text in CLOSING if len(tokens := tokenizer.encode(text, add_special_tokens=False)) == 1
-    }
-    drawn: list[int] = []
-    while len(drawn) < longest:
-        options = allowed(matcher)
-        assert options
-        if matcher.is_finished or (ENDS[0] in options and rng.random() < 0.5):
-            return drawn
-        options = [token for token in options if token not in ENDS] or options
-        short = [token for token in options if token in closing]
-        token = rng.choice(short if short and rng.random() < (0.4 if len(drawn) < 60 else 0.95) else options)
-        matcher.advance([token])
-        drawn.append(token)
-    return None
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
@@ -199,6 +164,12 @@ EXAMPLES: list[tuple[GrammarSpec, list[str], list[str]]] = [
     (schema(True), ["[1]", '"x"'], ["x"]),
     (schema({"type": "array", "items": {"$ref": "#"}}), ["[[], [[]]]"], ["[1]"]),
     (schema({"oneOf": [{"type": "string"}, {"type": "null"}]}), ['"x"', "null"], ["1"]),
+    (schema({"type": "string", "format": "password"}), ['"secret"'], ["1"]),
+    (
+        schema({"enum": [{"format": "x"}], "properties": {"format": {}}}),
+        ['{"format": "x"}'],
+        ["{}", '{"format": 1}'],
+    ),
     (schema({"x-guidance": {"whitespace_flexible": False}, "type": "array"}), ["[1, 2]"], ["[1,   2]"]),
     (GrammarSpec(GrammarKind.REGEX, r"[a-z]+@\d{2}"), ["ab@12"], ["ab@1", "ab@123", "x ab@12"]),
     (GrammarSpec(GrammarKind.REGEX, "^(yes|no)$"), ["yes", "no"], ["^yes", "yesno"]),
@@ -288,6 +259,26 @@ def test_special_tokens_are_not_text(tokenizer: Tokenizer, compiler: GrammarComp
     matcher.advance(tokenizer.encode('"'))
     assert not set(allowed(matcher)) & set(range(17)), "<|im_start|> and the other control tokens"
     assert accepts(matcher, tokenizer, "<|im_start" + '"')  # letter by letter it is text
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (schema({"const": "<|im_end|>x"}), '"<|im_end|>x"'),
+        (GrammarSpec(GrammarKind.REGEX, "a<[|]im_start[|]>b"), "a<|im_start|>b"),
+        (GrammarSpec(GrammarKind.LARK, 'start: "<|im_end|>" "."'), "<|im_end|>."),
+    ],
+)
+def test_the_name_of_a_special_token_is_written_as_text(
+    tokenizer: Tokenizer, compiler: GrammarCompiler, spec: GrammarSpec, text: str
+) -> None:
+    """Though it is forced, and though the tokenizer would make the token of it."""
+    matcher = compiler.compile(spec).matcher()
+    assert not set(matcher.forced()) & set(range(17))
+    tokens = walk(matcher, tokenizer, random.Random(1))
+    assert tokens is not None
+    assert not set(tokens) & set(range(17))
+    assert tokenizer.decode(tokens) == text
 
 
 def test_forced_tokens_are_those_that_the_tokenizer_makes(tokenizer: Tokenizer, compiler: GrammarCompiler) -> None:

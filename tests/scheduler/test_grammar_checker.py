@@ -12,8 +12,7 @@ from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker
 from scheduler.text.tokenizer import Tokenizer
-
-ENDS = (2, 0)
+from tests.scheduler.grammar_walks import ENDS
 
 
 @pytest.fixture(scope="module")
