@@ -12,7 +12,7 @@ PLAIN_JSON = "json"
 """The format for models that were taught none."""
 
 CALL_FORMATS = {
-    "hermes": CallFormat("<tool_call>", "</tool_call>", separators=""),
+    "hermes": CallFormat("<tool_call>", "</tool_call>", starts_answer=True, separators=""),
     "llama3_json": CallFormat("<|python_tag|>", starts_answer=True, separators=";,"),
     "mistral": CallFormat("[TOOL_CALLS]", notation=Notation.NAME_AND_OBJECT, may_be_listed=True),
     "mistral_args": CallFormat("[TOOL_CALLS]", notation=Notation.NAME_AND_OBJECT, may_be_listed=True),
