@@ -14,8 +14,11 @@ from scheduler.messages import StepStats
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.grammars import grammars_lifetime
+from server.api.messages_api.endpoint import count_tokens, create_message
 from server.api.models import STARTED, get_load, get_version, health, list_models, retrieve_model
 from server.api.openapi import get_specification
+from server.api.responses_api.endpoint import create_response, delete_response, get_response
+from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifetime
 from server.api.tokens import detokenize, tokenize
 from server.api.trace import record_trace
 from server.api.usage import get_usage
@@ -40,7 +43,8 @@ from server.users.limits import Limits
 
 
 def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegistry) -> web.Application:
-    """The application. It starts the engine when it starts, and stops it at its end. Raises `UsersFileError`."""
+    """The application. It starts the engine when it starts, and stops it at its end. Raises `UsersFileError` and
+    `StoreError`."""
     checks = guard(config.host, config.allowed_hosts, has_keys=config.users is not None)
     app = web.Application(middlewares=[log_departures, answer_errors, checks])
     if config.cors_origins is not None:
@@ -61,6 +65,9 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[LIMITS] = Limits(
         max_queued_requests=config.max_queued_requests, max_queued_tokens=config.max_queued_tokens
     )
+    if config.store is not None:
+        app[RESPONSES] = ResponseStore(config.store)
+        app.cleanup_ctx.append(store_lifetime)
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
     app[WORKER] = new_worker()
@@ -79,6 +86,11 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
 def _add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_post(f"{root}/v1/completions", create_completion, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/chat/completions", create_chat_completion, expect_handler=refuse_expectations)
+    router.add_post(f"{root}/v1/responses", create_response, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/v1/responses/{{id}}", get_response)
+    router.add_delete(f"{root}/v1/responses/{{id}}", delete_response)
+    router.add_post(f"{root}/v1/messages", create_message, expect_handler=refuse_expectations)
+    router.add_post(f"{root}/v1/messages/count_tokens", count_tokens, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/usage", get_usage)
     router.add_post(f"{root}/v1/trace", record_trace, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/models", list_models)

@@ -67,6 +67,10 @@ class ServeConfig(EngineConfig):
     """SQLite file that keeps who used how much on which day; by default, with --users, it is next to that file
     (users.yaml: users.ledger.sqlite3)."""
 
+    store: Path | None = None
+    """SQLite file that keeps responses (/v1/responses), so that others can follow them by their ids: 10,000 of
+    them, for 30 days. By default none are kept."""
+
     allowed_hosts: str | None = None
     """Names, with commas between them, that requests may have in their Host header besides this machine's own. By
     default that is looked at only on 127.0.0.1 without --users, where a page in a browser could otherwise reach

@@ -11,12 +11,17 @@ from pydantic.json_schema import models_json_schema
 
 from server.api.chat_request import ChatRequest
 from server.api.completion_request import CompletionRequest
+from server.api.messages_api.request import CountRequest, MessagesRequest
+from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, TokenizeRequest
 from server.app_keys import CONFIG
 
 BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
+    "/v1/responses": (ResponsesRequest, "Continue a conversation, as items"),
+    "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
+    "/v1/messages/count_tokens": (CountRequest, "How many tokens a conversation has"),
     "/tokenize": (TokenizeRequest, "The tokens of a text, or of a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of tokens"),
 }

@@ -1,0 +1,60 @@
+"""POST /v1/messages and POST /v1/messages/count_tokens, for clients that speak Anthropic's API."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from server.api.conversation import understand
+from server.api.generation import Asked, answer
+from server.api.messages_api.request import CountRequest, MessagesRequest
+from server.api.messages_api.wording import MessagesWording, worded_error
+from server.app_keys import CONFIG
+from server.http.body import read_body
+from server.http.errors import as_api_error
+from server.http.json import json_response
+from server.http.worker import work
+
+
+class TokenCount(msgspec.Struct, frozen=True):
+    input_tokens: int
+
+
+def in_their_words(handler: Handler) -> Handler:
+    """Errors as Anthropic's clients read them."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (ConnectionError, web.HTTPException):
+            raise
+        except Exception as error:
+            failed = as_api_error(error, request)
+            return json_response(worded_error(failed), status=failed.status, headers=failed.headers)
+
+    return handle
+
+
+@in_their_words
+async def create_message(request: web.Request) -> web.StreamResponse:
+    return await answer(request, _understand, prompt_field="messages")
+
+
+def _understand(app: web.Application, content: bytes) -> Asked:
+    conversation = understand(app, MessagesRequest.model_validate_json(content).as_chat())
+    wording = MessagesWording(app[CONFIG].model_name, conversation)
+    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+
+
+@in_their_words
+async def count_tokens(request: web.Request) -> web.StreamResponse:
+    body = await read_body(request)
+    return json_response(await work(request.app, len(body), partial(_count, request.app, body)))
+
+
+def _count(app: web.Application, content: bytes) -> TokenCount:
+    body = CountRequest.model_validate_json(content)
+    return TokenCount(len(understand(app, body.as_chat()).prompt))

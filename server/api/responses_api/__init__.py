@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: the same generation, worded otherwise."""

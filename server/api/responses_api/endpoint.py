@@ -1,0 +1,88 @@
+"""POST /v1/responses, and those that were kept."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from scheduler.sampling_params import InvalidRequestError
+from server.api.conversation import understand
+from server.api.generation import Asked, answer
+from server.api.responses_api.answers import Response
+from server.api.responses_api.request import Json, ResponsesRequest
+from server.api.responses_api.store import RESPONSES, ResponseStore, Stored
+from server.api.responses_api.wording import ResponsesWording
+from server.app_keys import CONFIG, ENGINE, user_of
+from server.http.errors import ApiError
+from server.http.json import encode, json_response
+
+NOT_KEPT = "responses are not kept here: the server has to be started with --store FILE"
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    id: str
+    object: str = "response"
+    deleted: bool = True
+
+
+async def create_response(request: web.Request) -> web.StreamResponse:
+    return await answer(request, partial(_understand, user_of(request).name), prompt_field="input")
+
+
+def _understand(user: str, app: web.Application, content: bytes) -> Asked:
+    body = ResponsesRequest.model_validate_json(content)
+    store = app.get(RESPONSES)
+    if store is None and body.store:
+        raise InvalidRequestError(NOT_KEPT, "store")
+    before = _items_before(store, user, body.previous_response_id)
+    conversation = understand(app, body.as_chat(before))
+    is_stored = store is not None and body.store is not False
+
+    def keep(response: Response) -> None:
+        if is_stored and store is not None:
+            said = [msgspec.to_builtins(item) for item in response.output]
+            store.keep(response.id, user, encode(response), [*before, *body.items, *said])
+
+    wording = ResponsesWording(
+        app[CONFIG].model_name, app[ENGINE].tokenizer, body, conversation, is_stored=is_stored, on_end=keep
+    )
+    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+
+
+def _items_before(store: ResponseStore | None, user: str, previous: str | None) -> list[Json]:
+    if previous is None:
+        return []
+    if store is None:
+        raise InvalidRequestError(NOT_KEPT, "previous_response_id")
+    found = store.find(previous, user)
+    if found is None:
+        raise ApiError(
+            404,
+            f"there is no response {previous[:100]!r}",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return found.items
+
+
+async def get_response(request: web.Request) -> web.Response:
+    return web.Response(body=_found(request).response, content_type="application/json")
+
+
+async def delete_response(request: web.Request) -> web.Response:
+    _found(request)
+    response_id = request.match_info["id"]
+    request.app[RESPONSES].forget(response_id, user_of(request).name)
+    return json_response(Deleted(response_id))
+
+
+def _found(request: web.Request) -> Stored:
+    store, response_id = request.app.get(RESPONSES), request.match_info["id"]
+    if store is None:
+        raise ApiError(404, NOT_KEPT, code="not_found")
+    found = store.find(response_id, user_of(request).name)
+    if found is None:
+        raise ApiError(404, f"there is no response {response_id[:100]!r}", code="not_found")
+    return found

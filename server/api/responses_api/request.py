@@ -1,0 +1,235 @@
+"""The body of POST /v1/responses, and the conversation that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from scheduler.sampling_params import InvalidRequestError
+from server.api.chat_request import ChatRequest
+from server.api.fields import Body, Count, ShortText, described, only
+
+Json = dict[str, Any]
+LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class TextPart(Body):
+    model_config = LOOSE
+    type: Literal["input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"]
+    text: str = ""
+    refusal: str = ""
+
+
+Parts = Annotated[str | list[TextPart], described("a string or a list of text parts: this model reads text only")]
+
+
+class MessageItem(Body):
+    model_config = LOOSE
+    type: Literal["message"] = "message"
+    role: ShortText
+    content: Parts = ""
+
+
+class CallItem(Body):
+    model_config = LOOSE
+    type: Literal["function_call"]
+    call_id: str
+    name: ShortText
+    arguments: str = "{}"
+
+
+class OutputItem(Body):
+    model_config = LOOSE
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Parts = ""
+
+
+class ReasoningItem(Body):
+    model_config = LOOSE
+    type: Literal["reasoning"]
+    content: Parts = ""
+    summary: Parts = ""
+
+
+Item = Annotated[
+    MessageItem | CallItem | OutputItem | ReasoningItem,
+    described("a message, function_call, function_call_output or reasoning item"),
+]
+
+
+class FunctionTool(Body):
+    model_config = LOOSE
+    type: Annotated[str, only("function")] = "function"
+    name: ShortText
+    description: str = ""
+    parameters: Json = {}
+    strict: bool = False
+
+
+class NamedFunction(Body):
+    type: Literal["function"]
+    name: str
+
+
+class TextFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str = ""
+    description: str = ""
+    schema_: Annotated[Json, Field(alias="schema")] = {}
+    strict: bool = False
+
+
+class TextOptions(Body):
+    format: TextFormat = TextFormat(type="text")
+    verbosity: Literal["low", "medium", "high"] = "medium"
+
+
+class ReasoningOptions(Body):
+    model_config = LOOSE
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+
+
+SAME = (
+    "model",
+    "parallel_tool_calls",
+    "stream",
+    "temperature",
+    "top_p",
+    "cache_salt",
+    "frequency_penalty",
+    "ignore_eos",
+    "min_p",
+    "presence_penalty",
+    "priority",
+    "repetition_penalty",
+    "seed",
+    "timeout",
+    "top_k",
+)
+"""What a chat's request calls by the same names."""
+
+
+class ResponsesRequest(Body):
+    model: str | None = None
+    input: Annotated[
+        str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items")
+    ] = ""
+    instructions: str = ""
+    max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    parallel_tool_calls: bool = True
+    previous_response_id: str | None = None
+    reasoning: ReasoningOptions | None = None
+    store: bool | None = None
+    stream: bool = False
+    temperature: float | None = None
+    text: TextOptions = TextOptions()
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedFunction, described("none, auto, required, or a function")
+    ] = "auto"
+    tools: Annotated[list[FunctionTool], Field(max_length=256)] = []
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_p: float | None = None
+
+    # Beyond OpenAI's API, named as in other servers.
+    cache_salt: str = ""
+    frequency_penalty: float | None = None
+    ignore_eos: bool = False
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    priority: int = 0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    timeout: float | None = None
+    top_k: int | None = None
+
+    # These change nothing in the answer.
+    include: list[str] = []
+    max_tool_calls: Count | None = None
+    metadata: Json = {}
+    prompt_cache_key: str = ""
+    prompt_cache_options: Json = {}
+    prompt_cache_retention: str = ""
+    safety_identifier: str = ""
+    service_tier: Literal["auto", "default", "flex", "priority"] = "auto"
+    stream_options: Json = {}
+    truncation: Annotated[str, only("disabled")] = "disabled"
+    user: str = ""
+
+    # Not implemented.
+    background: Annotated[Any, only(False)] = False
+    context_management: Annotated[Any, only([])] = []
+    conversation: Annotated[Any, only()] = None
+    moderation: Annotated[Any, only()] = None
+    prompt: Annotated[Any, only()] = None
+
+    @property
+    def items(self) -> list[Json]:
+        """The input as items, which can be kept."""
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}]
+        return [item.model_dump(exclude_unset=False) for item in self.input]
+
+    def as_chat(self, before: Sequence[Json] = ()) -> ChatRequest:
+        """`before`: the items of the responses that this one follows. Raises `pydantic.ValidationError`."""
+        messages: list[Json] = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        messages += chat_messages([*before, *self.items])
+        if not messages:
+            raise InvalidRequestError("input is empty", "input")
+        choice: Any = self.tool_choice
+        if isinstance(choice, NamedFunction):
+            choice = {"type": "function", "function": {"name": choice.name}}
+        fields: Json = {
+            "messages": messages,
+            "max_tokens": self.max_output_tokens,
+            "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in self.tools],
+            "tool_choice": choice,
+            "reasoning_effort": self.reasoning and self.reasoning.effort,
+            "response_format": self._response_format(),
+            "logprobs": self.top_logprobs is not None or "message.output_text.logprobs" in self.include,
+            "top_logprobs": self.top_logprobs,
+        }
+        return ChatRequest.model_validate(fields | {name: getattr(self, name) for name in SAME})
+
+    def _response_format(self) -> Json:
+        wanted = self.text.format
+        if wanted.type != "json_schema":
+            return {"type": wanted.type}
+        schema = {"name": wanted.name, "schema": wanted.schema_, "strict": wanted.strict}
+        return {"type": "json_schema", "json_schema": schema}
+
+
+def chat_messages(items: Sequence[Json]) -> list[Json]:
+    """Items in the words of chat: calls and reasoning belong to the assistant's message that they are around."""
+    messages: list[Json] = []
+
+    def assistants() -> Json:
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        return messages[-1]
+
+    for item in items:
+        match item.get("type", "message"):
+            case "function_call":
+                function = {"name": item["name"], "arguments": item["arguments"]}
+                call = {"id": item["call_id"], "type": "function", "function": function}
+                assistants().setdefault("tool_calls", []).append(call)
+            case "function_call_output":
+                output = {"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])}
+                messages.append(output)
+            case "reasoning":
+                messages.append({"role": "assistant", "content": "", "reasoning_content": _text(item["content"])})
+            case _ if item["role"] == "assistant":
+                message = assistants()
+                message["content"] += _text(item["content"])
+            case _:
+                messages.append({"role": item["role"], "content": _text(item["content"])})
+    return messages
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or part.get("refusal") or "" for part in content)

@@ -1,0 +1,172 @@
+"""/v1/responses, as OpenAI's own client sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from pydantic import BaseModel
+
+from tests.server.conftest import MODEL
+from tests.server.serving import Server
+from tests.server.test_tools import QWEN, TIME, WEATHER
+
+QUESTION = "What is the capital of France?"
+TOOLS: Any = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
+
+
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[OpenAI]:
+    """A server that keeps responses."""
+    folder = tmp_path_factory.mktemp("keeping")
+    flags = ["--store", str(folder / "responses.sqlite3"), "--kv-cache-memory", "64MB"]
+    with Server(folder / "log", *flags) as server, server.client() as client:
+        yield client
+
+
+def respond(client: OpenAI, **fields: Any) -> Any:
+    create: Any = client.responses.create
+    return create(**{"model": MODEL, "temperature": 0, "max_output_tokens": 40} | fields)
+
+
+def test_a_response_in_one_piece(client: OpenAI) -> None:
+    response = respond(client, input=QUESTION)
+    assert response.output_text == "The capital of France is Paris."
+    assert response.status == "completed"
+    assert response.usage.output_tokens == 8
+    assert response.usage.total_tokens == response.usage.input_tokens + 8
+    chat = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=40
+    )
+    assert chat.choices[0].message.content == response.output_text, "the same generation"
+
+
+def test_a_stream_has_openais_events_in_their_order(client: OpenAI) -> None:
+    events = list(respond(client, input=QUESTION, stream=True))
+    kinds = [event.type for event in events if event.type != "response.output_text.delta"]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == events[-1].response.output_text == "The capital of France is Paris."
+    assert events[-1].response.usage.output_tokens == 8
+
+
+def test_what_is_cut_short_is_incomplete(client: OpenAI) -> None:
+    response = respond(client, input=QUESTION, max_output_tokens=3)
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    *_, last = respond(client, input=QUESTION, max_output_tokens=3, stream=True)
+    assert last.type == "response.incomplete"
+
+
+def test_items_and_instructions(client: OpenAI) -> None:
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": QUESTION}]},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "Paris.", "annotations": []}],
+        },
+        {"role": "user", "content": "And of Italy?"},
+    ]
+    assert "Rome" in respond(client, instructions="Be brief.", input=items).output_text
+
+
+def test_a_pydantic_model_comes_back(client: OpenAI) -> None:
+    class City(BaseModel):
+        name: str
+
+    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=City, max_output_tokens=60)
+    assert isinstance(parsed.output_parsed, City)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
+    with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server, server.client() as client:
+        yield client
+
+
+def test_calls_go_out_and_their_outputs_come_back(qwen: OpenAI) -> None:
+    asked = {"role": "user", "content": "What is the weather in Paris, in celsius?"}
+    fields = {"model": QWEN, "tools": TOOLS, "tool_choice": "required", "max_output_tokens": 80}
+    response = respond(qwen, input=[asked], **fields)
+    call = response.output[0]
+    assert call.type == "function_call"
+    assert call.name == "get_weather"
+    assert json.loads(call.arguments)["city"]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": '{"degrees": 21}'}
+    fields["tool_choice"] = "none"
+    told = respond(qwen, input=[asked, call.model_dump(), output], **fields)
+    assert "21" in told.output_text
+
+
+def test_streamed_calls_are_those_of_the_whole(qwen: OpenAI) -> None:
+    fields: dict[str, Any] = {"model": QWEN, "tools": TOOLS, "tool_choice": "required", "max_output_tokens": 80}
+    whole = respond(qwen, input="Weather in Paris, celsius?", **fields)
+    events = list(respond(qwen, input="Weather in Paris, celsius?", stream=True, **fields))
+    pieces = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    assert pieces == "".join(item.arguments for item in whole.output)
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert [(item.name, item.arguments) for item in done] == [(item.name, item.arguments) for item in whole.output]
+
+
+def test_a_response_follows_another_where_they_are_kept(keeping: OpenAI) -> None:
+    first = respond(keeping, input=QUESTION)
+    assert first.store
+    assert keeping.responses.retrieve(first.id).output_text == first.output_text
+    second = respond(keeping, input="And of Italy?", previous_response_id=first.id)
+    assert "Rome" in second.output_text
+    assert second.usage.input_tokens > first.usage.total_tokens
+    *_, last = respond(keeping, input="And of Spain?", previous_response_id=second.id, stream=True)
+    assert "Madrid" in last.response.output_text
+    keeping.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match="there is no response"):
+        keeping.responses.retrieve(first.id)
+    with pytest.raises(openai.NotFoundError, match="there is no response"):
+        respond(keeping, input="And of Italy?", previous_response_id=first.id)
+    assert not respond(keeping, input=QUESTION, store=False).store
+
+
+def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
+    assert not respond(client, input=QUESTION, max_output_tokens=1).store
+    for fields in ({"store": True}, {"previous_response_id": "resp_1"}):
+        with pytest.raises(openai.BadRequestError, match="--store FILE"):
+            respond(client, input=QUESTION, **fields)
+    with pytest.raises(openai.NotFoundError, match="--store FILE"):
+        client.responses.retrieve("resp_1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0]"),
+        ({"input": "a", "background": True}, "background"),
+        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "word " * 9000}, "input"),
+    ],
+)
+async def test_what_it_cannot_do(server: Server, fields: dict[str, Any], param: str) -> None:
+    status, answer = await server.post("/v1/responses", fields)
+    assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+def test_the_file_is_its_owners_only(keeping: OpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (file,) = Path(tmp_path_factory.getbasetemp()).glob("keeping*/responses.sqlite3")
+    assert file.stat().st_mode & 0o077 == 0
