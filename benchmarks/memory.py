@@ -54,11 +54,8 @@ def status(field: str) -> int:
 
 def load_here(model: str) -> dict[str, Any]:
     """Load it in this process, which did nothing else."""
-    import torch
-
     from scheduler.config import EngineConfig
     from scheduler.engine.core import EngineCore
-    from scheduler.execution.kv_cache import bytes_per_block
     from scheduler.kernels.native import kernels
     from scheduler.models.model_config import read_config
     from scheduler.models.model_source import resolve_model
@@ -74,13 +71,12 @@ def load_here(model: str) -> dict[str, Any]:
     core = EngineCore(config, path)
     seconds = time.perf_counter() - start
     info = core.info
-    block = bytes_per_block(core.model.layers, info.block_size, getattr(torch, info.kv_cache_dtype))
     return {
         "imports": imports,
         "peak": status("VmHWM") - imports,
         "from_file": status("RssFile"),
         "weights": info.weights_bytes,
-        "pool": info.num_blocks * block,
+        "pool": core.executor.cache.nbytes,
         "products": info.products,
         "seconds": seconds,
     }

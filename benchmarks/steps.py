@@ -56,7 +56,7 @@ def attention(backend: AttentionBackend, num_sequences: int, context: int, repet
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
     )
-    for keys, values in cache.layers:
+    for keys, values, _ in cache.layers:
         keys.normal_()
         values.normal_()
     tables = torch.randperm(num_blocks).int().view(num_sequences, blocks_each)
@@ -64,10 +64,10 @@ def attention(backend: AttentionBackend, num_sequences: int, context: int, repet
     batch = PackedBatch(
         input_ids=torch.zeros(num_sequences, dtype=torch.int64),
         positions=torch.full((num_sequences,), context - 1),
-        slot_mapping=last,
+        slot_mapping=last.unsqueeze(0),
         query_start=torch.arange(num_sequences + 1, dtype=torch.int32),
         context_lens=torch.full((num_sequences,), context, dtype=torch.int32),
-        block_tables=tables,
+        block_tables=tables.unsqueeze(0),
         sample_rows=torch.arange(num_sequences),
         query_lens=[1] * num_sequences,
         contexts=[context] * num_sequences,

@@ -108,6 +108,14 @@ class EngineConfig(BaseModel):
     """Threads of the forward pass; by default one for each core this process may use, within a container's quota,
     and fewer while other programs keep cores busy."""
 
+    def step_tokens(self, device_type: str) -> int:
+        """Tokens in a step. A CPU is busy with few: more would only make everybody's next token wait for prompts.
+        With a latency target, steps are as long as the target allows."""
+        if self.max_batched_tokens is not None:
+            return self.max_batched_tokens
+        few = device_type == "cpu" and self.target_itl_ms is None
+        return max(128 if few else 2048, 2 * self.max_num_seqs)
+
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         if self.max_model_len is not None and self.max_model_len < 2:

@@ -151,6 +151,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     max_model_len: int
     vocab_size: int
     num_blocks: int
+    """Each holds `block_size` tokens' keys and values in the layers of a group; a sequence has blocks in each."""
     block_size: int
     kv_cache_dtype: str
     device: str

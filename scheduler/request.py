@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+from dataclasses import dataclass
 
 import msgspec
 
@@ -75,7 +76,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 def check_fits(request: Request, *, max_model_len: int, pool_tokens: int, vocab_size: int) -> None:
     """Raise `InvalidRequestError` for a request that even an empty engine could not finish.
 
-    `pool_tokens` is what all blocks of the pool hold together.
+    `pool_tokens` is the length of the longest sequence that all blocks of the pool hold.
     """
     num_prompt_tokens = len(request.prompt_token_ids)
     longest = min(max_model_len, pool_tokens)
@@ -120,17 +121,30 @@ class Status(enum.Enum):
     FINISHED = enum.auto()
 
 
+@dataclass(slots=True)
+class BlockTable:
+    """A sequence's blocks in one group of layers, in the order of its tokens."""
+
+    first: int
+    """How many blocks came before them: those fell out of the group's window, and are no longer held."""
+    blocks: list[int]
+
+    @property
+    def end(self) -> int:
+        """How many blocks of the sequence there are with those that fell out."""
+        return self.first + len(self.blocks)
+
+
 class Sequence:
     """One sampled continuation of a request, and how far it has been computed.
 
-    The invariant behind everything: the KV of `token_ids[:num_computed_tokens]` is in the blocks of
-    `block_table`. Prefill, a chunk, decode and resumption after preemption all just raise
+    The invariant behind everything: the KV of `token_ids[:num_computed_tokens]`, as far as a layer still sees it,
+    is in the blocks of `tables`. Prefill, a chunk, decode and resumption after preemption all just raise
     `num_computed_tokens` towards `len(token_ids)`.
     """
 
     __slots__ = (
         "arrival",
-        "block_table",
         "crowded_out",
         "finish_reason",
         "first_token_time",
@@ -149,6 +163,7 @@ class Sequence:
         "seated_time",
         "status",
         "stop_reason",
+        "tables",
         "token_ids",
     )
 
@@ -178,7 +193,8 @@ class Sequence:
         self.num_preemptions = 0
         self.num_seated_tokens = 0
         """How many were computed when it got its seat."""
-        self.block_table: list[int] = []
+        self.tables: list[BlockTable] = []
+        """While running: one for each group of layers."""
         self.root = b""
         """What its first block follows in the prefix cache, given by the scheduler."""
         self.prefix: list[bytes] = []

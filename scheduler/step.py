@@ -14,11 +14,14 @@ from scheduler.sampling_params import SamplingParams
 
 
 class TableChange(msgspec.Struct, frozen=True, array_like=True):
-    """New entries of one seat's block table, from the place `start` on. A change at 0 begins another table."""
+    """New entries of one seat's block table, from the place `start` on. Entries before the first that a sequence
+    brought are nobody's: they are out of the layers' window."""
 
     seat: int
     start: int
     blocks: list[int]
+    group: int = 0
+    """Of layers, each of which has tables of its own."""
 
 
 class ChunkInput(msgspec.Struct, frozen=True, array_like=True):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from scheduler.attention.flex_backend import FlexAttention
-from scheduler.attention.interface import AttentionBackend, LayerSpec, PackedBatch
+from scheduler.attention.interface import AttentionBackend, LayerCache, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.kernels.native import NativeBuildError
 
-__all__ = ["AttentionBackend", "BackendError", "LayerSpec", "PackedBatch", "choose_backend"]
+__all__ = ["AttentionBackend", "BackendError", "LayerCache", "LayerSpec", "PackedBatch", "choose_backend"]
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from scheduler.attention.interface import LayerSpec, PackedBatch
+from scheduler.attention.interface import LayerCache, LayerSpec, PackedBatch
 
 TILE = 64
 """Queries of one sequence that share a pass over its blocks, in a step that is not decoding alone."""
@@ -42,7 +43,7 @@ class FlexAttention:
             self._kernel = torch.compile(attend_tiles, dynamic=False, fullgraph=True)
         self._batch: PackedBatch | None = None
         self._tiles: Tiles | None = None
-        self._visits: dict[int | None, tuple[Tensor, Tensor]] = {}
+        self._visits: dict[tuple[int, int | None], Visits] = {}
 
     @staticmethod
     def obstacle(specs: Sequence[LayerSpec], block_size: int, device: torch.device) -> str | None:
@@ -70,35 +71,34 @@ class FlexAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        cache: tuple[Tensor, Tensor],
+        cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
     ) -> Tensor:
-        keys, values = cache
+        keys, values, group = cache
         key, value = key.to(keys.dtype), value.to(values.dtype)
         # So a value that is not finite is told by its key alone, which a mask hides from whoever must not see it.
         is_sound = value.isfinite().all(dim=-1, keepdim=True)
-        keys.flatten(0, 1)[batch.slot_mapping] = key.where(is_sound, torch.nan)
-        values.flatten(0, 1)[batch.slot_mapping] = value.where(is_sound, 0.0)
+        slots = batch.slot_mapping[group]
+        keys.flatten(0, 1)[slots] = key.where(is_sound, torch.nan)
+        values.flatten(0, 1)[slots] = value.where(is_sound, 0.0)
         if self._tiles is None or batch is not self._batch:
-            self._batch, self._tiles, self._visits = batch, Tiles.of(batch, keys.shape[0], keys.shape[1]), {}
-        window = spec.sliding_window
-        if window not in self._visits:
-            self._visits[window] = self._tiles.visits(batch, keys.shape[1], window)
-        tiles, (counts, blocks) = self._tiles, self._visits[window]
+            self._batch, self._tiles, self._visits = batch, Tiles.of(batch), {}
+        tiles, window = self._tiles, spec.sliding_window
+        if (group, window) not in self._visits:
+            self._visits[group, window] = Visits.of(batch, tiles, keys.shape[0], keys.shape[1], group, window)
+        visits = self._visits[group, window]
         queries = query[tiles.rows].transpose(1, 2).to(keys.dtype)
-        for tensor in (queries, tiles.sequences, tiles.positions, tiles.places, counts, blocks):
+        for tensor in (queries, tiles.sequences, tiles.positions, *visits):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        torch._dynamo.maybe_mark_dynamic(blocks, 3)
+        torch._dynamo.maybe_mark_dynamic(visits.blocks, 3)
         output = self._kernel(
             queries,
             keys,
             values,
             tiles.sequences,
             tiles.positions,
-            tiles.places,
-            counts,
-            blocks,
+            *visits,
             scale=spec.scaling,
             window=window,
             softcap=spec.softcap,
@@ -108,7 +108,7 @@ class FlexAttention:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a batch's rows lie in tiles of one height, and where in the pool each sequence's blocks are."""
+    """How a batch's rows lie in tiles of one height."""
 
     rows: Tensor
     """[tiles, height] int64: the batch's row at each place; a tile that is not full repeats its last."""
@@ -118,12 +118,9 @@ class Tiles:
     """[tiles] int64: whose queries they are."""
     positions: Tensor
     """[tiles, height] int32: each query's place in its sequence."""
-    places: Tensor
-    """[S, num_blocks + 1] int32: which of the sequence's blocks a block of the pool is, -1 if none; the last
-    column takes what the block tables hold beyond a context."""
 
     @classmethod
-    def of(cls, batch: PackedBatch, num_blocks: int, block_size: int) -> Tiles:
+    def of(cls, batch: PackedBatch) -> Tiles:
         device = batch.positions.device
         if max(batch.query_lens) == 1:
             order = sequences = torch.arange(len(batch.query_lens), device=device)
@@ -141,24 +138,40 @@ class Tiles:
             rows, order, sequences = (
                 torch.from_numpy(array).to(device, non_blocking=True) for array in (laid, first, owners)
             )
-        columns = torch.arange(batch.block_tables.shape[1], dtype=torch.int32, device=device)
-        held = columns * block_size < batch.context_lens.unsqueeze(1)
-        places = torch.full((len(batch.query_lens), num_blocks + 1), -1, dtype=torch.int32, device=device)
-        tables = torch.where(held, batch.block_tables, num_blocks).long()
-        places.scatter_(1, tables, columns.expand_as(batch.block_tables))
-        return cls(rows, order, sequences, batch.positions[rows].int(), places)
+        return cls(rows, order, sequences, batch.positions[rows].int())
 
-    def visits(self, batch: PackedBatch, block_size: int, window: int | None) -> tuple[Tensor, Tensor]:
-        """The blocks that hold what each tile's queries see: how many, [tiles, 1, 1], and which,
-        [tiles, 1, 1, longest table], both int32."""
-        first = torch.zeros_like(self.positions[:, 0])
+
+class Visits(NamedTuple):
+    """Where in the pool a group of layers finds what the tiles see through one window."""
+
+    places: Tensor
+    """[S, num_blocks + 1] int32: which of the sequence's blocks a block of the pool is, -1 if none; the last
+    column takes what the block tables hold beyond a context, and what is out of sight."""
+    counts: Tensor
+    """[tiles, 1, 1] int32: how many blocks hold what each tile's queries see."""
+    blocks: Tensor
+    """[tiles, 1, 1, longest table] int32: which."""
+
+    @classmethod
+    def of(
+        cls, batch: PackedBatch, tiles: Tiles, num_blocks: int, block_size: int, group: int, window: int | None
+    ) -> Visits:
+        tables = batch.block_tables[group]
+        width = tables.shape[1]
+        columns = torch.arange(width, dtype=torch.int32, device=tables.device)
+        held = columns * block_size < batch.context_lens.unsqueeze(1)
+        first = torch.zeros_like(tiles.positions[:, 0])
         if window is not None:
-            first = (self.positions[:, 0] - window + 1).clamp(min=0) // block_size
-        counts = self.positions[:, -1] // block_size + 1 - first
-        width = batch.block_tables.shape[1]
-        columns = first.unsqueeze(1) + torch.arange(width, device=first.device)
-        blocks = batch.block_tables[self.sequences].gather(1, columns.clamp(max=width - 1))
-        return counts[:, None, None].int(), blocks[:, None, None].int()
+            queries = batch.query_start.diff()
+            oldest = (batch.context_lens - queries - window + 1).clamp(min=0) // block_size
+            held &= columns >= oldest.unsqueeze(1)
+            first = (tiles.positions[:, 0] - window + 1).clamp(min=0) // block_size
+        places = torch.full((len(tables), num_blocks + 1), -1, dtype=torch.int32, device=tables.device)
+        places.scatter_(1, torch.where(held, tables, num_blocks).long(), columns.expand_as(tables))
+        counts = tiles.positions[:, -1] // block_size + 1 - first
+        seen = first.unsqueeze(1) + torch.arange(width, device=first.device)
+        blocks = tables[tiles.sequences].gather(1, seen.clamp(max=width - 1))
+        return cls(places, counts[:, None, None].int(), blocks[:, None, None].int())
 
 
 def attend_tiles(

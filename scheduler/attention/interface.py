@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -32,6 +32,8 @@ class PackedBatch:
     T tokens of S sequences; sequence i has the rows `[query_start[i], query_start[i + 1])` and a context of
     `context_lens[i]` tokens, of which its rows are the last. All tensors are on the model's device, but
     `query_lens` and `contexts`, plain lists of the same numbers, spare a device synchronisation.
+
+    Each of G groups of layers has block tables of its own; most models have one group.
     """
 
     input_ids: torch.Tensor
@@ -39,17 +41,27 @@ class PackedBatch:
     positions: torch.Tensor
     """[T] int64: each token's place in its sequence."""
     slot_mapping: torch.Tensor
-    """[T] int64: where each token's KV goes, block id * block_size + place in the block."""
+    """[G, T] int64: where each token's KV goes, block id * block_size + place in the block."""
     query_start: torch.Tensor
     """[S + 1] int32."""
     context_lens: torch.Tensor
     """[S] int32."""
     block_tables: torch.Tensor
-    """[S, longest table] int32; entries beyond a sequence's context are unspecified."""
+    """[G, S, longest table] int32; entries beyond a sequence's context, and those that none of its queries sees
+    because of the group's window, are unspecified."""
     sample_rows: torch.Tensor
     """[number of sampled sequences] int64: the rows whose logits are wanted."""
     query_lens: list[int]
     contexts: list[int]
+
+
+class LayerCache(NamedTuple):
+    """Where one attention layer keeps its keys and values."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    group: int = 0
+    """Whose block tables name its blocks."""
 
 
 class AttentionBackend(Protocol):
@@ -68,7 +80,7 @@ class AttentionBackend(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
     ) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scheduler.attention.interface import LayerSpec, PackedBatch
+from scheduler.attention.interface import LayerCache, LayerSpec, PackedBatch
 from scheduler.kernels.native import kernels
 
 VECTOR = 16
@@ -56,15 +56,17 @@ class NativeAttention:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
     ) -> torch.Tensor:
-        self._kernels.write_kv(key.contiguous(), value.contiguous(), batch.slot_mapping, *cache)
+        keys, values, group = cache
+        self._kernels.write_kv(key.contiguous(), value.contiguous(), batch.slot_mapping[group], keys, values)
         output: torch.Tensor = self._kernels.paged_attention(
             query.contiguous(),
-            *cache,
-            batch.block_tables,
+            keys,
+            values,
+            batch.block_tables[group],
             batch.query_start,
             batch.context_lens,
             spec.scaling,

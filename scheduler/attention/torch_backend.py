@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scheduler.attention.interface import LayerSpec, PackedBatch
+from scheduler.attention.interface import LayerCache, LayerSpec, PackedBatch
 
 
 class TorchAttention:
@@ -29,13 +29,13 @@ class TorchAttention:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
     ) -> torch.Tensor:
-        keys, values = cache
-        keys.flatten(0, 1)[batch.slot_mapping] = key.to(keys.dtype)
-        values.flatten(0, 1)[batch.slot_mapping] = value.to(values.dtype)
+        keys, values, group = cache
+        keys.flatten(0, 1)[batch.slot_mapping[group]] = key.to(keys.dtype)
+        values.flatten(0, 1)[batch.slot_mapping[group]] = value.to(values.dtype)
         block_size = keys.shape[1]
         output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)
         row = 0
@@ -43,7 +43,7 @@ class TorchAttention:
             first = 0  # the first key that any of the queries can see, rounded down to a block
             if spec.sliding_window is not None:
                 first = max(0, context - num_queries - spec.sliding_window + 1) // block_size * block_size
-            table = batch.block_tables[index, first // block_size : -(-context // block_size)]
+            table = batch.block_tables[group, index, first // block_size : -(-context // block_size)]
             output[row : row + num_queries] = attend_sequence(
                 query[row : row + num_queries],
                 keys[table].flatten(0, 1)[: context - first].to(query.dtype),

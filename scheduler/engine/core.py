@@ -64,14 +64,14 @@ class EngineCore:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
         self.cost = StepCost()
-        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size)
+        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         self._policy = make_policy(config.policy, self._prices)
         self.scheduler = Scheduler(
             self.pool,
             self._policy,
             max_num_seqs=config.max_num_seqs,
-            max_batched_tokens=token_budget(config, loaded.device.type),
+            max_batched_tokens=config.step_tokens(loaded.device.type),
             max_model_len=loaded.info.max_model_len,
             vocab_size=loaded.info.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
@@ -355,15 +355,6 @@ def make_policy(name: str, prices: Prices) -> Policy:
         case "fcfs":
             return FirstComeFirstServed()
     raise ValueError(f"unknown policy {name!r}")
-
-
-def token_budget(config: EngineConfig, device_type: str) -> int:
-    """Tokens in a step. A CPU is busy with few: more would only make everybody's next token wait for prompts. With
-    a latency target, steps are as long as the target allows."""
-    if config.max_batched_tokens is not None:
-        return config.max_batched_tokens
-    few = device_type == "cpu" and config.target_itl_ms is None
-    return max(128 if few else 2048, 2 * config.max_num_seqs)
 
 
 class Stopwatch:

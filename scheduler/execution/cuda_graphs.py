@@ -27,6 +27,7 @@ class CudaGraphs:
         model: StepModel,
         *,
         max_rows: int,
+        num_groups: int,
         table_width: int,
         spare_block: int,
         block_size: int,
@@ -36,7 +37,12 @@ class CudaGraphs:
         self._model = model
         self._max_rows = max_rows
         self._input = DecodeInput(
-            max_rows, table_width=table_width, spare_block=spare_block, block_size=block_size, device=device
+            max_rows,
+            num_groups=num_groups,
+            table_width=table_width,
+            spare_block=spare_block,
+            block_size=block_size,
+            device=device,
         )
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # one for all: they never run at the same time
@@ -85,17 +91,24 @@ class DecodeInput:
     """
 
     def __init__(
-        self, max_rows: int, *, table_width: int, spare_block: int, block_size: int, device: torch.device
+        self,
+        max_rows: int,
+        *,
+        num_groups: int,
+        table_width: int,
+        spare_block: int,
+        block_size: int,
+        device: torch.device,
     ) -> None:
         self._spare_block = spare_block
         self._spare_slot = spare_block * block_size
         self._all = PackedBatch(
             input_ids=torch.empty(max_rows, dtype=torch.int64, device=device),
             positions=torch.empty(max_rows, dtype=torch.int64, device=device),
-            slot_mapping=torch.empty(max_rows, dtype=torch.int64, device=device),
+            slot_mapping=torch.empty(num_groups, max_rows, dtype=torch.int64, device=device),
             query_start=torch.arange(max_rows + 1, dtype=torch.int32, device=device),
             context_lens=torch.empty(max_rows, dtype=torch.int32, device=device),
-            block_tables=torch.empty(max_rows, table_width, dtype=torch.int32, device=device),
+            block_tables=torch.empty(num_groups, max_rows, table_width, dtype=torch.int32, device=device),
             sample_rows=torch.arange(max_rows, device=device),
             query_lens=[1] * max_rows,
             contexts=[1] * max_rows,  # not the contexts: nothing that a graph replays may depend on them
@@ -107,12 +120,12 @@ class DecodeInput:
 
     def load(self, batch: PackedBatch) -> None:
         """Take over a step's rows; all others become padding."""
-        size, width = batch.block_tables.shape
+        _, size, width = batch.block_tables.shape
         self._all.input_ids[:size] = batch.input_ids
         self._all.positions[:size] = batch.positions
-        self._all.slot_mapping[:size] = batch.slot_mapping
+        self._all.slot_mapping[:, :size] = batch.slot_mapping
         self._all.context_lens[:size] = batch.context_lens
-        self._all.block_tables[:size, :width] = batch.block_tables
+        self._all.block_tables[:, :size, :width] = batch.block_tables
         self._pad(size)
 
     def first(self, rows: int) -> PackedBatch:
@@ -120,10 +133,10 @@ class DecodeInput:
         return PackedBatch(
             input_ids=self._all.input_ids[:rows],
             positions=self._all.positions[:rows],
-            slot_mapping=self._all.slot_mapping[:rows],
+            slot_mapping=self._all.slot_mapping[:, :rows],
             query_start=self._all.query_start[: rows + 1],
             context_lens=self._all.context_lens[:rows],
-            block_tables=self._all.block_tables[:rows],
+            block_tables=self._all.block_tables[:, :rows],
             sample_rows=self._all.sample_rows[:rows],
             query_lens=self._all.query_lens[:rows],
             contexts=self._all.contexts[:rows],
@@ -132,9 +145,9 @@ class DecodeInput:
     def _pad(self, size: int) -> None:
         self._all.input_ids[size:] = 0
         self._all.positions[size:] = 0
-        self._all.slot_mapping[size:] = self._spare_slot
+        self._all.slot_mapping[:, size:] = self._spare_slot
         self._all.context_lens[size:] = 1
-        self._all.block_tables[size:] = self._spare_block
+        self._all.block_tables[:, size:] = self._spare_block
 
 
 def round_up(size: int) -> int:

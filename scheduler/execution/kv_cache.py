@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import psutil
 import torch
 
 from scheduler import container
-from scheduler.attention import AttentionBackend, LayerSpec
+from scheduler.attention import AttentionBackend, LayerCache, LayerSpec
 from scheduler.config import EngineConfig
+from scheduler.planning.windows import Holdings
 
 SHARE_OF_FREE_MEMORY = {"cpu": 0.4, "cuda": 0.85}
 
@@ -18,12 +20,61 @@ FEWEST_TOKENS = 256
 """A pool that holds fewer, where the model's sequences may be longer, serves nobody: it is refused."""
 
 
+MOST_GROUPS = 8
+"""A step looks at a block table of every group for every sequence."""
+
+
 class KVCacheTooSmallError(ValueError):
     """The memory for the KV pool cannot hold what was asked of it; the message says what to change."""
 
 
+class LayerGroup(NamedTuple):
+    """Layers that share block tables."""
+
+    window: int | None
+    """How many keys a query sees, its own among them; None: all."""
+    layers: list[int]
+
+
+def group_layers(specs: Sequence[LayerSpec]) -> list[LayerGroup]:
+    """The layers by their windows, the widest first, cut into groups of one size.
+
+    A block has room for as many layers as the largest group has, so that any block can be any group's. Of the
+    sizes that make no more than `MOST_GROUPS` groups it is the one that leaves the least room empty. Layers whose
+    keys and values differ in shape cannot take each other's blocks: then all are one group without a window.
+    """
+    if len({(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in specs}) > 1:
+        return [one_group(specs)]
+    alike: dict[int | None, list[int]] = {}
+    for layer, spec in enumerate(specs):
+        alike.setdefault(spec.sliding_window, []).append(layer)
+
+    def num_groups(size: int) -> int:
+        return sum(-(-len(layers) // size) for layers in alike.values())
+
+    sizes = range(1, max(len(layers) for layers in alike.values()) + 1)
+    few = [size for size in sizes if num_groups(size) <= max(MOST_GROUPS, len(alike))]
+    size = min(few, key=lambda size: (size * num_groups(size), -size))
+    return [
+        LayerGroup(window, layers[start : start + size])
+        for window, layers in sorted(alike.items(), key=lambda item: -math.inf if item[0] is None else -item[0])
+        for start in range(0, len(layers), size)
+    ]
+
+
+def largest(groups: Sequence[LayerGroup]) -> list[int]:
+    """The layers of the largest group: a block has room for these."""
+    return max((group.layers for group in groups), key=len)
+
+
+def one_group(specs: Sequence[LayerSpec]) -> LayerGroup:
+    """All layers, each with tensors of its own: a sequence keeps all its blocks."""
+    return LayerGroup(None, list(range(len(specs))))
+
+
 class KVCache:
-    """One key and one value tensor for each attention layer, in the layout of the attention backend."""
+    """The key and value tensors behind the block ids, in the layout of the attention backend: a pair for each
+    place in a group, which the layers at that place share, each by its group's blocks."""
 
     def __init__(
         self,
@@ -34,12 +85,30 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        groups: Sequence[LayerGroup] | None = None,
     ) -> None:
         self.specs = list(specs)
         self.backend = backend
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.layers = [backend.allocate(spec, num_blocks, block_size, dtype, device) for spec in specs]
+        self.groups = list(groups) if groups is not None else [one_group(specs)]
+        places = largest(self.groups)
+        self._tensors = [backend.allocate(specs[layer], num_blocks, block_size, dtype, device) for layer in places]
+        layers = {
+            layer: LayerCache(*self._tensors[place], number)
+            for number, group in enumerate(self.groups)
+            for place, layer in enumerate(group.layers)
+        }
+        self.layers = [layers[layer] for layer in range(len(specs))]
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Of each group."""
+        return [group.window for group in self.groups]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for pair in self._tensors for tensor in pair)
 
 
 def choose_kv_dtype(name: str, products: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
@@ -55,14 +124,20 @@ def choose_kv_dtype(name: str, products: torch.dtype | None, dtype: torch.dtype)
 
 
 def bytes_per_block(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values in one block, over all layers."""
+    """Bytes of keys and values in one block, over these layers."""
     numbers = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in specs) * block_size
     return numbers * dtype.itemsize
+
+
+def holdings(config: EngineConfig, groups: Sequence[LayerGroup], device: torch.device) -> Holdings:
+    """How many blocks sequences hold in these groups."""
+    return Holdings([group.window for group in groups], config.block_size, config.step_tokens(device.type))
 
 
 def choose_num_blocks(
     config: EngineConfig,
     specs: Sequence[LayerSpec],
+    groups: Sequence[LayerGroup],
     *,
     model_max_len: int,
     dtype: torch.dtype,
@@ -74,21 +149,22 @@ def choose_num_blocks(
     Raises `KVCacheTooSmallError` if that is not even one sequence of `max_model_len`, or of `FEWEST_TOKENS` where
     that was not given.
     """
-    block_bytes = bytes_per_block(specs, config.block_size, dtype)
+    block_bytes = bytes_per_block([specs[layer] for layer in largest(groups)], config.block_size, dtype)
+    held = holdings(config, groups, device)
     longest = min(config.max_model_len or model_max_len, model_max_len)
-    blocks_of_longest = math.ceil(longest / config.block_size)
     if config.kv_cache_memory is not None:
         num_blocks = config.kv_cache_memory // block_bytes
     else:
         memory = int(free_memory(device) * SHARE_OF_FREE_MEMORY[device.type])
-        num_blocks = min(memory // block_bytes, config.max_num_seqs * blocks_of_longest)
+        num_blocks = min(memory // block_bytes, config.max_num_seqs * held.blocks(longest))
     shortest = longest if config.max_model_len is not None else min(longest, FEWEST_TOKENS)
-    required = math.ceil(shortest / config.block_size)
+    required = held.blocks(shortest)
+    in_blocks = math.ceil(shortest / config.block_size) * config.block_size
     if num_blocks < required:
         raise KVCacheTooSmallError(
             f"the KV pool would have {num_blocks} blocks of {config.block_size} tokens "
             f"({block_bytes / 2**20:.1f} MiB each), but {required} are needed for one sequence of "
-            f"{required * config.block_size} tokens: raise --kv-cache-memory to at least "
+            f"{in_blocks} tokens: raise --kv-cache-memory to at least "
             f"{math.ceil(required * block_bytes / 2**20)}MiB, or lower --max-model-len"
         )
     return num_blocks

@@ -30,8 +30,8 @@ class Launched(NamedTuple):
 
 
 class Runner:
-    """The `Executor` that runs a model here. Keeps a block table for each seat, so that a step brings only what is
-    new."""
+    """The `Executor` that runs a model here. Keeps a block table for each seat and group of layers, so that a step
+    brings only what is new. What has fallen out of a group's window keeps its entry, which nobody reads."""
 
     def __init__(
         self,
@@ -50,12 +50,14 @@ class Runner:
         self._scans: LogitScans = (
             NativeScans(torch.get_num_threads()) if cache.backend.name == "native" else TorchScans()
         )
-        self._tables = np.zeros((num_seats, -(-max_model_len // cache.block_size)), dtype=np.int32)
+        width = -(-max_model_len // cache.block_size)
+        self._tables = np.zeros((len(cache.groups), num_seats, width), dtype=np.int32)
 
     def launch(self, step: StepInput) -> Launched:
         """Run the forward pass, or on a GPU begin it."""
         for change in step.tables:
-            self._tables[change.seat, change.start : change.start + len(change.blocks)] = change.blocks
+            table = self._tables[change.group, change.seat]
+            table[change.start : change.start + len(change.blocks)] = change.blocks
         logits = self.model.forward(self._pack(step.chunks), self.cache)
         return Launched(step, logits, self.steerings.steer(step.chunks))
 
@@ -112,7 +114,7 @@ class Runner:
             sample_rows += range(first_scored, first_scored + len(chunk.targets))
             sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
         positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
-        blocks = self._tables[np.repeat(seats, lengths), positions // block_size].astype(np.int64)
+        blocks = self._tables[:, np.repeat(seats, lengths), positions // block_size].astype(np.int64)
         width = -(-int(contexts.max()) // block_size)
         return PackedBatch(
             input_ids=self._tensor(np.array(token_ids, dtype=np.int64)),
@@ -120,14 +122,14 @@ class Runner:
             slot_mapping=self._tensor(blocks * block_size + positions % block_size),
             query_start=self._tensor(query_start),
             context_lens=self._tensor(contexts.astype(np.int32)),
-            block_tables=self._tensor(self._tables[seats, :width]),
+            block_tables=self._tensor(self._tables[:, seats, :width]),
             sample_rows=self._tensor(np.array(sample_rows, dtype=np.int64)),
             query_lens=lengths.tolist(),
             contexts=contexts.tolist(),
         )
 
     def _tensor(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
 def _rows(chunk: ChunkInput) -> list[SamplingRow]:

@@ -203,23 +203,29 @@ class TensorDecoder {
                         norm_weights(post_feed_forward_norm), sliding_window, rope});
   }
 
-  void bind_cache(const std::vector<at::Tensor>& k_caches, const std::vector<at::Tensor>& v_caches) {
-    require(k_caches.size() == v_caches.size(), "there must be as many v_caches as k_caches");
-    std::vector<KvCache> caches;
-    for (size_t i = 0; i < k_caches.size(); ++i) caches.push_back(kv_cache(k_caches[i], v_caches[i]));
+  void bind_cache(const std::vector<at::Tensor>& k_caches, const std::vector<at::Tensor>& v_caches,
+                  const std::vector<int64_t>& groups) {
+    require(k_caches.size() == v_caches.size() && k_caches.size() == groups.size(),
+            "there must be as many v_caches and groups as k_caches");
+    std::vector<LayerCache> caches;
+    for (size_t i = 0; i < k_caches.size(); ++i) caches.push_back({kv_cache(k_caches[i], v_caches[i]), groups[i]});
     caches_ = std::move(caches);
     cache_tensors_ = {k_caches, v_caches};
   }
 
   at::Tensor forward(const at::Tensor& token_ids, const at::Tensor& block_tables, const at::Tensor& query_start,
                      const at::Tensor& context_lens, const at::Tensor& sampled_rows, int num_threads) {
-    const PagedBatch batch = paged_batch(block_tables, query_start, context_lens);
-    const int32_t* tokens = data<int32_t>(token_ids, "token_ids", {batch.num_rows()});
+    check_tensor(block_tables, "block_tables", {kAny, kAny, kAny});
+    require(block_tables.size(0) > 0, "there must be block tables");
+    std::vector<PagedBatch> batches;
+    for (int64_t group = 0; group < block_tables.size(0); ++group)
+      batches.push_back(paged_batch(block_tables[group], query_start, context_lens));
+    const int32_t* tokens = data<int32_t>(token_ids, "token_ids", {batches.front().num_rows()});
     const int32_t* sampled = data<int32_t>(sampled_rows, "sampled_rows", {kAny});
     check_threads(num_threads);
     const int64_t num_sampled = sampled_rows.size(0);
     at::Tensor logits = at::empty({num_sampled, decoder_.vocabulary()}, at::kFloat);
-    decoder_.forward({tokens, batch, &caches_, sampled, num_sampled, logits.data_ptr<float>()}, num_threads);
+    decoder_.forward({tokens, std::move(batches), &caches_, sampled, num_sampled, logits.data_ptr<float>()}, num_threads);
     return logits;
   }
 
@@ -236,7 +242,7 @@ class TensorDecoder {
   const AnyMatrix embedding_;
   const std::vector<std::pair<at::Tensor, at::Tensor>> ropes_;
   std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> cache_tensors_;
-  std::vector<KvCache> caches_;
+  std::vector<LayerCache> caches_;
   Decoder decoder_;
 };
 
@@ -277,7 +283,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            arg("down"), arg("attention_norm"), arg("feed_forward_norm"), py::kw_only(),
            arg("query_norm") = py::none(), arg("key_norm") = py::none(), arg("post_attention_norm") = py::none(),
            arg("post_feed_forward_norm") = py::none(), arg("sliding_window") = 0, arg("rope") = 0)
-      .def("bind_cache", &TensorDecoder::bind_cache, arg("k_caches"), arg("v_caches"))
+      .def("bind_cache", &TensorDecoder::bind_cache, arg("k_caches"), arg("v_caches"), arg("groups"))
       .def("forward", &TensorDecoder::forward, without_gil, arg("token_ids"), arg("block_tables"),
            arg("query_start"), arg("context_lens"), arg("sampled_rows"), arg("num_threads") = 1);
   module.def(

@@ -67,7 +67,6 @@ void Decoder::add_layer(DecoderLayer layer) {
   check_optional_norm(layer.post_feed_forward_norm, width, "post_feed_forward_norm");
   require(layer.window >= 0, "a window must not be negative");
   require(layer.rope >= 0 && layer.rope < int64_t(ropes_.size()), "there is no rope table ", layer.rope);
-  if (std::find(windows_.begin(), windows_.end(), layer.window) == windows_.end()) windows_.push_back(layer.window);
   packed_normed_.add_forms_of(layer.qkv);
   packed_normed_.add_forms_of(one(layer.gate_up));
   packed_attended_.add_forms_of(one(layer.output));
@@ -92,25 +91,30 @@ void Decoder::forward(const DecoderStep& step, int threads) {
 void Decoder::check(const DecoderStep& step) const {
   require(!layers_.empty() && step.caches->size() == layers_.size(), "there are ", layers_.size(), " layers but ", step.caches->size(),
           " caches");
-  const int64_t rows = step.batch.num_rows();
+  const int64_t rows = step.batch().num_rows(), groups = int64_t(step.batches.size());
+  const KvCache& first = step.caches->front().cache;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const KvCache& cache = (*step.caches)[i];
-    const KvCache& first = step.caches->front();
+    const auto& [cache, group] = (*step.caches)[i];
     require(cache.num_kv_heads == config_.num_kv_heads && cache.key_dim == config_.head_dim &&
                 cache.value_dim == config_.head_dim, "the cache of layer ", i,
             " has the wrong shape");
     require(cache.num_blocks == first.num_blocks && cache.block_size == first.block_size,
             "all layers' caches must have the same blocks");
+    require(group >= 0 && group < groups, "layer ", i, " is of group ", group, ", but there are block tables for ",
+            groups);
   }
-  // Layers differ in their windows only, so the widest covers what the others read.
-  const bool any_full = std::find(windows_.begin(), windows_.end(), 0) != windows_.end();
-  const int64_t widest = any_full ? 0 : *std::max_element(windows_.begin(), windows_.end());
-  check_geometry(step.caches->front(), config_.num_heads);
-  check_batch(step.batch, step.caches->front(), rows, widest);
-  for (int64_t s = 0; s < step.batch.num_sequences; ++s)
+  check_geometry(first, config_.num_heads);
+  for (int64_t group = 0; group < groups; ++group) {
+    // Layers of a group differ in their windows only, so the widest covers what the others read.
+    int64_t widest = 1;
+    for (size_t i = 0; i < layers_.size() && widest > 0; ++i)
+      if ((*step.caches)[i].group == group) widest = layers_[i].window == 0 ? 0 : std::max(widest, layers_[i].window);
+    check_batch(step.batches[group], first, rows, widest);
+  }
+  for (int64_t s = 0; s < step.batch().num_sequences; ++s)
     for (const RopeTable& rope : ropes_)
-      require(step.batch.context_lens[s] <= rope.num_positions, "sequence ", s, ": a context of ",
-              step.batch.context_lens[s], " is longer than the rope table of ", rope.num_positions);
+      require(step.batch().context_lens[s] <= rope.num_positions, "sequence ", s, ": a context of ",
+              step.batch().context_lens[s], " is longer than the rope table of ", rope.num_positions);
   for (int64_t t = 0; t < rows; ++t)
     require(step.tokens[t] >= 0 && step.tokens[t] < embedding_.rows, "token id ", step.tokens[t], " is not in [0, ",
             embedding_.rows, ")");
@@ -120,21 +124,29 @@ void Decoder::check(const DecoderStep& step) const {
 }
 
 void Decoder::prepare(const DecoderStep& step, int threads) {
-  const PagedBatch& batch = step.batch;
-  const KvCache& geometry = step.caches->front();
+  const PagedBatch& batch = step.batch();
+  const KvCache& geometry = step.caches->front().cache;
   const int64_t rows = batch.num_rows(), intermediate = layers_.front().down.in_features();
   positions_.resize(rows);
-  slots_.resize(rows);
+  slots_.resize(step.batches.size());
+  for (auto& slots : slots_) slots.resize(rows);
   for (int64_t s = 0; s < batch.num_sequences; ++s) {
     for (int64_t i = 0; i < batch.query_len(s); ++i) {
       const int64_t row = batch.query_start[s] + i, position = batch.first_position(s) + i;
       positions_[row] = position;
-      slots_[row] = batch.blocks(s)[position / geometry.block_size] * geometry.block_size +
-                    position % geometry.block_size;
+      for (size_t group = 0; group < slots_.size(); ++group)
+        slots_[group][row] = step.batches[group].blocks(s)[position / geometry.block_size] * geometry.block_size +
+                             position % geometry.block_size;
     }
   }
+  sights_.clear();
   plans_.clear();
-  for (const int64_t window : windows_) plans_.emplace_back(batch, geometry, config_.num_heads, window, threads);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const std::pair<int64_t, int64_t> sight(layers_[i].window, (*step.caches)[i].group);
+    if (std::find(sights_.begin(), sights_.end(), sight) != sights_.end()) continue;
+    sights_.push_back(sight);
+    plans_.emplace_back(step.batches[sight.second], geometry, config_.num_heads, sight.first, threads);
+  }
 
   grow(hidden_, rows * config_.hidden_size);
   grow(update_, rows * config_.hidden_size);
@@ -151,19 +163,20 @@ void Decoder::prepare(const DecoderStep& step, int threads) {
 
 void Decoder::embed(Team& team, const DecoderStep& step) {
   const int64_t width = config_.hidden_size;
-  team.for_each(step.batch.num_rows(), kTokensPerItem, [&](int64_t row) {
+  team.for_each(step.batch().num_rows(), kTokensPerItem, [&](int64_t row) {
     float* const to = hidden(row);
     read_values(embedding_, step.tokens[row], to);
     for (int64_t i = 0; i < width; i += kLanes) store(to + i, load(to + i) * config_.embedding_multiplier);
   });
 }
 
-void Decoder::attend(Team& team, const DecoderLayer& layer, const KvCache& cache) {
+void Decoder::attend(Team& team, const DecoderLayer& layer, const LayerCache& at) {
   const int64_t qkv_width = config_.qkv_width(), query_width = config_.query_width(), head_dim = config_.head_dim;
   pack_normed(team, layer.attention_norm, layer.qkv);
   multiply(team, packed_normed_, layer.qkv, {qkv_.data(), qkv_width});
 
   const RopeTable& rope = ropes_[layer.rope];
+  const std::vector<int64_t>& slots = slots_[at.group];
   team.for_each(int64_t(positions_.size()), kTokensPerItem, [&](int64_t row) {
     float* const query = qkv_.data() + row * qkv_width;
     float* const key = query + query_width;
@@ -175,12 +188,12 @@ void Decoder::attend(Team& team, const DecoderLayer& layer, const KvCache& cache
       if (!norm.empty()) rms_norm(head, norm.data(), head_dim, config_.norm_epsilon, head);
       rotate(head, cos, sin, rope.rotary_dim);
     }
-    write_slot(cache, slots_[row], key, value);
+    write_slot(at.cache, slots[row], key, value);
   });
 
   const AttentionOptions options{config_.attention_scale, layer.window, config_.attention_softcap};
   const AttentionRows rows{DType::f32, qkv_.data(), qkv_width, attended_.data(), query_width};
-  plan(layer.window).run(team, cache, options, rows);
+  plan(layer.window, at.group).run(team, at.cache, options, rows);
   pack_rows(team, packed_attended_, one(layer.output), [&](int64_t row) { return attended_.data() + row * query_width; });
   add_product(team, packed_attended_, layer.output, layer.post_attention_norm);
 }
@@ -241,8 +254,8 @@ void Decoder::add_product(Team& team, const Operand& rows, const PackedWeights& 
   });
 }
 
-AttentionPlan& Decoder::plan(int64_t window) {
-  return plans_[std::find(windows_.begin(), windows_.end(), window) - windows_.begin()];
+AttentionPlan& Decoder::plan(int64_t window, int64_t group) {
+  return plans_[std::find(sights_.begin(), sights_.end(), std::pair(window, group)) - sights_.begin()];
 }
 
 }  // namespace carousel

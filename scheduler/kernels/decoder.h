@@ -51,14 +51,22 @@ struct DecoderLayer {
   int64_t rope;                               // which of the decoder's tables
 };
 
+// Where one layer keeps its keys and values. Layers of different windows may share the tensors, by different blocks.
+struct LayerCache {
+  KvCache cache;
+  int64_t group;  // whose block tables name the blocks
+};
+
 // One packed batch: what to compute and where to put it.
 struct DecoderStep {
-  const int32_t* tokens;  // [batch.num_rows()]
-  PagedBatch batch;
-  const std::vector<KvCache>* caches;  // for each layer
+  const int32_t* tokens;  // [batch().num_rows()]
+  std::vector<PagedBatch> batches;        // for each group of layers; they differ in their block tables only
+  const std::vector<LayerCache>* caches;  // for each layer
   const int32_t* sampled_rows;         // [num_sampled]: the rows whose logits are wanted
   int64_t num_sampled;
   float* logits;  // [num_sampled, vocabulary]
+
+  const PagedBatch& batch() const { return batches.front(); }
 };
 
 class Decoder {
@@ -81,7 +89,7 @@ class Decoder {
 
   // Phases. Every thread of the team calls them.
   void embed(Team& team, const DecoderStep& step);
-  void attend(Team& team, const DecoderLayer& layer, const KvCache& cache);
+  void attend(Team& team, const DecoderLayer& layer, const LayerCache& at);
   void feed_forward(Team& team, const DecoderLayer& layer);
   void sample(Team& team, const DecoderStep& step);
 
@@ -92,7 +100,7 @@ class Decoder {
                    const std::vector<float>& post_norm);
 
   float* hidden(int64_t row) { return hidden_.data() + row * config_.hidden_size; }
-  AttentionPlan& plan(int64_t window);
+  AttentionPlan& plan(int64_t window, int64_t group);
 
   const DecoderConfig config_;
   const Matrix embedding_;
@@ -100,12 +108,13 @@ class Decoder {
   const std::vector<float> final_norm_;
   const std::vector<RopeTable> ropes_;
   std::vector<DecoderLayer> layers_;
-  std::vector<int64_t> windows_;  // the different windows of the layers
 
   // What one step works in, kept from step to step.
   std::mutex in_use_;
-  std::vector<int64_t> positions_, slots_;  // of each row
-  std::vector<AttentionPlan> plans_;        // for each of windows_
+  std::vector<int64_t> positions_;           // of each row
+  std::vector<std::vector<int64_t>> slots_;  // for each group of layers, of each row
+  std::vector<std::pair<int64_t, int64_t>> sights_;  // the layers' different windows and groups
+  std::vector<AttentionPlan> plans_;                 // for each of sights_
   std::vector<float> hidden_;               // the residual stream [rows, hidden_size]
   std::vector<float> update_;               // a product that a norm waits for [rows, hidden_size]
   std::vector<float> qkv_;                  // [rows, qkv_width]

@@ -52,8 +52,8 @@ class FusedModel:
         """One step: write the batch's KV, and return the float32 logits of its sample rows,
         [number of sampled sequences, vocabulary]."""
         if cache is not self._bound:
-            keys, values = zip(*cache.layers, strict=True)
-            self._decoder.bind_cache(list(keys), list(values))
+            keys, values, groups = zip(*cache.layers, strict=True)
+            self._decoder.bind_cache(list(keys), list(values), list(groups))
             self._bound = cache
         logits: Tensor = self._decoder.forward(
             batch.input_ids.int(),

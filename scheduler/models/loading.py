@@ -13,7 +13,7 @@ from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
 from scheduler.container import cpu_quota
 from scheduler.execution.cuda_graphs import CudaGraphs
-from scheduler.execution.kv_cache import KVCache, choose_kv_dtype, choose_num_blocks
+from scheduler.execution.kv_cache import KVCache, choose_kv_dtype, choose_num_blocks, group_layers, holdings
 from scheduler.execution.step_model import StepModel
 from scheduler.messages import EngineInfo
 from scheduler.models.checkpoint import CheckpointError
@@ -63,10 +63,12 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     except (CheckpointError, GgufError) as error:
         raise UnsupportedModelError(str(error)) from error
     kv_dtype = _kv_dtype(config, source, mode, dtype)
+    groups = group_layers(source.layers)
     num_blocks = choose_num_blocks(
-        config, source.layers, model_max_len=model_config.max_len, dtype=kv_dtype, device=device
+        config, source.layers, groups, model_max_len=model_config.max_len, dtype=kv_dtype, device=device
     )
-    max_model_len = min(config.max_model_len or model_config.max_len, num_blocks * config.block_size)
+    longest = holdings(config, groups, device).longest(num_blocks)
+    max_model_len = min(config.max_model_len or model_config.max_len, longest)
     has_graphs = config.cuda_graphs and device.type == "cuda" and backend.name == "flex"
     cache = KVCache(
         source.layers,
@@ -75,10 +77,18 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         block_size=config.block_size,
         dtype=kv_dtype,
         device=device,
+        groups=groups,
     )
     model = packed.model(max_model_len)
     if has_graphs:
-        model = _with_graphs(model, config, max_model_len=max_model_len, spare_block=num_blocks, device=device)
+        model = _with_graphs(
+            model,
+            config,
+            num_groups=len(groups),
+            max_model_len=max_model_len,
+            spare_block=num_blocks,
+            device=device,
+        )
     info = EngineInfo(
         model=config.model,
         max_model_len=max_model_len,
@@ -99,11 +109,18 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
 
 
 def _with_graphs(
-    model: StepModel, config: EngineConfig, *, max_model_len: int, spare_block: int, device: torch.device
+    model: StepModel,
+    config: EngineConfig,
+    *,
+    num_groups: int,
+    max_model_len: int,
+    spare_block: int,
+    device: torch.device,
 ) -> StepModel:
     return CudaGraphs(
         model,
         max_rows=config.max_num_seqs,
+        num_groups=num_groups,
         table_width=-(-max_model_len // config.block_size),
         spare_block=spare_block,
         block_size=config.block_size,

@@ -74,10 +74,10 @@ def _batch(chunk: list[int], start: int) -> PackedBatch:
     return PackedBatch(
         input_ids=torch.tensor(chunk),
         positions=positions,
-        slot_mapping=positions,
+        slot_mapping=positions.unsqueeze(0),
         query_start=torch.tensor([0, len(chunk)], dtype=torch.int32),
         context_lens=torch.tensor([end], dtype=torch.int32),
-        block_tables=torch.arange(CONTEXT // 16, dtype=torch.int32).unsqueeze(0),
+        block_tables=torch.arange(CONTEXT // 16, dtype=torch.int32).view(1, 1, -1),
         sample_rows=torch.arange(len(chunk)),
         query_lens=[len(chunk)],
         contexts=[end],

@@ -1,13 +1,17 @@
 """The block pool: which KV blocks are free, who holds the others, and which of them hold a known prefix.
 
-A block is room for the keys and values of `block_size` consecutive tokens in every layer. The pool deals only
-in block ids; the tensors behind them are in kv_cache.py. PagedAttention is from Kwon et al., arXiv 2309.06180.
+A block is room for the keys and values of `block_size` consecutive tokens in every layer of a group (windows.py);
+most models have a single group. The pool deals only in block ids; the tensors behind them are in kv_cache.py.
+PagedAttention is from Kwon et al., arXiv 2309.06180.
 
 **The prefix cache.** A full block whose content is known is *published* under an identity: a digest of its tokens
 and of the identity of the block before it, so that an identity stands for the whole prefix. A first block's parent
 is a root, the digest of whatever else the content depends on. Every block of the same content can be found: one
 that is evicted takes nothing from the others and from those that follow them. The digest is keyed, so that nobody
 who sends prompts can look for two that collide, and the tokens are compared all the same.
+
+A prefix can be used where each group has the blocks that its window still sees; those before them may be gone, and
+if no group has them any more, only the digest vouches for their tokens. One identity names all groups' blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from scheduler.planning.windows import ENDLESS, blocks_behind
+from scheduler.request import BlockTable
+
 Identity = bytes
 """What names a prefix, [16]."""
 
@@ -28,10 +35,17 @@ class NoFreeBlocksError(RuntimeError):
 
 
 class Prefix(NamedTuple):
-    """The longest cached prefix of some tokens: its blocks in order, and the identity of each."""
+    """The longest cached prefix of some tokens."""
 
-    blocks: list[int]
+    tables: list[BlockTable]
+    """For each group of layers, the blocks that what follows the prefix sees."""
     identities: list[Identity]
+    """Of all its blocks, in their order."""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Those of all groups."""
+        return [block for table in self.tables for block in table.blocks]
 
 
 class _Content(NamedTuple):
@@ -39,12 +53,15 @@ class _Content(NamedTuple):
 
     parent: Identity
     tokens: tuple[int, ...]
-    blocks: dict[int, None]
-    """All copies, in the order in which they were published."""
+    copies: list[dict[int, None]]
+    """For each group of layers all its blocks of this content, in the order in which they were published."""
 
 
 class BlockPool:
     """Hands out `num_blocks` block ids, counts references, and remembers the content of full blocks.
+
+    `windows` has an entry for each group of layers, the widest first: how many keys a query sees there, its own
+    among them; None: all.
 
     Every block is in one of three states:
 
@@ -57,11 +74,14 @@ class BlockPool:
     block take O(1).
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, windows: Sequence[int | None] = (None,)) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"num_blocks and block_size must be positive, got {num_blocks} and {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.windows = tuple(windows)
+        self.behind = [blocks_behind(window, block_size) for window in windows]
+        """For each group, how many blocks before a block's first token that token still sees."""
         self._references = [0] * num_blocks
         self._free = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
@@ -124,9 +144,10 @@ class BlockPool:
         block, _ = self._cached.popitem(last=False)
         identity = self._identities[block]
         assert identity is not None
-        copies = self._published[identity].blocks
-        del copies[block]
-        if not copies:
+        copies = self._published[identity].copies
+        for blocks in copies:
+            blocks.pop(block, None)
+        if not any(copies):
             del self._published[identity]
         self._identities[block] = None
         return block
@@ -162,21 +183,23 @@ class BlockPool:
         """The parent of first blocks: `parts` name all that the content depends on besides its tokens."""
         return self._digest("\0".join(f"{len(part)}:{part}" for part in parts).encode())
 
-    def publish(self, block: int, parent: Identity, tokens: Sequence[int]) -> Identity:
-        """Make a full block findable, and return the identity of its content, the parent of the next block.
+    def publish(self, blocks: Sequence[int], parent: Identity, tokens: Sequence[int]) -> Identity:
+        """Make the full blocks that hold `tokens`, one for each group, findable, and return the identity of their
+        content, the parent of the next ones.
 
-        `parent` is the identity of the block before it, or a root for a first block.
+        `parent` is the identity of the blocks before them, or a root for the first.
         """
         if len(tokens) != self.block_size:
             raise ValueError(f"only full blocks are published: {len(tokens)} tokens, not {self.block_size}")
         identity = self._identity(parent, tokens)
         content = self._published.get(identity)
         if content is None:
-            content = self._published[identity] = _Content(parent, tuple(tokens), {})
+            content = self._published[identity] = _Content(parent, tuple(tokens), [{} for _ in blocks])
         elif not _is_of(content, parent, tokens):  # two contents of one digest: only the first can be found
             return secrets.token_bytes(16)
-        content.blocks[block] = None
-        self._identities[block] = identity
+        for block, copies in zip(blocks, content.copies, strict=True):
+            copies[block] = None
+            self._identities[block] = identity
         return identity
 
     def lookup(self, tokens: Sequence[int], root: Identity) -> Prefix:
@@ -184,23 +207,40 @@ class BlockPool:
 
         Takes no references: call `share` on the blocks before anything is allocated.
         """
-        found = Prefix([], [])
+        identities: list[Identity] = []
+        contents: list[_Content | None] = []
+        unbroken = [0] * len(self.behind)  # of each group: how many blocks up to this one are there
+        longest = 0
         parent = root
         size = self.block_size
         for start in range(0, (len(tokens) - 1) // size * size, size):
-            part = tokens[start : start + size]
-            identity = self._identity(parent, part)
-            content = self._published.get(identity)
-            if content is None or not _is_of(content, parent, part):
+            parent, content = self._find(parent, tokens[start : start + size])
+            identities.append(parent)
+            contents.append(content)
+            length = len(identities)
+            for group in range(len(unbroken)):
+                is_there = content is not None and content.copies[group]
+                unbroken[group] = unbroken[group] + 1 if is_there else 0
+            if self.behind[0] == ENDLESS and unbroken[0] < length:
                 break
-            found.blocks.append(self._copy(content))
-            found.identities.append(identity)
-            parent = identity
-        return found
+            if all(count >= min(behind, length) for count, behind in zip(unbroken, self.behind, strict=True)):
+                longest = length
+        tables = []
+        for group, behind in enumerate(self.behind):
+            first = max(0, longest - behind)
+            found = (content for content in contents[first:longest] if content is not None)
+            tables.append(BlockTable(first, [self._copy(content, group) for content in found]))
+        return Prefix(tables, identities[:longest])
 
-    def _copy(self, content: _Content) -> int:
-        """One of the blocks of this content: rather one in use, which takes nothing from what is free."""
-        return max(content.blocks, key=lambda block: self._references[block] > 0)
+    def _find(self, parent: Identity, tokens: Sequence[int]) -> tuple[Identity, _Content | None]:
+        """The identity of these tokens after those of `parent`, and what is known of it."""
+        identity = self._identity(parent, tokens)
+        content = self._published.get(identity)
+        return identity, content if content is not None and _is_of(content, parent, tokens) else None
+
+    def _copy(self, content: _Content, group: int) -> int:
+        """One of a group's blocks of this content: rather one in use, which takes nothing from what is free."""
+        return max(content.copies[group], key=lambda block: self._references[block] > 0)
 
     def _identity(self, parent: Identity, tokens: Sequence[int]) -> Identity:
         return self._digest(parent + array("q", tokens).tobytes())

@@ -71,10 +71,12 @@ class Scheduler:
         self.seating = Seating(
             pool,
             num_seats=self.num_seats,
+            longest_chunk=max_batched_tokens,
             max_model_len=max_model_len,
             prefix_caching=prefix_caching,
             share_prefixes=share_prefixes,
         )
+        self._longest = self.seating.holdings.longest(pool.num_blocks)
         self.pace = pace
         self.turns = turns
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
@@ -112,7 +114,7 @@ class Scheduler:
         check_fits(
             request,
             max_model_len=self.max_model_len,
-            pool_tokens=self.pool.num_blocks * self.pool.block_size,
+            pool_tokens=self._longest,
             vocab_size=self.vocab_size,
         )
         if request.request_id in self._live:
@@ -152,7 +154,7 @@ class Scheduler:
     def num_cached_tokens(self, request: Request) -> int:
         """How much of a new request's prompt need not be computed, as things stand."""
         prefix = self.seating.cached_prefix(request.prompt_token_ids, self.seating.root(request))
-        return len(prefix.blocks) * self.pool.block_size
+        return len(prefix.identities) * self.pool.block_size
 
     def expire(self, now: float) -> list[Sequence]:
         """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
@@ -194,6 +196,9 @@ class Scheduler:
         for sequence in decoding:
             if sequence.status is Status.RUNNING and self._make_room(sequence, step):
                 step.decode(sequence)
+        for sequence in prefilling:
+            if sequence.status is Status.RUNNING:
+                self._make_room(sequence, step)
 
         # After a preemption nobody is admitted: the blocks just freed are the running sequences' to grow into.
         may_admit = not step.preempted
@@ -240,7 +245,7 @@ class Scheduler:
         return chunks if sum(chunk.length for chunk in chunks) <= EXPRESS_TOKENS else []
 
     def _make_room(self, sequence: Sequence, step: PlanBuilder) -> bool:
-        """Give a decoding sequence the block for its next token, preempting others if it must; False if it was
+        """Give a running sequence the blocks for its next tokens, preempting others if it must; False if it was
         the one to go."""
         while not self.seating.grow(sequence):
             victim = self.policy.victim(self.running.values())
@@ -263,7 +268,7 @@ class Scheduler:
             for sequence in self.policy.yielding(candidate, self.running.values(), loss):
                 going.append(sequence)
                 seats += 1
-                spare += 1 + sum(self.pool.references(block) == 1 for block in sequence.block_table)
+                spare += seating.num_freed(sequence)
                 if spare >= 0:
                     break
             else:
@@ -325,7 +330,7 @@ class Scheduler:
                 ended.append((sequence, FinishReason.LENGTH))
             plan.work.append(self._work(chunk, len(taken)))
             sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
-            self.seating.publish(sequence)
+            self.seating.settle(sequence)
             gains.append(Gain(sequence, taken, result.scored.get(index, [])))
             if tokens and self._followers and sequence.index == 0:
                 self._let_follow(sequence)

@@ -6,7 +6,8 @@ import heapq
 from collections.abc import Callable
 
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
-from scheduler.request import Request, Sequence
+from scheduler.planning.windows import Holdings
+from scheduler.request import BlockTable, Request, Sequence
 from scheduler.step import TableChange
 
 HORIZON = 1024
@@ -18,11 +19,20 @@ class Seating:
     `share_prefixes`."""
 
     def __init__(
-        self, pool: BlockPool, *, num_seats: int, max_model_len: int, prefix_caching: bool, share_prefixes: bool
+        self,
+        pool: BlockPool,
+        *,
+        num_seats: int,
+        longest_chunk: int,
+        max_model_len: int,
+        prefix_caching: bool,
+        share_prefixes: bool,
     ) -> None:
         self.pool = pool
+        self.holdings = Holdings(pool.windows, pool.block_size, longest_chunk)
         self.running: dict[tuple[str, int], Sequence] = {}
         self._max_model_len = max_model_len
+        self._has_windows = any(window is not None for window in pool.windows)
         self._prefix_caching = prefix_caching
         self._share_prefixes = share_prefixes
         self._free = list(range(num_seats))  # a heap: low seats are taken first
@@ -46,54 +56,80 @@ class Seating:
         return self.pool.root("" if self._share_prefixes else request.user, request.cache_salt)
 
     def cached_prefix(self, token_ids: list[int], root: Identity) -> Prefix:
-        return self.pool.lookup(token_ids, root) if self._prefix_caching else Prefix([], [])
+        if self._prefix_caching:
+            return self.pool.lookup(token_ids, root)
+        return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
 
-    def publish(self, sequence: Sequence) -> None:
-        """Make the blocks that a sequence has filled findable."""
-        if not self._prefix_caching:
-            return
+    def settle(self, sequence: Sequence) -> None:
+        """After a step: make the blocks that a sequence has filled findable, and give back those that no layer of
+        their group will look at again."""
         size = self.pool.block_size
-        prefix = sequence.prefix
-        for index in range(len(prefix), sequence.num_computed_tokens // size):
-            parent = prefix[-1] if prefix else sequence.root
-            tokens = sequence.token_ids[index * size : (index + 1) * size]
-            prefix.append(self.pool.publish(sequence.block_table[index], parent, tokens))
+        num_filled = sequence.num_computed_tokens // size
+        if self._prefix_caching:
+            prefix = sequence.prefix
+            for place in range(len(prefix), num_filled):
+                parent = prefix[-1] if prefix else sequence.root
+                tokens = sequence.token_ids[place * size : (place + 1) * size]
+                blocks = [table.blocks[place - table.first] for table in sequence.tables]
+                prefix.append(self.pool.publish(blocks, parent, tokens))
+        if self._has_windows:
+            for table, behind in zip(sequence.tables, self.pool.behind, strict=True):
+                # Counted from the last block that is full, where the sequence would resume after a preemption.
+                num_gone = num_filled - behind - table.first
+                if num_gone > 0:
+                    self.pool.free(table.blocks[:num_gone])
+                    del table.blocks[:num_gone]
+                    table.first += num_gone
 
     # Coming and going -----------------------------------------------------------------------------------
 
     def admit(self, sequence: Sequence, prefix: Prefix) -> None:
-        """Give a waiting sequence a seat, and blocks for all its known tokens."""
+        """Give a waiting sequence a seat, and blocks for its known tokens: all of them in groups that see
+        everything, and in the others as many as it holds at most while they are computed."""
         self.pool.share(prefix.blocks)
         sequence.prefix = prefix.identities
-        sequence.num_computed_tokens = len(prefix.blocks) * self.pool.block_size
-        missing = self.pool.blocks_for(sequence.num_tokens) - len(prefix.blocks)
+        sequence.num_computed_tokens = len(prefix.identities) * self.pool.block_size
         sequence.seat = heapq.heappop(self._free)
-        self._extend(sequence, prefix.blocks + self.pool.allocate(missing))
+        sequence.tables = [BlockTable(table.first, []) for table in prefix.tables]
+        missing = self._missing(prefix.tables, sequence.num_tokens)
+        for group, (table, count) in enumerate(zip(prefix.tables, missing, strict=True)):
+            self._extend(sequence, group, table.blocks + self.pool.allocate(count))
         self.running[sequence.key] = sequence
         self.forget(sequence)
 
     def grow(self, sequence: Sequence) -> bool:
-        """Give a running sequence the blocks for all its known tokens; False if there are not enough."""
-        missing = self.pool.blocks_for(sequence.num_tokens) - len(sequence.block_table)
-        if missing <= 0:
+        """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
+        are not enough."""
+        table = sequence.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
+        if (table.first + len(table.blocks)) * self.pool.block_size >= sequence.num_tokens:
             return True
-        if missing > self.pool.num_free:
+        missing = self._missing(sequence.tables, sequence.num_tokens)
+        if sum(missing) > self.pool.num_free:
             return False
-        self._extend(sequence, self.pool.allocate(missing))
+        for group, count in enumerate(missing):
+            if count > 0:
+                self._extend(sequence, group, self.pool.allocate(count))
         return True
 
-    def _extend(self, sequence: Sequence, blocks: list[int]) -> None:
+    def _missing(self, tables: list[BlockTable], num_tokens: int) -> list[int]:
+        """How many blocks each group lacks for so many tokens, or for as many as it can hold of them now."""
+        end = self.pool.blocks_for(num_tokens)
+        limits = self.holdings.limits
+        return [min(end, table.first + limit) - table.end for table, limit in zip(tables, limits, strict=True)]
+
+    def _extend(self, sequence: Sequence, group: int, blocks: list[int]) -> None:
         assert sequence.seat is not None
-        self._changes.append(TableChange(sequence.seat, len(sequence.block_table), blocks))
-        sequence.block_table += blocks
+        table = sequence.tables[group]
+        self._changes.append(TableChange(sequence.seat, table.end, blocks, group))
+        table.blocks += blocks
 
     def vacate(self, sequence: Sequence, *, comes_back: bool = False) -> None:
         """Take back a running sequence's seat and blocks; the full ones stay cached for its return."""
         assert sequence.seat is not None
         if comes_back:
-            self._kept_blocks[sequence.key] = len(sequence.prefix)
-        self.pool.free(sequence.block_table)
-        sequence.block_table = []
+            self._kept_blocks[sequence.key] = sum(len(sequence.prefix) - table.first for table in sequence.tables)
+        self.pool.free(_in_order(sequence.tables))
+        sequence.tables = []
         sequence.prefix = []
         heapq.heappush(self._free, sequence.seat)
         sequence.seat = None
@@ -106,15 +142,20 @@ class Seating:
     # Room -----------------------------------------------------------------------------------------------
 
     def num_spare_blocks(self, candidate: Sequence, prefix: Prefix) -> int:
-        """Blocks that are free beyond what a waiting sequence takes, and beyond one for each running sequence, or
-        the next step would preempt at once. One that was crowded out before comes back only when all can go on for
-        a while: it would otherwise compute the same tokens again and again."""
-        missing = self.pool.blocks_for(candidate.num_tokens) - len(prefix.blocks)
-        ahead = len(self.running)
+        """Blocks that are free beyond what a waiting sequence takes, and beyond one of each group for each running
+        sequence, or the next step would preempt at once. One that was crowded out before comes back only when all
+        can go on for a while: it would otherwise compute the same tokens again and again."""
+        missing = sum(self._missing(prefix.tables, candidate.num_tokens))
+        ahead = len(self.pool.windows) * len(self.running)
         if candidate.crowded_out and self.running:
             missing = self._blocks_soon(candidate) - len(prefix.blocks)
-            ahead = sum(self._blocks_soon(each) - len(each.block_table) for each in self.running.values())
+            ahead = sum(self._blocks_soon(each) - _num_held(each) for each in self.running.values())
         return self.pool.num_free_after_sharing(prefix.blocks) - missing - ahead
+
+    def num_freed(self, sequence: Sequence) -> int:
+        """How many more blocks would be spare if a running sequence gave way."""
+        alone = sum(self.pool.references(block) == 1 for table in sequence.tables for block in table.blocks)
+        return alone + len(self.pool.windows)
 
     def losses(self, candidate: Sequence) -> Callable[[Sequence], int]:
         """Guesses how many tokens a running sequence will have to compute again if it gives way to a waiting one:
@@ -134,4 +175,17 @@ class Seating:
     def _blocks_soon(self, sequence: Sequence) -> int:
         """What a sequence holds when it has gone on for a while."""
         most = sequence.num_prompt_tokens + (sequence.request.params.max_tokens or self._max_model_len)
-        return self.pool.blocks_for(min(sequence.num_tokens + HORIZON, most))
+        return self.holdings.blocks(min(sequence.num_tokens + HORIZON, most))
+
+
+def _num_held(sequence: Sequence) -> int:
+    return sum(len(table.blocks) for table in sequence.tables)
+
+
+def _in_order(tables: list[BlockTable]) -> list[int]:
+    """The blocks of all groups in the order of their tokens: one is of no use to the prefix cache without the
+    others of its place, so they are to be evicted together."""
+    if len(tables) == 1:
+        return tables[0].blocks
+    placed = [(place, block) for table in tables for place, block in enumerate(table.blocks, table.first)]
+    return [block for _, block in sorted(placed)]

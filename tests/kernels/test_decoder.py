@@ -70,7 +70,7 @@ class Engine:
         heads, head_dim = self.config.num_key_value_heads, self.config.head_dim
         layers = self.config.num_hidden_layers
         keys = torch.full((layers, self.num_blocks, heads, head_dim, 16), torch.nan, dtype=self.dtype)
-        self.decoder.bind_cache(list(keys), list(keys.transpose(-1, -2).contiguous()))
+        self.decoder.bind_cache(list(keys), list(keys.transpose(-1, -2).contiguous()), [0] * layers)
         self.free = torch.randperm(self.num_blocks).tolist()
 
     def step(self, chunks: dict[int, list[int]], every_row: bool = False) -> Tensor:
@@ -88,7 +88,7 @@ class Engine:
         packed = torch.tensor([token for chunk in chunks.values() for token in chunk], dtype=torch.int32)
         lens = torch.tensor([len(self.sequences[n]) for n in chunks], dtype=torch.int32)
         rows = torch.arange(len(packed), dtype=torch.int32) if every_row else start[1:] - 1
-        return self.decoder.forward(packed, tables, start, lens, rows, num_threads=self.threads)
+        return self.decoder.forward(packed, tables[None], start, lens, rows, num_threads=self.threads)
 
 
 def native_decoder(model: Any, mode: Mode, max_positions: int = 1024) -> Any:
@@ -153,14 +153,19 @@ def test_wrong_steps_are_refused() -> None:
     decoder = native_decoder(random_model(config), "f32", max_positions=40)
     one, zero = torch.ones(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="0 caches"):
-        decoder.forward(zero, zero[None], torch.cat([zero, one]), one, zero)
+        decoder.forward(zero, zero[None, None], torch.cat([zero, one]), one, zero)
     with pytest.raises(ValueError, match="token id 130"):
         Engine(decoder, config).step({0: [1, 130]})
     with pytest.raises(ValueError, match="longer than the rope table of 40"):
         Engine(decoder, config).step({0: [1] * 41})
     engine = Engine(decoder, config)
-    decoder.bind_cache([torch.zeros(4, 2, 16, 16)] * 4, [torch.zeros(4, 2, 16, 16)] * 4)
+    decoder.bind_cache([torch.zeros(4, 2, 16, 16)] * 4, [torch.zeros(4, 2, 16, 16)] * 4, [0] * 4)
     with pytest.raises(ValueError, match="the cache of layer 0 has the wrong shape"):
+        engine.step({0: [1]})
+    engine = Engine(decoder, config)
+    keys = [torch.zeros(80, config.num_key_value_heads, config.head_dim, 16)] * 4
+    decoder.bind_cache(keys, [key.transpose(-1, -2).contiguous() for key in keys], [0, 0, 1, 0])
+    with pytest.raises(ValueError, match="layer 2 is of group 1, but there are block tables for 1"):
         engine.step({0: [1]})
 
 

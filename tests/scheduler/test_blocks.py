@@ -18,7 +18,7 @@ def publish_all(pool: BlockPool, blocks: list[int], tokens: list[int], salt: str
     for index in range(len(tokens) // pool.block_size):
         parent = identities[-1] if identities else pool.root(salt)
         part = tokens[index * pool.block_size : (index + 1) * pool.block_size]
-        identities.append(pool.publish(blocks[index], parent, part))
+        identities.append(pool.publish(blocks[index : index + 1], parent, part))
     return identities
 
 
@@ -75,7 +75,7 @@ def test_the_least_recently_used_is_evicted_first() -> None:
     pool = BlockPool(num_blocks=3, block_size=1)
     blocks = pool.allocate(3)
     for block, token in zip(blocks, [10, 20, 30], strict=True):
-        pool.publish(block, pool.root(""), [token])
+        pool.publish([block], pool.root(""), [token])
         pool.free([block])
     pool.share([blocks[0]])  # used again, so now the most recent
     pool.free([blocks[0]])
@@ -122,7 +122,37 @@ def test_every_copy_of_a_content_can_be_found() -> None:
 def test_only_full_blocks_are_published() -> None:
     pool = BlockPool(num_blocks=1, block_size=4)
     with pytest.raises(ValueError, match="only full blocks"):
-        pool.publish(pool.allocate(1)[0], pool.root(""), [1, 2])
+        pool.publish(pool.allocate(1), pool.root(""), [1, 2])
+
+
+def test_a_prefix_needs_of_a_window_only_the_blocks_that_it_still_sees() -> None:
+    pool = BlockPool(num_blocks=20, block_size=2, windows=(None, 4))
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    full, window = pool.allocate(5), pool.allocate(5)
+    parent = pool.root("")
+    for place in range(5):
+        parent = pool.publish([full[place], window[place]], parent, tokens[2 * place : 2 * place + 2])
+    pool.free(window[:3])  # the first to be evicted
+    pool.allocate(13)
+    found = pool.lookup([*tokens, 11], pool.root(""))
+    assert [(table.first, table.blocks) for table in found.tables] == [(0, full), (3, window[3:])]
+    assert len(found.identities) == 5
+    # A shorter one would need what is gone, and so would a longer one if there were a gap.
+    assert pool.lookup(tokens[:9], pool.root("")).blocks == []
+
+
+def test_where_all_layers_have_a_window_a_prefix_may_begin_with_a_gap() -> None:
+    pool = BlockPool(num_blocks=4, block_size=2, windows=(3,))
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8]
+    blocks = pool.allocate(4)
+    publish_all(pool, blocks, tokens)
+    pool.free(blocks[1:2])
+    pool.allocate(1)
+    found = pool.lookup([*tokens, 9], pool.root(""))
+    assert [(table.first, table.blocks) for table in found.tables] == [(3, blocks[3:])]
+    assert (
+        pool.lookup(tokens[:5], pool.root("")).blocks == blocks[:1]
+    )  # two blocks would need the one that is gone
 
 
 class BlockPoolMachine(RuleBasedStateMachine):

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
+from scheduler.execution.kv_cache import bytes_per_block, group_layers, holdings, largest
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
@@ -68,6 +70,15 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
+def least_memory(layers: list[LayerSpec], num_tokens: int, **knobs: Any) -> int:
+    """Bytes of the smallest pool, in float32, that holds one sequence of so many tokens."""
+    config = EngineConfig(**knobs)
+    groups = group_layers(layers)
+    places = [layers[layer] for layer in largest(groups)]
+    held = holdings(config, groups, torch.device("cpu")).blocks(num_tokens)
+    return held * bytes_per_block(places, config.block_size, torch.float32)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
     "knobs",
@@ -76,7 +87,10 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
         pytest.param({"max_batched_tokens": 16, "block_size": 16}, id="chunked"),
         pytest.param({"max_batched_tokens": 16, "fused": False}, id="chunked-modules"),
         pytest.param({"fused": False, "attention_backend": "torch"}, id="torch"),
-        pytest.param({"block_size": 4, "max_model_len": 160, "kv_cache_memory": 55}, id="preempted"),
+        pytest.param(
+            {"block_size": 4, "max_batched_tokens": 16, "max_model_len": 160, "kv_cache_memory": "least"},
+            id="preempted",
+        ),
     ],
 )
 def test_family(name: str, knobs: dict[str, Any], tmp_path: Path) -> None:
@@ -88,11 +102,12 @@ def test_family(name: str, knobs: dict[str, Any], tmp_path: Path) -> None:
     expected = [reference(model, prompt, 24) for prompt in prompts]
     assert len({tuple(one.tokens) for one in expected}) > 4, "the model says the same whatever it is asked"
 
-    if "kv_cache_memory" in knobs:  # given in blocks here; a block's bytes differ from family to family
+    if "kv_cache_memory" in knobs:
         probe = EngineCore(EngineConfig(dtype="float32", max_model_len=32), str(tmp_path))
-        from scheduler.execution.kv_cache import bytes_per_block
-
-        knobs = {**knobs, "kv_cache_memory": 55 * bytes_per_block(probe.model.layers, 4, torch.float32)}
+        knobs = {
+            **knobs,
+            "kv_cache_memory": least_memory(probe.model.layers, 160, block_size=4, max_batched_tokens=16),
+        }
     core = EngineCore(EngineConfig(dtype="float32", **knobs), str(tmp_path))
     run = run_all(core, prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, seed=0))
     assert count_ties(run.tokens, expected) == 0

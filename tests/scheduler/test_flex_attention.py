@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from scheduler.attention import BackendError, LayerSpec, PackedBatch
-from scheduler.attention.flex_backend import FlexAttention, Tiles
+from scheduler.attention import BackendError, LayerCache, LayerSpec, PackedBatch
+from scheduler.attention.flex_backend import FlexAttention, Tiles, Visits
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
@@ -51,10 +52,10 @@ def random_batch(lens: list[tuple[int, int]]) -> PackedBatch:
     return PackedBatch(
         input_ids=torch.zeros(sum(new_tokens), dtype=torch.int64),
         positions=torch.cat(positions),
-        slot_mapping=torch.cat(slots),
+        slot_mapping=torch.cat(slots).unsqueeze(0),
         query_start=torch.tensor([0, *new_tokens]).cumsum(0).int(),
         context_lens=torch.tensor([context for _, context in lens], dtype=torch.int32),
-        block_tables=tables,
+        block_tables=tables.unsqueeze(0),
         sample_rows=torch.arange(0),
         query_lens=new_tokens,
         contexts=[context for _, context in lens],
@@ -69,9 +70,9 @@ def random_states(spec: LayerSpec, num_tokens: int) -> tuple[torch.Tensor, torch
     )
 
 
-def random_cache(spec: LayerSpec, num_blocks: int = NUM_BLOCKS) -> tuple[torch.Tensor, torch.Tensor]:
+def random_cache(spec: LayerSpec, num_blocks: int = NUM_BLOCKS) -> LayerCache:
     keys, values = FlexAttention(CPU).allocate(spec, num_blocks, BLOCK, torch.float32, CPU)
-    return keys.normal_(), values.normal_()
+    return LayerCache(keys.normal_(), values.normal_())
 
 
 @pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
@@ -81,12 +82,12 @@ def test_it_gives_what_the_reference_gives(spec: LayerSpec, lens: list[tuple[int
     batch = random_batch(lens)
     states = random_states(spec, len(batch.input_ids))
     cache = random_cache(spec)
-    copy = (cache[0].clone(), cache[1].clone())
+    copy = LayerCache(cache.keys.clone(), cache.values.clone())
     output = FlexAttention(CPU).attend(*states, cache, batch, spec)
     expected = TorchAttention().attend(*states, copy, batch, spec)
     torch.testing.assert_close(output, expected, atol=2e-6, rtol=1e-5)
-    assert torch.equal(cache[0], copy[0])
-    assert torch.equal(cache[1], copy[1])
+    assert torch.equal(cache.keys, copy.keys)
+    assert torch.equal(cache.values, copy.values)
 
 
 @pytest.mark.parametrize("window", [None, 20])
@@ -97,22 +98,41 @@ def test_a_tile_visits_the_blocks_that_it_sees_and_no_others(
     """The uncompiled kernel looks at masks only; the compiled one also trusts these lists."""
     torch.manual_seed(0)
     batch = random_batch(lens)
-    tiles = Tiles.of(batch, NUM_BLOCKS, BLOCK)
-    counts, blocks = tiles.visits(batch, BLOCK, window)
+    tiles = Tiles.of(batch)
+    _, counts, blocks = Visits.of(batch, tiles, NUM_BLOCKS, BLOCK, group=0, window=window)
     for tile, sequence in enumerate(tiles.sequences.tolist()):
         seen = {
             position
             for query in tiles.positions[tile].tolist()
             for position in range(0 if window is None else max(0, query - window + 1), query + 1)
         }
-        expected = [int(batch.block_tables[sequence, place]) for place in sorted({p // BLOCK for p in seen})]
+        expected = [int(batch.block_tables[0, sequence, place]) for place in sorted({p // BLOCK for p in seen})]
         assert blocks[tile, 0, 0, : counts[tile].item()].tolist() == expected
+
+
+@pytest.mark.parametrize("attention", [FlexAttention(CPU), TorchAttention()], ids=["flex", "torch"])
+def test_entries_of_a_block_table_that_are_out_of_the_window_may_be_anything(
+    attention: FlexAttention | TorchAttention,
+) -> None:
+    torch.manual_seed(0)
+    spec = SPECS["window"]
+    assert spec.sliding_window is not None
+    batch = random_batch(BATCHES["mixed"])
+    states, cache = random_states(spec, len(batch.input_ids)), random_cache(spec)
+    expected = attention.attend(*states, cache, batch, spec)
+    tables = batch.block_tables.clone()
+    for row, (new, context) in enumerate(BATCHES["mixed"]):
+        gone = max(0, context - new - spec.sliding_window + 1) // BLOCK
+        tables[0, row, :gone] = tables[0, row, (context - 1) // BLOCK]
+    assert not torch.equal(tables, batch.block_tables)
+    stale = replace(batch, block_tables=tables)
+    assert torch.equal(attention.attend(*states, cache, stale, spec), expected)
 
 
 def test_padding_rows_of_a_decode_step_touch_nothing_of_the_others() -> None:
     torch.manual_seed(0)
     spec = SPECS["window"]
-    static = DecodeInput(8, table_width=20, spare_block=NUM_BLOCKS, block_size=BLOCK, device=CPU)
+    static = DecodeInput(8, num_groups=1, table_width=20, spare_block=NUM_BLOCKS, block_size=BLOCK, device=CPU)
     static.load(random_batch([(1, 50)] * 8))  # an earlier step, whose rows must not linger
     batch = random_batch(BATCHES["decode"])
     size = len(batch.query_lens)
@@ -120,12 +140,12 @@ def test_padding_rows_of_a_decode_step_touch_nothing_of_the_others() -> None:
     padded = static.first(8)
     query, key, value = random_states(spec, 8)
     cache = random_cache(spec, NUM_BLOCKS + 1)
-    copy = (cache[0].clone(), cache[1].clone())
+    copy = LayerCache(cache.keys.clone(), cache.values.clone())
     output = FlexAttention(CPU).attend(query, key, value, cache, padded, spec)
     expected = TorchAttention().attend(query[:size], key[:size], value[:size], copy, batch, spec)
     torch.testing.assert_close(output[:size], expected, atol=2e-6, rtol=1e-5)
     assert output.isfinite().all()
-    for written, right in zip(cache, copy, strict=True):
+    for written, right in ((cache.keys, copy.keys), (cache.values, copy.values)):
         assert torch.equal(written[:NUM_BLOCKS], right[:NUM_BLOCKS])
 
 
@@ -135,10 +155,10 @@ def test_what_is_not_finite_reaches_those_who_see_it_and_nobody_who_has_their_bl
     spec: LayerSpec, attention: FlexAttention | TorchAttention
 ) -> None:
     torch.manual_seed(0)
-    clean = attention.allocate(spec, NUM_BLOCKS, BLOCK, torch.float32, CPU)
-    for part in clean:
-        part.zero_()
-    stale = (clean[0].clone(), clean[1].clone())
+    clean = LayerCache(*attention.allocate(spec, NUM_BLOCKS, BLOCK, torch.float32, CPU))
+    clean.keys.zero_()
+    clean.values.zero_()
+    stale = LayerCache(clean.keys.clone(), clean.values.clone())
     query, key, value = random_states(spec, BLOCK * NUM_BLOCKS)
     value[::2], value[1::4] = torch.nan, torch.inf
     everywhere = random_batch([(BLOCK * NUM_BLOCKS, BLOCK * NUM_BLOCKS)])
@@ -150,8 +170,10 @@ def test_what_is_not_finite_reaches_those_who_see_it_and_nobody_who_has_their_bl
     assert torch.equal(attention.attend(*states, stale, batch, spec), expected)
 
 
-def test_an_engine_runs_on_it(tmp_path: Path) -> None:
-    model = tiny_model("mistral", sliding_window=20)
+@pytest.mark.parametrize("name", ["mistral-window", "gemma2"])
+def test_an_engine_runs_on_it(name: str, tmp_path: Path) -> None:
+    family, changes = FAMILIES[name]
+    model = tiny_model(family, **changes)
     model.save_pretrained(tmp_path)
     rng = random.Random(1)
     prompts = [[rng.randrange(3, 199) for _ in range(length)] for length in (5, 70)]

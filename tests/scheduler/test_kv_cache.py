@@ -9,7 +9,7 @@ import torch
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import KVCacheTooSmallError, choose_num_blocks
+from scheduler.execution.kv_cache import KVCacheTooSmallError, choose_num_blocks, group_layers
 
 LAYERS = [LayerSpec(8, 8, 64, 64, 0.125, None, None)] * 32
 """1 MiB in a block of 16 tokens, in bfloat16."""
@@ -18,7 +18,12 @@ LAYERS = [LayerSpec(8, 8, 64, 64, 0.125, None, None)] * 32
 def num_blocks(memory: str, model_max_len: int = 8192, **knobs: Any) -> int:
     config = EngineConfig(kv_cache_memory=memory, **knobs)
     return choose_num_blocks(
-        config, LAYERS, model_max_len=model_max_len, dtype=torch.bfloat16, device=torch.device("cpu")
+        config,
+        LAYERS,
+        group_layers(LAYERS),
+        model_max_len=model_max_len,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
     )
 
 

@@ -30,10 +30,10 @@ def logits(model: PagedModel, num_tokens: int = 40) -> torch.Tensor:
     batch = PackedBatch(
         input_ids=rows * 7 % 190 + 3,
         positions=rows,
-        slot_mapping=rows,
+        slot_mapping=rows.unsqueeze(0),
         query_start=torch.tensor([0, num_tokens], dtype=torch.int32),
         context_lens=torch.tensor([num_tokens], dtype=torch.int32),
-        block_tables=torch.arange(3, dtype=torch.int32).unsqueeze(0),
+        block_tables=torch.arange(3, dtype=torch.int32).view(1, 1, -1),
         sample_rows=rows,
         query_lens=[num_tokens],
         contexts=[num_tokens],

@@ -31,9 +31,10 @@ def make_scheduler(
     prefix_caching: bool = True,
     share_prefixes: bool = False,
     policy: Policy | None = None,
+    windows: tuple[int | None, ...] = (None,),
 ) -> Scheduler:
     return Scheduler(
-        BlockPool(num_blocks, block_size),
+        BlockPool(num_blocks, block_size, windows),
         FirstComeFirstServed() if policy is None else policy,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.windows import Holdings
 from scheduler.request import FinishReason, Sequence, Status
 from scheduler.sampling_params import InvalidRequestError
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
@@ -19,9 +21,10 @@ from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, aborts and steps against a small pool, so that preemption is common.
 
-    A pretend model writes each computed token into a pretend KV pool, and reads a sequence's context back from
-    there before it samples: if a block were shared wrongly, written while shared, or freed too early, the
-    context would differ from the sequence's tokens.
+    A pretend model writes each computed token into a pretend KV pool, and reads what a sequence sees of its
+    context back from there before it samples, group by group: if a block were shared wrongly, written while
+    shared, or freed too early, that would differ from the sequence's tokens. It knows the block tables by their
+    changes.
     """
 
     @initialize(
@@ -30,6 +33,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         max_batched_tokens=st.integers(1, 20),
         prefix_caching=st.booleans(),
+        windows=st.sampled_from([(None,), (None,), (5,), (None, 3), (None, 8, 8, 1)]),
         policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
     )
     def start(
@@ -39,9 +43,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         max_batched_tokens: int,
         prefix_caching: bool,
+        windows: tuple[int | None, ...],
         policy: Callable[[], Policy],
     ) -> None:
-        self.capacity = num_blocks * block_size
+        self.holdings = Holdings(windows, block_size, max_batched_tokens)
+        self.capacity = min(80, self.holdings.longest(num_blocks))
         self.scheduler = make_scheduler(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -50,8 +56,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_model_len=self.capacity,
             prefix_caching=prefix_caching,
             policy=policy(),
+            windows=windows,
         )
-        self.kv: list[int | None] = [None] * self.capacity
+        self.kv: list[int | None] = [None] * (num_blocks * block_size)
+        self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
         self.sequences: list[Sequence] = []
         self.num_steps = 0
 
@@ -91,6 +99,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert plan.chunks, "there is work, but the step would do nothing"
         assert plan.num_tokens <= self.scheduler.max_batched_tokens
         assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
+        for change in plan.tables:
+            self.tables[change.seat, change.group].update(enumerate(change.blocks, change.start))
         for chunk in plan.chunks:
             self._compute(chunk.sequence, chunk.start, chunk.end)
         # Sequences that differ in index draw different tokens.
@@ -100,12 +110,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         pool = self.scheduler.pool
         size = pool.block_size
         assert start == sequence.num_computed_tokens
-        for place in range(start, end):
-            block = sequence.block_table[place // size]
-            assert pool.references(block) == 1, "a shared block is written"
-            self.kv[block * size + place % size] = sequence.token_ids[place]
-        context = [self.kv[sequence.block_table[place // size] * size + place % size] for place in range(end)]
-        assert context == sequence.token_ids[:end], "the KV pool does not hold this sequence's tokens"
+        assert sequence.seat is not None
+        for group, window in enumerate(pool.windows):
+            table = self.tables[sequence.seat, group]
+            for place in range(start, end):
+                block = table[place // size]
+                assert pool.references(block) == 1, "a shared block is written"
+                self.kv[block * size + place % size] = sequence.token_ids[place]
+            oldest = 0 if window is None else max(0, start - window + 1)
+            seen = [self.kv[table[place // size] * size + place % size] for place in range(oldest, end)]
+            assert seen == sequence.token_ids[oldest:end], "the KV pool does not hold this sequence's tokens"
 
     @invariant()
     def accounts_are_exact(self) -> None:
@@ -115,9 +129,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         references = [0] * scheduler.pool.num_blocks
         for sequence in self.sequences:
             assert (sequence.status is Status.RUNNING) == (sequence.key in scheduler.running)
-            assert (sequence.status is Status.RUNNING) == bool(sequence.block_table)
-            for block in sequence.block_table:
-                references[block] += 1
+            assert (sequence.status is Status.RUNNING) == bool(sequence.tables)
+            for table, limit in zip(sequence.tables, self.holdings.limits, strict=False):
+                assert len(table.blocks) <= limit, "it holds what has fallen out of the window"
+                for block in table.blocks:
+                    references[block] += 1
         assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
         seats = [sequence.seat for sequence in scheduler.running.values()]
         assert len(set(seats)) == len(seats) <= scheduler.num_seats
