@@ -38,9 +38,11 @@ def described(expected: str) -> WrapValidator:
         try:
             return handler(value)
         except ValidationError as error:
-            own = [problem["msg"] for problem in error.errors(include_url=False) if problem["type"] == SAID]
-            if own:
-                raise PydanticCustomError(SAID, "{said}", {"said": own[0]}) from None
+            for problem in error.errors(include_url=False):
+                if problem["type"] == SAID:
+                    raise PydanticCustomError(SAID, "{said}", {"said": problem["msg"]}) from None
+                if problem["type"] == "union":  # of an item
+                    raise PydanticCustomError(SAID, "{said}", {"said": f"has one that {problem['msg']}"}) from None
             raise PydanticCustomError("union", "should be {expected}", {"expected": expected}) from None
 
     return WrapValidator(validate)

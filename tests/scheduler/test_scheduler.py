@@ -179,8 +179,8 @@ def test_reasons_to_stop() -> None:
     [
         ([], 1, "the prompt is empty"),
         ([1000], 1, "token ids outside of 0 to 999"),
-        (100, 1, "the prompt has 100 tokens, and prompt plus answer can have 100 at most"),
-        (60, 41, "the prompt has 60 tokens and max_tokens is 41, together more than the 100"),
+        (100, 1, "requested 101 tokens .100 in the prompt, 1 in the answer.: shorten the prompt."),
+        (60, 41, "60 in the prompt, 41 in the answer.: shorten the prompt or lower max_tokens"),
     ],
 )
 def test_what_can_never_fit_is_refused_at_submission(
@@ -194,7 +194,7 @@ def test_what_can_never_fit_is_refused_at_submission(
 
 def test_a_small_pool_bounds_the_length_too() -> None:
     scheduler = make_scheduler(num_blocks=4)
-    with pytest.raises(InvalidRequestError, match="can have 16 at most"):
+    with pytest.raises(InvalidRequestError, match="maximum context length is 16 tokens"):
         scheduler.add(request("too much", 16))
 
 

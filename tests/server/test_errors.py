@@ -76,7 +76,6 @@ HELLO = [{"role": "user", "content": "Hello"}]
             "reads text",
         ),
         (CHAT, {"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "logprobs: true"),
-        (CHAT, {"messages": HELLO, "tools": [{"type": "function"}]}, "tools", "not implemented"),
         (CHAT, {"messages": HELLO, "chat_template": "hi"}, "chat_template", "--trust-request-chat-template"),
         (CHAT, {"messages": [{"role": "user", "content": "a " * 9000}]}, "messages", "shorten the prompt"),
     ],
