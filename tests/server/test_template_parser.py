@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers.utils.chat_parsing import ResponseParser
 
+from scheduler.text.tokenizer import Tokenizer
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 from server.parsing.template_parser import TemplateParser
 
@@ -66,17 +69,20 @@ CASES: list[tuple[dict[str, Any], str, str, list[Event]]] = [
         [Content("So."), *call(0, "f", '{"a": "ö"}'), Content(" Done.")],
     ),
     (JSON_CALLS, "", "a <tool b", [Content("a <tool b")]),
-    # Where the template does not fit, nothing is lost.
-    *(
-        (JSON_CALLS, "", text, [Content(text)])
-        for text in (
-            'So.\n<tool_call>\n{"name: broken}</tool_call> then <think>x</think>',
-            'So.\n<tool_call>\n{"name": "f", "argum',
-            '<tool_call>{"x": 1}</tool_call>!',
-            "<tool_call>[1]</tool_call>!",
-        )
-    ),
 ]
+
+MISFITS = [
+    'So.\n<tool_call>\n{"name: broken}</tool_call> then <think>x</think>',
+    'So.\n<tool_call>\n{"name": "f", "argum',
+    '<tool_call>{"x": 1}</tool_call>!',
+    "<tool_call>[1]</tool_call>!",
+]
+
+
+def read(template: dict[str, Any], begun: str, text: str, cut: int) -> list[Event]:
+    prompt = f"<|im_start|>user\n?{ANCHOR}{begun}"
+    parser = TemplateParser(ResponseParser(template, prefix=prompt, tools=TOOLS))
+    return merged([*parser.push(text[:cut]), *parser.push(text[cut:]), *parser.finish()])
 
 
 @pytest.mark.parametrize(("template", "begun", "text", "expected"), CASES)
@@ -84,7 +90,23 @@ def test_the_template_is_followed_wherever_the_text_is_cut(
     template: dict[str, Any], begun: str, text: str, expected: list[Event]
 ) -> None:
     for cut in range(len(text)):
-        parser = TemplateParser(
-            ResponseParser(template, prefix=f"<|im_start|>user\n?{ANCHOR}{begun}", tools=TOOLS)
-        )
-        assert merged([*parser.push(text[:cut]), *parser.push(text[cut:]), *parser.finish()]) == expected
+        assert read(template, begun, text, cut) == expected
+
+
+@pytest.mark.parametrize("text", MISFITS)
+def test_nothing_is_lost_where_the_template_does_not_fit(text: str) -> None:
+    for cut in range(len(text)):
+        assert read(JSON_CALLS, "", text, cut) == [Content(text)]
+
+
+def test_the_tokenizer_knows_the_template(model_path: str, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((Path(model_path) / name).read_bytes())
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"response_template": JSON_CALLS}))
+    assert not Tokenizer(model_path).has_response_template
+    tokenizer = Tokenizer(str(tmp_path))
+    assert tokenizer.has_response_template
+    prompt = tokenizer.encode(f"{ANCHOR}<think>\n", add_special_tokens=False)
+    parser = TemplateParser(tokenizer.response_parser(prompt, TOOLS))
+    assert merged(parser.push("Hm.</think>Yes.")) == [Reasoning("Hm."), Content("Yes.")]
