@@ -29,3 +29,5 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
     text: str = ""
     strict: bool = True
     """Of a JSON schema: refuse keywords that cannot be enforced, where otherwise they are ignored."""
+    after: str | int | None = None
+    """What ends the reasoning that comes first, where the prompt has begun it: a text, or a control token's id."""

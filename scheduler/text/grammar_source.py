@@ -34,6 +34,11 @@ _DATA = frozenset({"const", "default", "enum", "example", "examples"})
 def compilable(spec: GrammarSpec) -> str:
     """What llguidance compiles. Raises `InvalidRequestError` for a text that is too large, or no such grammar."""
     check_size(spec)
+    source = _source(spec)
+    return source if spec.after is None else _after_reasoning(spec.after, source)
+
+
+def _source(spec: GrammarSpec) -> str:
     match spec.kind:
         case GrammarKind.JSON_SCHEMA:
             return json_grammar(_loaded(spec.text, "the JSON schema"), strict=spec.strict)
@@ -70,12 +75,27 @@ def json_grammar(schema: Any, *, strict: bool = True) -> str:
 def unforced(source: str) -> str:
     """The same, for llguidance not to choose how a forced text is divided into tokens."""
     option = '%llguidance {"no_forcing": true}\n'
-    if not source.startswith("{"):
-        return option + source
-    (grammar,) = json.loads(source)["grammars"]
-    if grammar.get("lark_grammar") is not None:
-        return option + str(grammar["lark_grammar"])
-    return json.dumps({"grammars": [{"lark_grammar": f"{option}start: @schema"}, {**grammar, "name": "schema"}]})
+    first, *others = _grammars(source)
+    if first.get("lark_grammar") is None:
+        first, others = {"lark_grammar": "start: @first"}, [{**first, "name": "first"}, *others]
+    return json.dumps({"grammars": [{**first, "lark_grammar": option + first["lark_grammar"]}, *others]})
+
+
+def _after_reasoning(end: str | int, source: str) -> str:
+    """Anything up to a mark, and then what the grammar says."""
+    if isinstance(end, int):
+        thought = f"thought: /(?s:.*)/ <[{end}]>"
+    else:
+        thought = f"thought[lazy]: /(?s:.*)/ {json.dumps(end)}"
+    (answer,) = _grammars(source)
+    whole = f"start: thought /\\n{{0,2}}/ @answer\n{thought}"
+    return json.dumps({"grammars": [{"lark_grammar": whole}, {**answer, "name": "answer"}]})
+
+
+def _grammars(source: str) -> list[dict[str, Any]]:
+    """What llguidance compiles is one grammar in Lark's notation, or a list of several in JSON."""
+    grammars: list[dict[str, Any]] = [{"lark_grammar": source}]
+    return json.loads(source)["grammars"] if source.startswith("{") else grammars
 
 
 def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:

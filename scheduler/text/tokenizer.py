@@ -119,6 +119,16 @@ class Tokenizer:
             if token.special or (token.content.startswith("<") and token.content.endswith(">"))
         }
 
+    @property
+    def has_response_template(self) -> bool:
+        """Whether it says itself how answers are read."""
+        return getattr(self._tokenizer, "response_template", None) is not None
+
+    def response_parser(self, prompt: Sequence[int], tools: Sequence[Mapping[str, Any]]) -> Any:
+        """transformers' parser of an answer, by the response template."""
+        prefix = self.decode(prompt, skip_special_tokens=False)
+        return self._tokenizer.get_response_parser(prefix=prefix, tools=list(tools))
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],

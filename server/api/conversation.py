@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,9 +24,13 @@ from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
 from server.parsing.call_grammar import call_grammar, written_format
 from server.parsing.events import Parser
-from server.parsing.formats import REASONING_MARKS, call_format_of, has_begun, marks, parser_of, reasoning_of
+from server.parsing.formats import call_format_of, has_begun, marks, parser_of, reasoning_end, reasoning_of
+from server.parsing.template_parser import TemplateParser, TransformersParser
 
 Json = dict[str, Any]
+
+TURN = 64
+"""The last tokens of a prompt, with what opens the assistant's turn among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,10 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
     form = body.form()
     if body.must_call:
         form = _form_of_calls(tokenizer, body, reading, form)
+    if form is not None:
+        form = reading.after_reasoning(form, tokenizer)
         params = msgspec.structs.replace(params, grammar=form.grammar)
-    if reading.marks & tokenizer.control_tokens().keys():
+    if reading.by_template is not None or reading.marks & tokenizer.control_tokens().keys():
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     return Conversation(body, prompt, params, form, reading.new_parser)
 
@@ -92,12 +99,23 @@ class _Reading:
     is_thinking: bool
     """The prompt has opened the reasoning."""
     tools: tuple[str, ...]
+    by_template: Callable[[], TransformersParser] | None
+    """What else reads it, where neither format is known."""
 
     @property
     def marks(self) -> frozenset[str]:
         return marks(self.call_format, self.reasoning)
 
+    def after_reasoning(self, form: Form, tokenizer: Tokenizer) -> Form:
+        """What the model thinks first is not held to the form of its answer."""
+        if self.reasoning is None or not self.is_thinking:
+            return form
+        after = reasoning_end(self.reasoning, tokenizer.control_tokens())
+        return form._replace(grammar=msgspec.structs.replace(form.grammar, after=after))
+
     def new_parser(self) -> Parser:
+        if self.by_template is not None:
+            return TemplateParser(self.by_template())
         return parser_of(self.call_format, self.tools, reasoning=self.reasoning, is_thinking=self.is_thinking)
 
 
@@ -114,7 +132,10 @@ def _reading(
     if reasoning is not None:
         is_thinking = has_begun(tokenizer.decode(prompt[-16:], skip_special_tokens=False), reasoning)
     tools = tuple(tool.function.name for tool in body.tools)
-    return _Reading(call_format, reasoning, is_thinking, tools)
+    by_template = None
+    if tokenizer.has_response_template and call_format is None and (body.usable_tools or reasoning is None):
+        by_template = partial(tokenizer.response_parser, prompt[-TURN:], body.usable_tools or [])
+    return _Reading(call_format, reasoning, is_thinking, tools, by_template)
 
 
 def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, form: Form | None) -> Form:
@@ -128,7 +149,6 @@ def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, f
         body.tools_to_call,
         several=body.parallel_tool_calls and body.named_tool is None,
         control_tokens=tokenizer.control_tokens(),
-        reasoning_end=REASONING_MARKS[reading.reasoning or ""][1] if reading.is_thinking else None,
     )
     return Form(grammar, "tools")
 

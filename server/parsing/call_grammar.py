@@ -58,13 +58,11 @@ def call_grammar(
     *,
     several: bool,
     control_tokens: Mapping[str, int],
-    reasoning_end: str | None = None,
 ) -> GrammarSpec:
     """For an answer that calls one of these tools, or `several`, and says nothing else.
 
     `call_format` as `written_format` has it. `control_tokens`: as `Tokenizer.control_tokens` gives them.
-    `reasoning_end`: the mark up to which the answer may say anything first. Raises `InvalidRequestError` for
-    parameters that are no schema.
+    Raises `InvalidRequestError` for parameters that are no schema.
     """
     wording = _WORDINGS[call_format]
 
@@ -80,8 +78,7 @@ def call_grammar(
     repeated = f"({literal(wording.between_calls)} call){{0,{MOST_CALLS - 1}}}" if several else ""
     calls = [f"call_{index}" for index in range(len(tools))]
     rules = [
-        f"start: {'thought ' if reasoning_end else ''}{literal(wording.before_calls)} call {repeated} "
-        f"{literal(wording.after_calls)}",
+        f"start: {literal(wording.before_calls)} call {repeated} {literal(wording.after_calls)}",
         f"call: {' | '.join(calls)}",
     ]
     for rule, tool in zip(calls, tools, strict=True):
@@ -89,8 +86,4 @@ def call_grammar(
         before = wording.before_arguments.replace('"NAME"', json.dumps(tool.name)).replace("NAME", tool.name)
         after = literal(wording.after_arguments)
         rules.append(f"{rule}: {literal(before)} %json {json.dumps(schema, ensure_ascii=False)} {after}")
-    if reasoning_end and reasoning_end in control_tokens:
-        rules.append(f"thought: /(?s:.*)/ {literal(reasoning_end)} /\\n{{0,2}}/")
-    elif reasoning_end:
-        rules.append(f"thought: thinking /\\n{{0,2}}/\nthinking[lazy]: /(?s:.*)/ {json.dumps(reasoning_end)}")
     return GrammarSpec(GrammarKind.LARK, "\n".join(rules))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from server.parsing.call_parser import CallFormat, CallParser, Notation
 from server.parsing.events import Parser, PlainParser
@@ -63,6 +63,12 @@ def reasoning_of(template: str) -> str | None:
 def has_begun(prompt: str, reasoning: str) -> bool:
     """Whether the end of a prompt has opened the reasoning already."""
     return prompt.rstrip().endswith(REASONING_MARKS[reasoning][0])
+
+
+def reasoning_end(reasoning: str, control_tokens: Mapping[str, int]) -> str | int:
+    """The closing mark as a grammar has it (`GrammarSpec.after`)."""
+    closing = REASONING_MARKS[reasoning][1]
+    return control_tokens.get(closing, closing)
 
 
 def marks(call_format: str | None, reasoning: str | None) -> frozenset[str]:

@@ -179,6 +179,20 @@ EXAMPLES: list[tuple[GrammarSpec, list[str], list[str]]] = [
         ["abc", "re", "n"],
     ),
     (GrammarSpec(GrammarKind.LARK, 'start: "1" ("+" N)*\nN: /[0-9]+/'), ["1", "1+22+3"], ["1+", "2"]),
+    (
+        GrammarSpec(GrammarKind.JSON_OBJECT, after="</think>"),
+        ["Is it {?\n</think>\n\n{}", '</think>{"a": 1}'],
+        ["{}", "</think>", "</think>x"],
+    ),
+    (
+        GrammarSpec(
+            GrammarKind.JSON_OBJECT, after=1
+        ),  # <|im_start|> stands in for a </think> that is a control token
+        ["Is it {?\n<|im_start|>\n\n{}"],
+        ["{}", "<|im_start|>", "<|im_start|>x"],
+    ),
+    (GrammarSpec(GrammarKind.REGEX, "a/[0-9]", after="."), ["Well.a/1"], ["a/1", "Well.a/1."]),
+    (GrammarSpec(GrammarKind.LARK, 'start: "a" end\nend: "b"', after="."), ["\n.\n\nab"], [".\n\n\nab"]),
     (GrammarSpec(GrammarKind.LARK, 'root ::= "SELECT " name\nname ::= [a-z]+'), ["SELECT abc"], ["SELECT 1"]),
 ]
 

@@ -6,6 +6,7 @@ import json
 import random
 
 import jsonschema
+import msgspec
 import pytest
 
 from scheduler.sampling_params import InvalidRequestError
@@ -13,7 +14,7 @@ from scheduler.text.grammar import GrammarCompiler
 from scheduler.text.tokenizer import Tokenizer
 from server.parsing.call_grammar import Tool, call_grammar, written_format
 from server.parsing.events import Arguments, CallBegun, Event, Reasoning, merged
-from server.parsing.formats import CALL_FORMATS, parser_of
+from server.parsing.formats import CALL_FORMATS, parser_of, reasoning_end
 from tests.scheduler.grammar_walks import ENDS, allowed, walk
 
 TOOLS = [
@@ -89,8 +90,8 @@ def test_the_marks_are_the_tokens_that_the_model_knows(tokenizer: Tokenizer, com
 
 
 def test_reasoning_may_come_first(tokenizer: Tokenizer, compiler: GrammarCompiler) -> None:
-    spec = call_grammar("hermes", TOOLS, several=False, control_tokens={}, reasoning_end="</think>")
-    matcher = compiler.compile(spec).matcher()
+    spec = call_grammar("hermes", TOOLS, several=False, control_tokens={})
+    matcher = compiler.compile(msgspec.structs.replace(spec, after=reasoning_end("qwen3", {}))).matcher()
     text = "I should <tool_call> the weather.\n</think>\n\n"
     matcher.advance(tokenizer.encode(text))
     rest = walk(matcher, tokenizer, random.Random(2))
