@@ -13,6 +13,8 @@ from tests.server.serving import Json, Server
 from tests.server.users_server import UsersServer
 
 MODEL = "SmolLM2-135M-Instruct"
+QWEN = "Qwen2.5-Coder-0.5B-Instruct"
+ORIGIN = "https://app.example"
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +44,25 @@ def users_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> I
     queue = ["--max-queued-requests", "16", "--max-queued-tokens", "2000"]
     folder = tmp_path_factory.mktemp("users_server")
     with UsersServer(folder, users, "--max-num-seqs", "8", "--log-prompts", *queue) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def qwen_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model that was taught to call tools."""
+    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
+    with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dressed_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
+    """As behind a proxy, with two names, for pages of one origin, patient with clients that know more fields, and
+    keeping responses."""
+    folder = tmp_path_factory.mktemp("dressed")
+    flags = ["--root-path", "/carousel", "--served-model-name", "fast,slow", "--cors-origins", ORIGIN]
+    flags += ["--unknown-fields", "warn", "--store", str(folder / "responses.sqlite3")]
+    with Server(folder / "log", *flags, "--kv-cache-memory", "64MB") as server:
         yield server
 
 

@@ -10,9 +10,9 @@ import pytest
 from anthropic import Anthropic
 
 from scheduler.text.tokenizer import Tokenizer
-from tests.server.conftest import MODEL
+from tests.server.conftest import MODEL, QWEN
 from tests.server.serving import Server
-from tests.server.test_tools import QWEN, WEATHER
+from tests.server.test_tools import WEATHER
 from tests.server.users_server import UsersServer
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -33,9 +33,8 @@ def claude(server: Server) -> Iterator[Anthropic]:
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anthropic]:
-    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
-    with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server, client_of(server) as client:
+def qwen(qwen_server: Server) -> Iterator[Anthropic]:
+    with client_of(qwen_server) as client:
         yield client
 
 

@@ -12,20 +12,17 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from tests.server.conftest import MODEL
+from tests.server.conftest import MODEL, QWEN
 from tests.server.serving import Server
-from tests.server.test_tools import QWEN, TIME, WEATHER
+from tests.server.test_tools import TIME, WEATHER
 
 QUESTION = "What is the capital of France?"
 TOOLS: Any = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
 
 
 @pytest.fixture(scope="module")
-def keeping(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[OpenAI]:
-    """A server that keeps responses."""
-    folder = tmp_path_factory.mktemp("keeping")
-    flags = ["--store", str(folder / "responses.sqlite3"), "--kv-cache-memory", "64MB"]
-    with Server(folder / "log", *flags) as server, server.client() as client:
+def keeping(dressed_server: Server) -> Iterator[OpenAI]:
+    with dressed_server.client() as client:
         yield client
 
 
@@ -95,9 +92,8 @@ def test_a_pydantic_model_comes_back(client: OpenAI) -> None:
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
-    with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server, server.client() as client:
+def qwen(qwen_server: Server) -> Iterator[OpenAI]:
+    with qwen_server.client() as client:
         yield client
 
 
@@ -126,19 +122,19 @@ def test_streamed_calls_are_those_of_the_whole(qwen: OpenAI) -> None:
 
 
 def test_a_response_follows_another_where_they_are_kept(keeping: OpenAI) -> None:
-    first = respond(keeping, input=QUESTION)
+    first = respond(keeping, model="fast", input=QUESTION)
     assert first.store
     assert keeping.responses.retrieve(first.id).output_text == first.output_text
-    second = respond(keeping, input="And of Italy?", previous_response_id=first.id)
+    second = respond(keeping, model="fast", input="And of Italy?", previous_response_id=first.id)
     assert second.usage.input_tokens > first.usage.total_tokens
-    *_, last = respond(keeping, input="And of Spain?", previous_response_id=second.id, stream=True)
+    *_, last = respond(keeping, model="fast", input="And of Spain?", previous_response_id=second.id, stream=True)
     assert last.response.usage.input_tokens > second.usage.total_tokens
     keeping.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match="there is no response"):
         keeping.responses.retrieve(first.id)
     with pytest.raises(openai.NotFoundError, match="there is no response"):
-        respond(keeping, input="And of Italy?", previous_response_id=first.id)
-    assert not respond(keeping, input=QUESTION, store=False).store
+        respond(keeping, model="fast", input="And of Italy?", previous_response_id=first.id)
+    assert not respond(keeping, model="fast", input=QUESTION, store=False).store
 
 
 def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
@@ -167,5 +163,5 @@ async def test_what_it_cannot_do(server: Server, fields: dict[str, Any], param: 
 
 
 def test_the_file_is_its_owners_only(keeping: OpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:
-    file, *_ = Path(tmp_path_factory.getbasetemp()).glob("keeping*/responses.sqlite3")
+    file, *_ = Path(tmp_path_factory.getbasetemp()).glob("dressed*/responses.sqlite3")
     assert file.stat().st_mode & 0o077 == 0

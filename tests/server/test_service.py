@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -11,20 +10,10 @@ import pytest
 from openai import OpenAI
 
 from scheduler.text.tokenizer import Tokenizer
-from tests.server.conftest import MODEL
+from tests.server.conftest import MODEL, ORIGIN
 from tests.server.serving import Server
 
 HELLO = [{"role": "user", "content": "Hello"}]
-ORIGIN = "https://app.example"
-
-
-@pytest.fixture(scope="module")
-def proxied(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
-    """As behind a proxy, with two names, for one origin, and patient with clients that know more fields."""
-    flags = ["--root-path", "/carousel", "--served-model-name", "fast,slow", "--cors-origins", ORIGIN]
-    flags += ["--unknown-fields", "warn", "--kv-cache-memory", "64MB"]
-    with Server(tmp_path_factory.mktemp("proxied") / "log", *flags) as server:
-        yield server
 
 
 async def test_tokens_of_texts_and_of_conversations(server: Server, tokenizer: Tokenizer) -> None:
@@ -67,40 +56,40 @@ async def test_the_specification_is_of_what_is_validated(server: Server) -> None
     assert {"temperature", "structured_outputs", "logit_bias"} <= chat["properties"].keys()
 
 
-def test_each_of_its_names(proxied: Server) -> None:
-    with proxied.client() as client:
+def test_each_of_its_names(dressed_server: Server) -> None:
+    with dressed_server.client() as client:
         assert [model.id for model in client.models.list()] == ["fast", "slow"]
         for name in ("fast", "slow"):
             assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
 
 
-async def test_unknown_fields_may_be_left_out(proxied: Server) -> None:
+async def test_unknown_fields_may_be_left_out(dressed_server: Server) -> None:
     body = {"prompt": "a", "max_tokens": 1, "colour": "red"}
-    status, _ = await proxied.post("/v1/completions", body)
+    status, _ = await dressed_server.post("/v1/completions", body)
     assert status == 200
-    assert "not known here and were left out, like colour" in proxied.log
+    assert "not known here and were left out, like colour" in dressed_server.log
 
 
-async def test_under_a_path_of_a_proxy(proxied: Server) -> None:
-    async with aiohttp.ClientSession(proxied.url) as session:
+async def test_under_a_path_of_a_proxy(dressed_server: Server) -> None:
+    async with aiohttp.ClientSession(dressed_server.url) as session:
         for path in ("/carousel/v1/models", "/v1/models", "/carousel/health"):
             async with session.get(path) as response:
                 assert response.status == 200, path
         for path in ("/carousel", "/carousel/", "/"):
             async with session.get(path) as response:
                 assert '<base href="/carousel/">' in await response.text(), path
-    with OpenAI(base_url=f"{proxied.url}/carousel/v1", api_key="x") as client:
+    with OpenAI(base_url=f"{dressed_server.url}/carousel/v1", api_key="x") as client:
         assert client.completions.create(model="fast", prompt="a", max_tokens=1).choices
 
 
-async def test_a_browsers_preflight(proxied: Server, server: Server) -> None:
+async def test_a_browsers_preflight(dressed_server: Server, server: Server) -> None:
     asks = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type",
     }
     chat, sent = "/v1/chat/completions", {"Origin": ORIGIN}
-    async with aiohttp.ClientSession(proxied.url) as session:
+    async with aiohttp.ClientSession(dressed_server.url) as session:
         async with session.options(chat, headers=asks) as response:
             assert response.status == 204
             assert response.headers["Access-Control-Allow-Origin"] == ORIGIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,10 +13,8 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
-from tests.server.conftest import MODEL
+from tests.server.conftest import MODEL, QWEN
 from tests.server.serving import Server
-
-QWEN = "Qwen2.5-Coder-0.5B-Instruct"
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -45,9 +44,8 @@ ASKED: Any = [{"role": "user", "content": "What is the weather in Paris, in cels
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
-    with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server, server.client() as client:
+def qwen(qwen_server: Server) -> Iterator[OpenAI]:
+    with qwen_server.client() as client:
         yield client
 
 
@@ -120,6 +118,29 @@ def test_even_the_default_model_gives_valid_calls_where_it_has_to(client: OpenAI
     for call in choice.message.tool_calls:
         assert call.type == "function"
         jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+
+
+REAL_TOOLS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "real_tools.json").read_text())
+"""Schemas in the manner of tools that people give to models."""
+
+
+@pytest.mark.parametrize("tool", REAL_TOOLS, ids=lambda tool: tool["name"])
+def test_arguments_are_those_of_real_tools(client: OpenAI, tool: dict[str, Any]) -> None:
+    answer = ask(
+        client,
+        MODEL,
+        messages=[{"role": "user", "content": f"Use {tool['name']}."}],
+        tools=[{"type": "function", "function": tool}],
+        tool_choice={"type": "function", "function": {"name": tool["name"]}},
+        temperature=1,
+        seed=1,
+        max_tokens=250,
+    )
+    choice = answer.choices[0]
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    if choice.finish_reason != "length":  # a small model may go on for long within a string
+        jsonschema.validate(json.loads(call.function.arguments), tool["parameters"])
 
 
 def test_one_call_where_no_more_are_wanted(client: OpenAI) -> None:
