@@ -225,6 +225,26 @@ CASES: dict[str, Callable[[], Attack]] = {
     "20 logprobs, n 64, 60 tokens": lambda: completion(
         prompt="On and on", n=64, max_tokens=60, logprobs=20, ignore_eos=True
     ),
+    "a schema that takes minutes": lambda: completion(
+        prompt="a",
+        guided_json={"allOf": [{"type": "string", "pattern": f"^(.*a.{{{n}}}b.*)+$"} for n in range(9, 20)]},
+    ),
+    "a regex of 10^9 states": lambda: completion(prompt="a", guided_regex="((a|b)*a(a|b){30}){1000}"),
+    "a grammar of many parses": lambda: completion(
+        prompt="a",
+        max_tokens=60,
+        temperature=1,
+        guided_grammar='start: start start | "a" | "b" | start start start',
+    ),
+    "an enum of 9,000 names": lambda: completion(
+        prompt="a", max_tokens=8, guided_json={"enum": [f"name {n * n}" for n in range(9000)]}
+    ),
+    "a response of 300,000 items": lambda: post(
+        "/v1/responses", b'{"input":[' + b",".join([b'{"role":"user","content":""}'] * 300_000) + b"]}"
+    ),
+    "a message of 300,000 turns": lambda: post(
+        "/v1/messages", b'{"max_tokens":1,"messages":[' + b",".join([b'{"role":"user"}'] * 300_000) + b"]}"
+    ),
     "100 half-sent bodies": lambda: half_sent(100),
     "100 streams that nobody reads": lambda: unread(100),
     "1,000 broken HTTP messages": lambda: broken(1000),

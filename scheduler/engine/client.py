@@ -42,7 +42,7 @@ from scheduler.messages import (
 from scheduler.models.model_source import ModelNotFoundError, resolve_model
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.request import DeadlineError, FinishReason, Request
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class AsyncEngine:
         """The batch and the blocks as last seen, while `watch` is on."""
         self._recordings: dict[int, asyncio.Future[bytes]] = {}
         self._clients: dict[str, _Client] = {}
-        self._teaching: asyncio.Task[None] | None = None
+        self._teaching: asyncio.Task[InvalidRequestError | None] | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._num_requests = 0
         self._num_recordings = 0
@@ -169,6 +169,7 @@ class AsyncEngine:
             # The tokenizer loads while the engine does.
             self.tokenizer = await asyncio.to_thread(self._load_tokenizer, model_path)
             self.info = await self._ready
+            self._teaching = asyncio.create_task(self._teach_tokenizer())
         except BaseException as error:
             await self.stop()
             if isinstance(error, OSError):  # transformers' word for: no tokenizer there
@@ -188,9 +189,10 @@ class AsyncEngine:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._teaching] if self._teaching is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._release()
 
     def _release(self) -> None:
@@ -245,9 +247,8 @@ class AsyncEngine:
         self.metrics.record_request(request.user)
         self._clients[request.request_id] = client
         try:
-            if params.grammar is not None:  # only then does the engine have to know what its tokens say
-                self._teaching = self._teaching or asyncio.create_task(self._teach_tokenizer())
-                await asyncio.shield(self._teaching)
+            if params.grammar is not None:
+                await self._can_read_text()
             await self._send(AddRequest(request))
             while not client.stream.finished or not client.queue.empty():
                 item = await client.queue.get()
@@ -262,9 +263,22 @@ class AsyncEngine:
             if not client.stream.finished and self.error is None:
                 await self._send(AbortRequest(request.request_id))
 
-    async def _teach_tokenizer(self) -> None:
-        definition = await asyncio.to_thread(self.tokenizer.definition)
+    async def _teach_tokenizer(self) -> InvalidRequestError | None:
+        """The engine has to know what its tokens say, for answers that are held to a grammar. It learns it before
+        there is anything to do: that takes longer than a step. Returns why it cannot."""
+        try:
+            definition = await asyncio.to_thread(self.tokenizer.definition)
+        except InvalidRequestError as error:
+            return error
         await self._send(LearnTokenizer(definition))
+        return None
+
+    async def _can_read_text(self) -> None:
+        """Raises `InvalidRequestError` where the engine never will."""
+        assert self._teaching is not None
+        obstacle = await asyncio.shield(self._teaching)
+        if obstacle is not None:
+            raise obstacle
 
     async def watch(self, interval: float | None) -> None:
         """Keep `seats` and `block_map` up to date, every `interval` seconds at most; None: no more."""

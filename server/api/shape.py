@@ -60,6 +60,17 @@ def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
         )
 
 
+def check_items(body: bytes, field: str, longest: int) -> None:
+    """Raise `InvalidRequestError` for a body whose list of turns, or of items, is longer than a sequence can
+    be."""
+    try:
+        items = _OBJECTS.decode(body).get(field)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return  # pydantic says more of it
+    if items is not None and bytes(items).startswith(_LIST):
+        _items(items, field, longest)
+
+
 def drop_unknown(body: bytes, model: type[BaseModel]) -> bytes:
     """The body without the fields that the model does not have, each of which is warned of."""
     try:

@@ -12,7 +12,9 @@ from server.api.conversation import understand
 from server.api.generation import Asked, answer
 from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording, worded_error
-from server.app_keys import CONFIG
+from server.api.models import longest_sequence
+from server.api.shape import check_items
+from server.app_keys import CONFIG, ENGINE
 from server.http.body import read_body
 from server.http.errors import as_api_error
 from server.http.json import json_response
@@ -44,6 +46,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 
 
 def _understand(app: web.Application, content: bytes) -> Asked:
+    check_items(content, "messages", longest_sequence(app[ENGINE].info))
     conversation = understand(app, MessagesRequest.model_validate_json(content).as_chat())
     wording = MessagesWording(app[CONFIG].model_name, conversation)
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
@@ -56,5 +59,6 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 
 
 def _count(app: web.Application, content: bytes) -> TokenCount:
+    check_items(content, "messages", longest_sequence(app[ENGINE].info))
     body = CountRequest.model_validate_json(content)
     return TokenCount(len(understand(app, body.as_chat()).prompt))

@@ -10,10 +10,12 @@ from aiohttp import web
 from scheduler.sampling_params import InvalidRequestError
 from server.api.conversation import understand
 from server.api.generation import Asked, answer
+from server.api.models import longest_sequence
 from server.api.responses_api.answers import Response
 from server.api.responses_api.request import Json, ResponsesRequest
 from server.api.responses_api.store import RESPONSES, ResponseStore, Stored
 from server.api.responses_api.wording import ResponsesWording
+from server.api.shape import check_items
 from server.app_keys import CONFIG, ENGINE, user_of
 from server.http.errors import ApiError
 from server.http.json import encode, json_response
@@ -32,6 +34,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
 
 def _understand(user: str, app: web.Application, content: bytes) -> Asked:
+    check_items(content, "input", longest_sequence(app[ENGINE].info))
     body = ResponsesRequest.model_validate_json(content)
     store = app.get(RESPONSES)
     if store is None and body.store:
