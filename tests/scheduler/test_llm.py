@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +79,31 @@ def test_a_grammar(llm: LLM) -> None:
     assert all(re.fullmatch(form.text, text) for text in texts)
     assert {completion.finish_reason for completion in result.completions} == {FinishReason.STOP}
     assert not llm.engine.executor.steerings.grammars
+
+
+def test_a_grammar_gives_the_same_bits_in_any_company(llm: LLM, model_path: str) -> None:
+    """Alone, among 15 others, in chunks, and after preemption, with penalties and biases too."""
+    form = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": "array", "items": {"type": "integer"}, "minItems": 9}')
+    held = SamplingParams(
+        grammar=form,
+        temperature=1.2,
+        max_tokens=40,
+        seed=4,
+        logprobs=2,
+        frequency_penalty=0.4,
+        logit_bias={33: 2.0},
+    )
+    free = SamplingParams(temperature=1.0, max_tokens=40, seed=5, ignore_eos=True)
+    prompt = "Some numbers, as JSON: "
+    others = [f"{number} is a number that " * 8 for number in range(15)]
+    (alone,) = llm.generate([prompt], held, progress=False)
+    company, *_ = llm.generate([prompt, *others], [held, *[free] * 15], progress=False)
+    knobs: dict[str, Any] = {"dtype": "float32", "max_batched_tokens": 16, "max_num_seqs": 16}
+    tight = LLM(model_path, **knobs, kv_cache_memory="48MB")
+    *_, squeezed = tight.generate([*others, prompt], [*[free] * 15, held], progress=False)
+    assert tight.engine.scheduler.pool.num_blocks < 16 * 7, "too few blocks for all"
+    assert alone.completions == company.completions == squeezed.completions
+    assert json.loads(alone.text + ("]" if alone.completions[0].finish_reason == "length" else ""))
 
 
 def test_logits_processors_written_in_python(llm: LLM) -> None:
