@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class Runner:
         self.model = model
         self.cache = cache
         self.steerings = steerings
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steering")
         self._device = device
         self._scans: LogitScans = (
             NativeScans(torch.get_num_threads()) if cache.backend.name == "native" else TorchScans()
@@ -58,8 +60,13 @@ class Runner:
         for change in step.tables:
             table = self._tables[change.group, change.seat]
             table[change.start : change.start + len(change.blocks)] = change.blocks
-        logits = self.model.forward(self._pack(step.chunks), self.cache)
-        return Launched(step, logits, self.steerings.steer(step.chunks))
+        # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
+        steered = self._beside.submit(self.steerings.steer, step.chunks) if self.steerings.has_work(step) else None
+        try:
+            logits = self.model.forward(self._pack(step.chunks), self.cache)
+        finally:
+            found = None if steered is None else steered.result()
+        return Launched(step, logits, found)
 
     def collect(self, handle: Launched) -> StepResult:
         """Sample every wanted row with its own number, and keep guessed tokens for as long as they are those."""

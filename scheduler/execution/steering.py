@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkInput
+from scheduler.step import ChunkInput, StepInput
 
 TokenArray = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float32]
@@ -280,6 +280,11 @@ class Steerings:
         self._of_seats: dict[int, Steering] = {}
         self.grammars = {}
         self.processors = {}
+
+    @staticmethod
+    def has_work(step: StepInput) -> bool:
+        """Whether any of its chunks is steered."""
+        return any(chunk.params.is_steered for chunk in step.chunks)
 
     def steer(self, chunks: Sequence[ChunkInput]) -> SteeredStep | None:
         """Take in the chunks' tokens, and say what is to be done to the rows of which tokens are sampled, counted
