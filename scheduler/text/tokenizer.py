@@ -44,6 +44,7 @@ class Tokenizer:
         self.token_text = cache(lambda token_id: _text_of(token_bytes.literally(token_id)))
         """What a token is called: its text, or its bytes where they are not text by themselves."""
         self.is_silent = cache(self._is_silent)
+        self.control_tokens = cache(self._control_tokens)
 
     def encode(self, text: str, add_special_tokens: bool = True, *, longest: int | None = None) -> list[int]:
         """Raises `InvalidRequestError` for a text of far more than `longest` tokens, with most of it untouched. A
@@ -110,7 +111,7 @@ class Tokenizer:
         text: str = backend.to_str()
         return text
 
-    def control_tokens(self) -> dict[str, int]:
+    def _control_tokens(self) -> dict[str, int]:
         """The tokens that are no text in a grammar, and that it has to name by their ids: special ones, and any
         that was added in angle brackets (that is llguidance's rule)."""
         return {
