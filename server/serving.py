@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -43,8 +44,24 @@ class CannotListenError(RuntimeError):
     """The address cannot be listened on; the message says what to do."""
 
 
+class Served(NamedTuple):
+    """Where a server is to be found."""
+
+    url: str
+    metrics_url: str | None
+    """That of the metrics' own port."""
+
+
 async def serve(config: ServeConfig) -> None:
-    """Serve until cancelled. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError` or
+    """Serve until cancelled. Raises what `served` raises."""
+    async with served(config) as where:
+        _announce(config, where)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def served(config: ServeConfig) -> AsyncIterator[Served]:
+    """Serve within it. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError` or
     `EngineStartError`."""
     access_log.logger.disabled = not config.access_log
     registry = CollectorRegistry()
@@ -70,9 +87,9 @@ async def serve(config: ServeConfig) -> None:
         await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
         gc.collect()
         gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
-        _announce(config, listener, metrics)
         stack.callback(logger.info, "stopping")
-        await asyncio.Event().wait()
+        of_metrics = None if metrics is None else _url(config.metrics_host, metrics)
+        yield Served(_url(config.host, listener), of_metrics)
 
 
 def _text_of(template: Path | None) -> str | None:
@@ -130,14 +147,14 @@ def _explained(host: str, port: int, flag: str = "--port") -> Iterator[None]:
         raise CannotListenError(reason) from error
 
 
-def _announce(config: ServeConfig, listener: socket.socket, metrics: socket.socket | None) -> None:
-    url = _url(config.host, listener)
+def _announce(config: ServeConfig, where: Served) -> None:
+    url = where.url
     print(f"Serving {config.model_name} at {url} (Ctrl-C stops it)", flush=True)
     body = '{"prompt": "Once upon a time", "max_tokens": 64, "stream": true}'
     key = ' -H "Authorization: Bearer $KEY"' if config.users is not None else ""
     print(f"Try it: curl -N {url}/v1/completions{key} -d '{body}'", flush=True)
-    if metrics is not None:
-        print(f"Metrics: {_url(config.metrics_host, metrics)}/metrics", flush=True)
+    if where.metrics_url is not None:
+        print(f"Metrics: {where.metrics_url}/metrics", flush=True)
 
 
 def _url(host: str, listener: socket.socket) -> str:

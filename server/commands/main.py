@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pydantic import ValidationError
 
 from scheduler.sampling_params import InvalidRequestError
-from server.commands import bench, generate, serve, top, usage, users
+from server.commands import batch, bench, generate, serve, top, usage, users
 from server.commands.ending import FAILED, INTERRUPTED, WRONG_USAGE, complain
 from server.commands.flags import problems
 from server.commands.settings import ConfigFileError
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("serve", serve.add_arguments, "Serve a model over HTTP, with OpenAI's API.", _PRECEDENCE)
     add("generate", generate.add_arguments, "Answer one prompt on the terminal.", _PRECEDENCE)
     add("bench", bench.add_arguments, "Load-test any OpenAI-compatible server: throughput, latency, goodput.")
+    add("batch", batch.add_arguments, "Answer a file of requests; a run that was killed goes on.", _PRECEDENCE)
     add("top", top.add_arguments, "Watch a running server in the terminal: seats, blocks, speed, users.")
     add(
         "users",
