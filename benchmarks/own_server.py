@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,11 +57,18 @@ class OwnServer:
 
 
 @contextmanager
-def own_server(*flags: str, users: Mapping[str, float] | None = None) -> Iterator[OwnServer]:
-    """Start it, with users of the given weights if there are any, and stop it at the end."""
+def own_server(
+    *flags: str, users: Mapping[str, float] | None = None, low: Collection[str] = ()
+) -> Iterator[OwnServer]:
+    """Start it, with users of the given weights if there are any, and stop it at the end. `low`: those among
+    them who get what the others leave."""
     with tempfile.TemporaryDirectory(prefix="carousel-bench-") as folder:
         keys = {
-            name: add_user(Path(folder) / "users.yaml", name, {"weight": weight})
+            name: add_user(
+                Path(folder) / "users.yaml",
+                name,
+                {"weight": weight, "priority": "low" if name in low else "normal"},
+            )
             for name, weight in (users or {}).items()
         }
         command = [str(CAROUSEL), "serve", "--port", "0", "--metrics-port", "0", "--no-access-log", *flags]
