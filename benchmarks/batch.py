@@ -88,9 +88,8 @@ def main() -> int:
     once = sum(1 for number in range(args.lines) if times[str(number)] == 1)
     print(f"{once} of {args.lines} lines were answered once, after two kills")
     for name, found in (("idle", idle), ("beside the batch", beside)):
-        print(
-            f"guest, {name}: TTFT {1000 * statistics.median(found):.0f} ms in the median, {1000 * max(found):.0f} at worst"
-        )
+        median, worst = 1000 * statistics.median(found), 1000 * max(found)
+        print(f"guest, {name}: TTFT {median:.0f} ms in the median, {worst:.0f} at worst")
     print(f"{statistics.median(beside) / statistics.median(idle):.2f} times in the median")
     return 0 if once == args.lines else 1
 
