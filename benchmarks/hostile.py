@@ -242,6 +242,9 @@ CASES: dict[str, Callable[[], Attack]] = {
     "a response of 300,000 items": lambda: post(
         "/v1/responses", b'{"input":[' + b",".join([b'{"role":"user","content":""}'] * 300_000) + b"]}"
     ),
+    "500,000 unknown fields of a message": lambda: post(
+        "/v1/messages", many_fields(500_000, '{"max_tokens":1,"messages":[{"role":"user"}],', "}")
+    ),
     "a message of 300,000 turns": lambda: post(
         "/v1/messages", b'{"max_tokens":1,"messages":[' + b",".join([b'{"role":"user"}'] * 300_000) + b"]}"
     ),

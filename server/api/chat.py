@@ -17,7 +17,7 @@ from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
 from server.api.conversation import Conversation, call_id, understand
-from server.api.generation import Asked, answer
+from server.api.generation import Asked, answer, known_fields
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
 from server.api.responses import (
@@ -33,7 +33,7 @@ from server.api.responses import (
     ToolCallDelta,
     Usage,
 )
-from server.api.shape import check_chat, drop_unknown
+from server.api.shape import check_chat
 from server.api.wording import ChunkedWording
 from server.app_keys import CONFIG, ENGINE
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
@@ -45,8 +45,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 
 def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    if app[CONFIG].unknown_fields == "warn":
-        content = drop_unknown(content, ChatRequest)
+    content = known_fields(app, content, ChatRequest)
     check_chat(content, longest=longest_sequence(app[ENGINE].info))
     conversation = understand(app, ChatRequest.model_validate_json(content))
     wording = ChatWording(app[CONFIG].model_name, app[ENGINE].tokenizer, conversation)

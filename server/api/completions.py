@@ -17,11 +17,11 @@ from scheduler.engine.stream import with_phrases
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_request import CompletionRequest
-from server.api.generation import Asked, answer, truncated
+from server.api.generation import Asked, answer, known_fields, truncated
 from server.api.logprobs import LogprobWords, TextOffsets
 from server.api.models import check_model, longest_sequence
 from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
-from server.api.shape import check_completion, drop_unknown
+from server.api.shape import check_completion
 from server.api.wording import ChunkedWording
 from server.app_keys import CONFIG, ENGINE, LIMITS
 
@@ -34,8 +34,7 @@ def _understand(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
-    if app[CONFIG].unknown_fields == "warn":
-        content = drop_unknown(content, CompletionRequest)
+    content = known_fields(app, content, CompletionRequest)
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = CompletionRequest.model_validate_json(content)
     check_model(app, body.model)

@@ -12,6 +12,7 @@ from functools import partial
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
+from pydantic import BaseModel
 
 from scheduler.engine.client import Delta
 from scheduler.engine.stream import Ownership
@@ -22,6 +23,7 @@ from server.api.metering import Meter
 from server.api.models import longest_sequence
 from server.api.requests import GenerationRequest
 from server.api.responses import Usage
+from server.api.shape import drop_unknown
 from server.api.structured import Form
 from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, LIMITS, user_of
@@ -55,6 +57,11 @@ class Asked:
     wording: Wording
     form: Form | None
     """What the answer is held to."""
+
+
+def known_fields(app: web.Application, content: bytes, model: type[BaseModel]) -> bytes:
+    """A body without fields that are not known, where the operator lets them pass."""
+    return drop_unknown(content, model) if app[CONFIG].unknown_fields == "warn" else content
 
 
 def truncated(body: GenerationRequest, token_ids: list[int], longest: int) -> list[int]:

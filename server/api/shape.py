@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 
 import msgspec
 from msgspec import Raw
@@ -24,11 +25,11 @@ logger = logging.getLogger(__name__)
 MAX_FIELD_BYTES = 64 * 1024
 """Of every field but the prompt, the messages and what they say."""
 
-_TEXT, _LIST, _TEXT_OR_LIST = b'"', b"[", b'"['
+TEXT, LIST, TEXT_OR_LIST = b'"', b"[", b'"['
 """What the JSON begins with that may be long."""
 
-_OBJECT = b"{"
-_FORMS = {"response_format": _OBJECT, "structured_outputs": _OBJECT, "guided_json": b'{"', "guided_grammar": _TEXT}
+OBJECT = b"{"
+_FORMS = {"response_format": OBJECT, "structured_outputs": OBJECT, "guided_json": b'{"', "guided_grammar": TEXT}
 """Grammars have a bound of their own."""
 
 _UNKNOWN = re.compile(r"unknown field `(.*?)`(?: - at `\$.*`)?$", re.DOTALL)
@@ -38,11 +39,11 @@ _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
     prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
-    prompt = _fields(body, _COMPLETION, "", {"prompt": _TEXT_OR_LIST, **_FORMS}).get("prompt")
+    prompt = _fields(body, _COMPLETION, "", {"prompt": TEXT_OR_LIST, **_FORMS}).get("prompt")
     if prompt is None or (first := _FIRST_ITEM.match(prompt)) is None:
         return
     num_commas = bytes(prompt).count(b",")
-    if first[1] not in (_TEXT, _LIST):
+    if first[1] not in (TEXT, LIST):
         if num_commas + 1 >= longest:
             raise InvalidRequestError(
                 f"the prompt has {num_commas + 1} tokens, and prompt plus answer can have {longest} at most: "
@@ -50,25 +51,25 @@ def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
                 "prompt",
             )
         return
-    is_same = _is_text if first[1] == _TEXT else _is_flat_list
+    is_same = _is_text if first[1] == TEXT else _is_flat_list
     if not all(map(is_same, _items(prompt, "prompt", MAX_SEQUENCES))):
         raise InvalidRequestError(f"prompt should be {PROMPTS}", "prompt")
-    if first[1] == _LIST and num_commas >= max_tokens:
+    if first[1] == LIST and num_commas >= max_tokens:
         raise InvalidRequestError(
             f"the prompts have {num_commas + 1} tokens, and {max_tokens} may wait at a time: send fewer at once",
             "prompt",
         )
 
 
-def check_items(body: bytes, field: str, longest: int) -> None:
-    """Raise `InvalidRequestError` for a body whose list of turns, or of items, is longer than a sequence can
-    be."""
-    try:
-        items = _OBJECTS.decode(body).get(field)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return  # pydantic says more of it
-    if items is not None and bytes(items).startswith(_LIST):
-        _items(items, field, longest)
+def check_fields(body: bytes, model: type[BaseModel], long: Mapping[str, bytes], longest: int) -> None:
+    """Raise `InvalidRequestError` for a body of another endpoint that cannot be right. `long`: which fields may
+    be long, and what they begin with then; lists of turns, items or tokens among them have no more than
+    `longest`."""
+    fields = _fields(body, _decoder(model), "", long)
+    for name in long:
+        value = fields.get(name)
+        if value is not None and bytes(value).startswith(LIST):
+            _items(value, name, longest)
 
 
 def drop_unknown(body: bytes, model: type[BaseModel]) -> bytes:
@@ -88,12 +89,12 @@ def drop_unknown(body: bytes, model: type[BaseModel]) -> bytes:
 def check_chat(body: bytes, *, longest: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
     prompt plus answer can have."""
-    messages = _fields(body, _CHAT, "", {"messages": _LIST, "tools": _LIST, **_FORMS}).get("messages")
+    messages = _fields(body, _CHAT, "", {"messages": LIST, "tools": LIST, **_FORMS}).get("messages")
     if messages is None:
         return
     for place, message in enumerate(_items(messages, "messages", longest)):
         path = f"messages[{place}]"
-        long = {"content": _TEXT_OR_LIST, "reasoning_content": _TEXT, "reasoning": _TEXT, "tool_calls": _LIST}
+        long = {"content": TEXT_OR_LIST, "reasoning_content": TEXT, "reasoning": TEXT, "tool_calls": LIST}
         fields = _fields(message, _MESSAGE, path, long)
         _check_rest(message, [fields[name] for name in long if name in fields], path)
         content = fields.get("content")
@@ -102,7 +103,7 @@ def check_chat(body: bytes, *, longest: int) -> None:
         for part in _items(content, f"{path}.content", longest):
             try:
                 if not _is_text(part):
-                    _check_rest(part, [_fields(part, _PART, "", {"text": _TEXT}).get("text", Raw())], path)
+                    _check_rest(part, [_fields(part, _PART, "", {"text": TEXT}).get("text", Raw())], path)
             except InvalidRequestError:
                 raise InvalidRequestError(
                     f"{path}.content should be {CONTENT}: this model reads text only", f"{path}.content"
@@ -115,6 +116,7 @@ def _check_rest(whole: Raw, long: Iterable[Raw], path: str) -> None:
         raise InvalidRequestError(f"{path} is longer than {MAX_FIELD_BYTES // 1024} KiB besides its text", path)
 
 
+@cache
 def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
     """Finds the fields of a model's JSON object, and stops at the first that the model does not have, where it
     minds."""
@@ -173,13 +175,13 @@ def _items(raw: Raw, path: str, bound: int) -> list[Raw]:
 
 
 def _is_text(raw: Raw) -> bool:
-    return bytes(raw).startswith(_TEXT)
+    return bytes(raw).startswith(TEXT)
 
 
 def _is_flat_list(raw: Raw) -> bool:
     """Whether it is a list of no lists, objects or strings."""
     content = bytes(raw)
-    return content.startswith(_LIST) and not any(opening in content[1:] for opening in (b"[", b"{", b'"'))
+    return content.startswith(LIST) and not any(opening in content[1:] for opening in (b"[", b"{", b'"'))
 
 
 def _join(path: str, name: str) -> str:

@@ -13,6 +13,7 @@ from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import Message
 from server.api.fields import Body, TokenIds
 from server.api.models import check_model, longest_sequence
+from server.api.shape import LIST, TEXT, check_fields
 from server.app_keys import ENGINE
 from server.http.body import read_body
 from server.http.json import json_response
@@ -57,6 +58,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 def _tokenize(app: web.Application, content: bytes) -> Tokens:
     tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
+    check_fields(content, TokenizeRequest, {"prompt": TEXT, "messages": LIST, "tools": LIST}, longest)
     body = TokenizeRequest.model_validate_json(content)
     check_model(app, body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -83,11 +85,10 @@ async def detokenize(request: web.Request) -> web.Response:
 
 
 def _detokenize(app: web.Application, content: bytes) -> Text:
+    info = app[ENGINE].info
+    check_fields(content, DetokenizeRequest, {"tokens": LIST}, longest_sequence(info))
     body = DetokenizeRequest.model_validate_json(content)
     check_model(app, body.model)
-    info = app[ENGINE].info
-    if len(body.tokens) > longest_sequence(info):
-        raise InvalidRequestError(f"more than {longest_sequence(info)} tokens", "tokens")
     if body.tokens and max(body.tokens) >= info.vocab_size:
         raise InvalidRequestError(f"tokens has token ids outside of 0 to {info.vocab_size - 1}", "tokens")
     return Text(app[ENGINE].tokenizer.decode(body.tokens, skip_special_tokens=False))

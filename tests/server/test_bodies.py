@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from threading import current_thread, main_thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +62,12 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         self._called("token_text")
         return f"t{token_id}"
+
+    chat_template = SimpleNamespace(source="")
+    has_response_template = False
+
+    def control_tokens(self) -> dict[str, int]:
+        return {}
 
     def token_bytes(self, token_id: int) -> bytes:
         return f"t{token_id}".encode()

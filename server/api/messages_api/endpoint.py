@@ -9,11 +9,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.api.conversation import understand
-from server.api.generation import Asked, answer
+from server.api.generation import Asked, answer, known_fields
 from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording, worded_error
 from server.api.models import longest_sequence
-from server.api.shape import check_items
+from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
 from server.app_keys import CONFIG, ENGINE
 from server.http.body import read_body
 from server.http.errors import as_api_error
@@ -46,10 +46,16 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 
 
 def _understand(app: web.Application, content: bytes) -> Asked:
-    check_items(content, "messages", longest_sequence(app[ENGINE].info))
+    content = known_fields(app, content, MessagesRequest)
+    _check(app, content, MessagesRequest)
     conversation = understand(app, MessagesRequest.model_validate_json(content).as_chat())
     wording = MessagesWording(app[CONFIG].model_name, conversation)
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+
+
+def _check(app: web.Application, content: bytes, model: type[CountRequest]) -> None:
+    long = {"messages": LIST, "system": TEXT_OR_LIST, "tools": LIST, "output_config": OBJECT}
+    check_fields(content, model, long, longest_sequence(app[ENGINE].info))
 
 
 @in_their_words
@@ -59,6 +65,6 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 
 
 def _count(app: web.Application, content: bytes) -> TokenCount:
-    check_items(content, "messages", longest_sequence(app[ENGINE].info))
+    _check(app, content, CountRequest)
     body = CountRequest.model_validate_json(content)
     return TokenCount(len(understand(app, body.as_chat()).prompt))

@@ -9,13 +9,13 @@ from aiohttp import web
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.conversation import understand
-from server.api.generation import Asked, answer
+from server.api.generation import Asked, answer, known_fields
 from server.api.models import longest_sequence
 from server.api.responses_api.answers import Response
 from server.api.responses_api.request import Json, ResponsesRequest
 from server.api.responses_api.store import RESPONSES, ResponseStore, Stored
 from server.api.responses_api.wording import ResponsesWording
-from server.api.shape import check_items
+from server.api.shape import LIST, OBJECT, TEXT, TEXT_OR_LIST, check_fields
 from server.app_keys import CONFIG, ENGINE, user_of
 from server.http.errors import ApiError
 from server.http.json import encode, json_response
@@ -34,7 +34,9 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
 
 def _understand(user: str, app: web.Application, content: bytes) -> Asked:
-    check_items(content, "input", longest_sequence(app[ENGINE].info))
+    content = known_fields(app, content, ResponsesRequest)
+    long = {"input": TEXT_OR_LIST, "instructions": TEXT, "tools": LIST, "text": OBJECT}
+    check_fields(content, ResponsesRequest, long, longest_sequence(app[ENGINE].info))
     body = ResponsesRequest.model_validate_json(content)
     store = app.get(RESPONSES)
     if store is None and body.store:
