@@ -50,6 +50,9 @@ def line_id() -> str:
     return f"batch_req_{uuid.uuid4().hex}"
 
 
+BEGINNING = b'{"id":"batch_req_'
+"""Of each line of the output."""
+
 _asked = msgspec.json.Decoder(Asked)
 
 
@@ -93,8 +96,13 @@ def _bounded(lines: BinaryIO) -> Iterator[bytes]:
             line = lines.readline(MAX_LINE_BYTES)
 
 
+class NoAnswerFileError(ValueError):
+    """The file has something else in it; the message says so."""
+
+
 class AnswerFile:
-    """The output. What a run that was killed wrote into it stays, but for a last line that it did not finish."""
+    """The output. What a run that was killed wrote into it stays, but for a last line that it did not finish.
+    Raises `NoAnswerFileError` for a file that is no such output, which stays as it is."""
 
     def __init__(self, path: Path) -> None:
         self.done: set[str] = set()
@@ -105,13 +113,13 @@ class AnswerFile:
             pass
         self._file = path.open("r+b")
         for line in self._file:
+            if not line.endswith(b"\n") and line.startswith(BEGINNING[: len(line)]):
+                break  # the one that was not finished
             try:
-                answered = msgspec.json.decode(line, type=Answered)
+                self._note(msgspec.json.decode(line, type=Answered))
             except msgspec.MsgspecError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            self._note(answered)
+                self._file.close()
+                raise NoAnswerFileError(f"{path} is there already, and is not the output of a batch") from None
             end += len(line)
         self._file.seek(end)
         self._file.truncate()

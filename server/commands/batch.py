@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from server.batches.running import Counts, ServerGoneError, run_batch
 from server.commands.ending import FAILED, INTERRUPTED, complain, run_until_signal
 from server.commands.flags import ConfigFlags
 from server.config import ServeConfig
+
+if TYPE_CHECKING:
+    from server.batches.running import Counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +37,13 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     config = flags.read(args)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from scheduler.engine.client import EngineStartError
+    from server.batches.lines import NoAnswerFileError
+    from server.batches.running import ServerGoneError
 
     counts: list[Counts] = []
     try:
         finished = run_until_signal(_batch(args, config, counts))
-    except (EngineStartError, ServerGoneError, OSError) as error:
+    except (EngineStartError, ServerGoneError, NoAnswerFileError, OSError) as error:
         return complain(args, str(error))
     if not finished:
         return INTERRUPTED
@@ -50,6 +55,7 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
 async def _batch(args: argparse.Namespace, config: ServeConfig, counts: list[Counts]) -> None:
     from tqdm import tqdm
 
+    from server.batches.running import run_batch
     from server.serving import served
 
     with args.source.open("rb") as lines:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.batches.lines import Answered, AnswerFile
+from server.batches.lines import Answered, AnswerFile, NoAnswerFileError
 from tests.server.serving import CAROUSEL, Server, carousel, environment
 
 Json = dict[str, Any]
@@ -44,7 +44,7 @@ def test_a_batch_that_is_killed_twice_answers_every_line_once(tmp_path: Path, se
         process.kill()
         process.wait()
         with target.open("a") as file:
-            file.write('{"id": "batch_req_1", "custom_id": "n5')  # as a kill within a line leaves it
+            file.write('{"id":"batch_req_1","custom_id":"n5')  # as a kill within a line leaves it
     done = carousel("batch", str(source), str(target), "--url", server.url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("60 answered, 0 failed")
@@ -94,7 +94,7 @@ def test_a_server_that_is_gone(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-TORN = [b"", b'{"id"', b"\n", b"{}\n", b'{"id":"b","custom_id":"x","response":null,"error":null}']
+TORN = [b"", b'{"id"', b'{"id":"batch_req_b","custom_id":"x","response":null,"error":null}']
 
 
 @pytest.mark.parametrize("torn", TORN)
@@ -107,3 +107,22 @@ def test_what_is_torn_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     path.write_bytes(whole + torn)
     assert AnswerFile(path).done == {"a"}
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"a text\n", b"a text", b'{"custom_id": "n1", "url": "/v1/completions"}\n'])
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(NoAnswerFileError, match="not the output of a batch"):
+        AnswerFile(path)
+    assert path.read_bytes() == content
+
+
+def test_the_input_is_not_the_output(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    write(path, [line(1)])
+    before = path.read_bytes()
+    done = carousel("batch", str(path), str(path), "--url", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "is not the output of a batch" in done.stderr
+    assert path.read_bytes() == before
