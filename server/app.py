@@ -24,13 +24,16 @@ from server.api.models import (
     refuse_embeddings,
     retrieve_model,
 )
-from server.api.openapi import get_specification
 from server.api.responses_api.endpoint import create_response, delete_response, get_response
 from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifetime
 from server.api.tokens import detokenize, tokenize
 from server.api.trace import record_trace
 from server.api.usage import get_usage
 from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, USERS
+from server.batches.batch_endpoints import cancel_batch, create_batch, get_batch, list_batches
+from server.batches.file_endpoints import delete_file, get_file, get_file_content, list_files, upload_file
+from server.batches.runner import batches_lifetime, owner_of
+from server.batches.store import BATCHES, BatchStore
 from server.config import ServeConfig
 from server.http.access_log import log_departures
 from server.http.admission import tell_limits
@@ -45,6 +48,7 @@ from server.http.spans import Spans
 from server.http.worker import WORKER, new_worker, worker_lifetime
 from server.live.broadcaster import Live
 from server.live.handlers import LIVE, end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
+from server.openapi import get_specification
 from server.users.directory import UserDirectory
 from server.users.ledger import Ledger
 from server.users.limits import Limits
@@ -76,10 +80,14 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     if config.store is not None:
         app[RESPONSES] = ResponseStore(config.store)
         app.cleanup_ctx.append(store_lifetime)
+    if config.batches is not None:
+        app[BATCHES] = BatchStore(config.batches)
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
     app[WORKER] = new_worker()
     app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])
+    if config.batches is not None:
+        app.cleanup_ctx.append(batches_lifetime)  # after the engine's: it ends before that does
     app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
     _add_routes(app.router, "")
@@ -100,6 +108,15 @@ def _add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_delete(f"{root}/v1/responses/{{id}}", delete_response)
     router.add_post(f"{root}/v1/messages", create_message, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/messages/count_tokens", count_tokens, expect_handler=refuse_expectations)
+    router.add_post(f"{root}/v1/files", upload_file, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/v1/files", list_files)
+    router.add_get(f"{root}/v1/files/{{id}}", get_file)
+    router.add_delete(f"{root}/v1/files/{{id}}", delete_file)
+    router.add_get(f"{root}/v1/files/{{id}}/content", get_file_content)
+    router.add_post(f"{root}/v1/batches", create_batch, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/v1/batches", list_batches)
+    router.add_get(f"{root}/v1/batches/{{id}}", get_batch)
+    router.add_post(f"{root}/v1/batches/{{id}}/cancel", cancel_batch, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/usage", get_usage)
     router.add_post(f"{root}/v1/trace", record_trace, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/models", list_models)
@@ -127,7 +144,7 @@ async def _following_of_users(app: web.Application) -> AsyncIterator[None]:
 async def _ledger_lifetime(app: web.Application) -> AsyncIterator[None]:
     def account(step: StepStats) -> None:
         for user, received in step.users.items():
-            app[LEDGER].add(user, engine_seconds=received.seconds)
+            app[LEDGER].add(owner_of(user), engine_seconds=received.seconds)
 
     app[ENGINE].listeners.append(account)
     async with app[LEDGER]:  # opened before the engine and closed after it, so that nothing it does is missed

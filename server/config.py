@@ -71,6 +71,10 @@ class ServeConfig(EngineConfig):
     """SQLite file that keeps responses (/v1/responses), so that others can follow them by their ids: 10,000 of
     them, for 30 days. By default none are kept."""
 
+    batches: Path | None = None
+    """Folder that keeps files and batches (/v1/files, /v1/batches), for 30 days. A batch gets what others leave,
+    and goes on after a restart. By default there are none."""
+
     allowed_hosts: str | None = None
     """Names, with commas between them, that requests may have in their Host header besides this machine's own. By
     default that is looked at only on 127.0.0.1 without --users, where a page in a browser could otherwise reach

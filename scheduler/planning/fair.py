@@ -25,9 +25,10 @@ changing hands, unless all seats of the over-served user are in their first `MIN
 that are computed meanwhile have earned the loss. Tests hold random workloads to it.
 
 **Classes.** Users of the class `low` get what the others leave: a seat only while nobody else waits for one, and
-they give it up to whoever else comes. So that they never starve, a low user who has had less than a quantum for
-`LOW_SECONDS` comes before everybody until they have had one. Users of the class `high` begin a quantum ahead: they
-go first among those whose shares are equal, and get no larger share for it.
+they give it up to whoever else comes; and a small part of each step while others are there (turns.py). So that
+they never starve, a low user who has had less than a quantum for `LOW_SECONDS` comes before everybody until they
+have had one. Users of the class `high` begin a quantum ahead: they go first among those whose shares are equal,
+and get no larger share for it.
 """
 
 from __future__ import annotations
@@ -227,6 +228,9 @@ class FairShare:
     def is_newcomer(self, sequence: Sequence) -> bool:
         account = self._of(sequence)
         return len(account.running) == 1 and not account.waiting and self._lane(account) is not _LEFTOVERS
+
+    def gets_leftovers(self, sequence: Sequence) -> bool:
+        return self._lane(self._of(sequence)) is _LEFTOVERS
 
     def tokens_ahead(self, request: Request) -> int:
         account = self._accounts.get(request.user)

@@ -132,9 +132,10 @@ class PlanBuilder:
         self._has_streams = True
         self._add(Chunk.of(sequence, 1))
 
-    def prefill(self, sequence: Sequence) -> None:
-        """As much of a running sequence's prompt as the budget and the streams' pace allow."""
-        length = min(sequence.num_tokens - sequence.num_computed_tokens, self.budget)
+    def prefill(self, sequence: Sequence, most: int) -> int:
+        """As much of a running sequence's prompt as the budget and the streams' pace allow, and `most` tokens;
+        returns how many."""
+        length = min(sequence.num_tokens - sequence.num_computed_tokens, self.budget, most)
         if sequence.is_scored:
             length = min(length, MAX_SCORED_TOKENS - self._num_scored)
             self._num_scored += length
@@ -148,6 +149,7 @@ class PlanBuilder:
                 self.budget = length  # and nothing after it
         if length > 0:
             self._add(Chunk.of(sequence, length))
+        return length
 
     def _add(self, chunk: Chunk) -> None:
         length = chunk.length

@@ -57,6 +57,9 @@ class Policy(Protocol):
         """Whether a sequence that was just seated is all that its user asks for, and should not wait for a whole
         step of all the others."""
 
+    def gets_leftovers(self, sequence: Sequence) -> bool:
+        """Whether a sequence only gets what the others leave."""
+
     def tokens_ahead(self, request: Request) -> int:
         """Tokens of waiting sequences that are sure to be computed before the new request's."""
 
@@ -134,6 +137,9 @@ class FirstComeFirstServed:
         return (sequence.arrival,)
 
     def is_newcomer(self, sequence: Sequence) -> bool:
+        return False
+
+    def gets_leftovers(self, sequence: Sequence) -> bool:
         return False
 
     def tokens_ahead(self, request: Request) -> int:

@@ -189,7 +189,11 @@ class Scheduler:
             is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
             (decoding if is_decode else prefilling).append(sequence)
         budget, pace = self.max_batched_tokens, self.pace
+        leftovers = budget
         if self.turns is not None:
+            newcomer = self.policy.peek()
+            others = prefilling if newcomer is None else [newcomer, *prefilling]
+            decoding, leftovers = self.turns.hold_back(decoding, others, self.policy.gets_leftovers)
             decoding, budget = self._divide(self.turns, decoding, prefilling)
             pace = self.turns.pace
         step = PlanBuilder(budget, pace)
@@ -207,13 +211,20 @@ class Scheduler:
         while step.budget > 0:
             candidate = self.policy.peek() if may_admit else None
             if candidate is not None and not (prompts and rank(prompts[0]) < rank(candidate)):
-                may_admit = self._seat(candidate, step)
+                sequence = candidate
             elif prompts:
                 sequence = prompts.popleft()
-                if sequence.status is Status.RUNNING:
-                    step.prefill(sequence)
             else:
                 break
+            gets_leftovers = self.policy.gets_leftovers(sequence)
+            most = leftovers if gets_leftovers else self.max_batched_tokens
+            if most == 0:
+                break
+            if sequence is candidate:
+                may_admit = self._seat(sequence, step)
+            if sequence.status is Status.RUNNING:
+                length = step.prefill(sequence, most)
+                leftovers -= length if gets_leftovers else 0
         plan = step.plan(self.seating.take_changes())
         self._num_steps_since_express += 1
         if self._num_steps_since_express > EXPRESS_EVERY and (express := self._express(plan)):
@@ -288,7 +299,6 @@ class Scheduler:
         if candidate.num_preemptions == 0:
             candidate.num_cached_tokens = candidate.num_charged_tokens = candidate.num_computed_tokens
             step.admitted.append(candidate)
-        step.prefill(candidate)
         return True
 
     def _cached_prefix(self, sequence: Sequence) -> Prefix:

@@ -56,6 +56,12 @@ class StepCost:
         seconds: float = fixed + per_token * num_tokens + per_key * attended
         return seconds
 
+    def tokens_within(self, seconds: float, context: int) -> int:
+        """How many tokens a step computes in `seconds` that look at `context` keys each."""
+        fixed, per_token, per_key = self._estimate.tolist()
+        each = per_token + per_key * context
+        return int(min(max(0.0, seconds - fixed) / each, 1 << 30)) if each > 0 else 1 << 30
+
     def prompt_tokens_within(self, seconds: float, num_tokens: int, attended: int, start: int) -> int:
         """How many more tokens a step of `num_tokens` can compute, of a prompt from its place `start` on, before
         it takes longer than `seconds`."""

@@ -40,10 +40,10 @@ from server.parsing.events import Arguments, CallBegun, Content, Event, Reasonin
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
-    return await answer(request, _understand, prompt_field="messages")
+    return await answer(request, understand_chat, prompt_field="messages")
 
 
-def _understand(app: web.Application, content: bytes) -> Asked:
+def understand_chat(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     content = known_fields(app, content, ChatRequest)
     check_chat(content, longest=longest_sequence(app[ENGINE].info))

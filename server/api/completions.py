@@ -27,10 +27,10 @@ from server.app_keys import CONFIG, ENGINE, LIMITS
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
-    return await answer(request, _understand, prompt_field="prompt")
+    return await answer(request, understand_completion, prompt_field="prompt")
 
 
-def _understand(app: web.Application, content: bytes) -> Asked:
+def understand_completion(app: web.Application, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)

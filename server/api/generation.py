@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 
-from scheduler.engine.client import Delta
+from scheduler.engine.client import AsyncEngine, Delta
 from scheduler.engine.stream import Ownership
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
@@ -33,6 +33,7 @@ from server.http.json import json_response
 from server.http.record import RequestRecord, record_of
 from server.http.sse import EventStream
 from server.http.worker import work
+from server.users.directory import User
 
 PATIENCE_SECONDS = 1.0
 """How long a stream's first token is waited for before the headers go out: an error until then has a status."""
@@ -59,6 +60,10 @@ class Asked:
     """What the answer is held to."""
 
 
+Understand = Callable[[web.Application, bytes], Asked]
+"""Makes of a body what it asks, or raises what is wrong with it. May be called in a thread."""
+
+
 def known_fields(app: web.Application, content: bytes, model: type[BaseModel]) -> bytes:
     """A body without fields that are not known, where the operator lets them pass."""
     return drop_unknown(content, model) if app[CONFIG].unknown_fields == "warn" else content
@@ -75,40 +80,41 @@ def truncated(body: GenerationRequest, token_ids: list[int], longest: int) -> li
     return token_ids[-count:] if body.truncation_side == "left" else token_ids[:count]
 
 
-async def answer(
-    request: web.Request, understand: Callable[[web.Application, bytes], Asked], *, prompt_field: str
-) -> web.StreamResponse:
-    """Read the body, have it understood, generate, and send the answer, as a stream or in one piece. What is wrong
-    with the prompt is told of the `prompt_field`."""
+@contextmanager
+def _naming_prompt(field: str) -> Iterator[None]:
+    """What is wrong with the prompt is told of the `field` that it came in."""
     try:
-        return await _answer(request, understand)
+        yield
     except InvalidRequestError as error:
         if error.param == "prompt":
-            error.param = prompt_field
+            error.param = field
         raise
 
 
-async def _answer(
-    request: web.Request, understand: Callable[[web.Application, bytes], Asked]
-) -> web.StreamResponse:
+async def answer(request: web.Request, understand: Understand, *, prompt_field: str) -> web.StreamResponse:
+    """Read the body, have it understood, generate, and send the answer, as a stream or in one piece. What is wrong
+    with the prompt is told of the `prompt_field`."""
+    with _naming_prompt(prompt_field):
+        return await _answer(request, understand)
+
+
+async def _answer(request: web.Request, understand: Understand) -> web.StreamResponse:
     app, user = request.app, user_of(request)
     app[LIMITS].check_rates(user)
     body = await read_body(request)  # it has a place in the queue only when it is there
     with app[LIMITS].admit(user) as request[ADMISSION]:
-        asked = await work(app, len(body), partial(understand, app, body))
-        del body
-        if asked.form is not None:
-            await app[GRAMMARS].check(asked.form)
-        _check_size(asked, longest_sequence(app[ENGINE].info))
         record = record_of(request)
-        record.response_id = asked.wording.id
+        asked = await _understood(app, body, understand, record)
+        del body
         if app[CONFIG].log_prompts:
             decode = app[ENGINE].tokenizer.decode
             record.prompts = await work(
                 app, sum(map(len, asked.prompts)), lambda: list(map(decode, asked.prompts))
             )
         # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
-        async with aclosing(_generate(request, asked, record)) as deltas:
+        meter = Meter(user.name, asked.prompts, record, request[ADMISSION], app[LEDGER])
+        ownership = _ownership(user, asked.body, _deadline(request, asked.body, record))
+        async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
             if asked.body.stream:
                 return await _stream(request, deltas, asked)
             async for choice, delta in deltas:
@@ -174,21 +180,59 @@ async def _stream(
         await asyncio.gather(first, return_exceptions=True)
 
 
-async def _generate(
-    request: web.Request, asked: Asked, record: RequestRecord
-) -> AsyncGenerator[tuple[int, Delta], None]:
-    """What each step adds to each choice, counted as it comes. A failed sequence fails the whole request."""
-    user, body, params = user_of(request), asked.body, asked.params
-    ownership = Ownership(
+def _ownership(user: User, body: GenerationRequest, deadline: float | None) -> Ownership:
+    return Ownership(
         user=user.name,
         weight=user.weight,
         max_running=user.limits.max_running,
         priority=user.engine_priority + body.priority,
-        deadline=_deadline(request, body, record),
+        deadline=deadline,
         cache_salt=body.cache_salt,
     )
-    meter = Meter(user.name, asked.prompts, record, request[ADMISSION], request.app[LEDGER])
-    engine = request.app[ENGINE]
+
+
+async def answer_in_background(
+    app: web.Application,
+    user: User,
+    account: str,
+    content: bytes,
+    understand: Understand,
+    record: RequestRecord,
+    *,
+    prompt_field: str,
+) -> msgspec.Struct:
+    """The answer in one piece to a body that no connection waits for. The user's limits hold and the ledger has
+    it in their name; in the engine it is of the class `low`, on an `account` of its own. Raises what `answer`
+    raises."""
+    app[LIMITS].check_rates(user)
+    with _naming_prompt(prompt_field), app[LIMITS].admit(user) as admission:
+        asked = await _understood(app, content, understand, record)
+        meter = Meter(user.name, asked.prompts, record, admission, app[LEDGER])
+        owner = user.model_copy(update={"name": account, "priority": "low"})
+        deadline = None if asked.body.timeout is None else record.started + asked.body.timeout
+        ownership = _ownership(owner, asked.body, deadline)
+        async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
+            async for choice, delta in deltas:
+                asked.wording.take(choice, delta)
+        return asked.wording.whole(usage_of(record))
+
+
+async def _understood(
+    app: web.Application, content: bytes, understand: Understand, record: RequestRecord
+) -> Asked:
+    asked = await work(app, len(content), partial(understand, app, content))
+    if asked.form is not None:
+        await app[GRAMMARS].check(asked.form)
+    _check_size(asked, longest_sequence(app[ENGINE].info))
+    record.response_id = asked.wording.id
+    return asked
+
+
+async def _generate(
+    engine: AsyncEngine, asked: Asked, ownership: Ownership, meter: Meter, record: RequestRecord
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """What each step adds to each choice, counted as it comes. A failed sequence fails the whole request."""
+    params = asked.params
     streams = [
         engine.generate(prompt, params, request_id=f"{record.response_id}-{place}", **ownership)
         for place, prompt in enumerate(asked.prompts)

@@ -1,140 +1,130 @@
-"""OpenAI's batch files: a request a line, and an answer a line."""
+"""The lines of a batch: what a line of the input asks, and what a line of the output says."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import msgspec
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MAX_LINE_BYTES = 16 * 1024 * 1024
+"""As large as the largest body that a server takes."""
+
+ID_PREFIX = "batch_req_"
+_WHITE_SPACE = b" \t\r\n"
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """A line of the input."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request of a batch."""
 
+    number: int
+    """Its place in the input, from 1 on."""
     custom_id: str
     url: str
+    body: bytes
+
+
+class BadLineError(ValueError):
+    """A line that cannot be sent; the message says why."""
+
+    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.custom_id = custom_id
+
+
+class Answer(msgspec.Struct):
+    """What a server said."""
+
+    status_code: int
+    request_id: str
     body: msgspec.Raw
-    method: str = "POST"
+    """JSON."""
 
 
-class Problem(msgspec.Struct, frozen=True):
+class LineError(msgspec.Struct):
+    """Why a line was not sent."""
+
     code: str
     message: str
 
 
-class HttpAnswer(msgspec.Struct, frozen=True):
-    status_code: int
-    request_id: str
-    body: msgspec.Raw
-
-
-class Answered(msgspec.Struct, frozen=True):
-    """A line of the output."""
+class OutputLine(msgspec.Struct):
+    """What became of one line of the input: it has a response or an error."""
 
     id: str
     custom_id: str | None
-    response: HttpAnswer | None
-    error: Problem | None
+    response: Answer | None = None
+    error: LineError | None = None
 
-    @classmethod
-    def with_problem(cls, custom_id: str | None, code: str, message: str) -> Answered:
-        return cls(line_id(), custom_id, None, Problem(code, message))
-
-
-def line_id() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
+    @property
+    def is_failure(self) -> bool:
+        return self.response is None or self.response.status_code != 200
 
 
-BEGINNING = b'{"id":"batch_req_'
-"""Of each line of the output."""
-
-_asked = msgspec.json.Decoder(Asked)
-
-
-class _Named(msgspec.Struct):
-    custom_id: str | None = None
+class _InputLine(msgspec.Struct):
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
 
 
-_named = msgspec.json.Decoder(_Named)
+class _Known(msgspec.Struct):
+    """What is read of a line that is not as it should be, and of a body."""
+
+    custom_id: Any = None
+    stream: Any = None
 
 
-def read_requests(file: Path) -> Iterator[Asked | Answered]:
-    """The lines of the input, one at a time; one that is no request comes as its answer, which says so. Blank
-    lines are none."""
-    seen: set[str] = set()
-    with file.open("rb") as lines:
-        for number, line in enumerate(_bounded(lines), 1):
-            if not line.strip():
-                continue
-            try:
-                asked = _asked.decode(line)
-            except msgspec.MsgspecError as error:
-                yield Answered.with_problem(f"line-{number}", "invalid_line", f"line {number}: {error}")
-                continue
-            if asked.custom_id in seen:
-                message = f"line {number}: the custom_id {asked.custom_id!r} is there twice"
-                yield Answered.with_problem(f"line-{number}", "duplicate_custom_id", message)
-            elif asked.url not in URLS or asked.method != "POST":
-                seen.add(asked.custom_id)
-                message = f"line {number}: {asked.method} {asked.url} is none of POST {', '.join(URLS)}"
-                yield Answered.with_problem(asked.custom_id, "invalid_url", message)
-            else:
-                seen.add(asked.custom_id)
-                yield asked
+def id_of(number: int) -> str:
+    """The id of the output line for this line of the input; the same each time that a batch is run."""
+    return f"{ID_PREFIX}{number}"
 
 
-def _bounded(lines: BinaryIO) -> Iterator[bytes]:
-    """Lines, with most of one that is far too long left out: it is no JSON then."""
-    while line := lines.readline(MAX_LINE_BYTES):
-        yield line
-        while line and not line.endswith(b"\n"):
-            line = lines.readline(MAX_LINE_BYTES)
-
-
-class NoAnswerFileError(ValueError):
-    """The file has something else in it; the message says so."""
-
-
-class AnswerFile:
-    """The output. What a run that was killed wrote into it stays, but for a last line that it did not finish.
-    Raises `NoAnswerFileError` for a file that is no such output, which stays as it is."""
-
-    def __init__(self, path: Path) -> None:
-        self.done: set[str] = set()
-        """The custom ids that are answered."""
-        self.num_failed = 0
-        end = 0
-        with path.open("ab"):
+def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers. Of one that is too long, `MAX_LINE_BYTES` + 1 bytes."""
+    number = 0
+    while content := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        rest = content
+        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
             pass
-        self._file = path.open("r+b")
-        for line in self._file:
-            if not line.endswith(b"\n") and line.startswith(BEGINNING[: len(line)]):
-                break  # the one that was not finished
-            try:
-                self._note(msgspec.json.decode(line, type=Answered))
-            except msgspec.MsgspecError:
-                self._file.close()
-                raise NoAnswerFileError(f"{path} is there already, and is not the output of a batch") from None
-            end += len(line)
-        self._file.seek(end)
-        self._file.truncate()
+        if content.strip(_WHITE_SPACE):
+            yield number, content
 
-    def write(self, answered: Answered) -> None:
-        """At once, so that a kill loses nothing that was answered."""
-        self._file.write(msgspec.json.encode(answered) + b"\n")
-        self._file.flush()
-        self._note(answered)
 
-    def _note(self, answered: Answered) -> None:
-        if answered.custom_id is not None:
-            self.done.add(answered.custom_id)
-        response = answered.response
-        self.num_failed += response is None or response.status_code != 200
+def read_line(number: int, content: bytes) -> Line:
+    """What a line asks. Raises `BadLineError`."""
+    if len(content) > MAX_LINE_BYTES:
+        raise BadLineError("line_too_long", f"line {number} is longer than {MAX_LINE_BYTES} bytes")
+    try:
+        line = msgspec.json.decode(content, type=_InputLine)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        code = "invalid_request" if isinstance(error, msgspec.ValidationError) else "invalid_json"
+        raise BadLineError(code, f"line {number}: {error}", _custom_id_of(content)) from None
+    if line.method != "POST":
+        raise BadLineError("invalid_method", f"line {number}: method should be POST", line.custom_id)
+    if line.url not in ENDPOINTS:
+        message = f"line {number}: url should be {' or '.join(ENDPOINTS)}, not {line.url!r}"
+        raise BadLineError("invalid_url", message, line.custom_id)
+    body = bytes(line.body)
+    try:
+        streams = bool(msgspec.json.decode(body, type=_Known).stream)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        message = f"line {number}: body should be a JSON object"
+        raise BadLineError("invalid_request", message, line.custom_id) from None
+    if streams:
+        message = f"line {number}: the lines of a batch are answered in one piece: leave stream out"
+        raise BadLineError("invalid_request", message, line.custom_id)
+    return Line(number, line.custom_id, line.url, body)
 
-    def close(self) -> None:
-        self._file.close()
+
+def _custom_id_of(content: bytes) -> str | None:
+    try:
+        custom_id = msgspec.json.decode(content, type=_Known).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return custom_id if isinstance(custom_id, str) else None

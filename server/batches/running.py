@@ -1,103 +1,88 @@
-"""Sends the lines of a batch to a server, so many at a time, until each has an answer."""
+"""Runs a batch: what is not answered yet goes out, so many lines at a time, and the answers into the output."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
-import aiohttp
-import msgspec
+from server.batches.lines import (
+    Answer,
+    BadLineError,
+    Line,
+    LineError,
+    OutputLine,
+    id_of,
+    numbered_lines,
+    read_line,
+)
+from server.batches.output import Output
 
-from server.batches.lines import Answered, AnswerFile, Asked, HttpAnswer, line_id, read_requests
-
-PATIENCE_SECONDS = 60.0
-"""How long a line waits between two tries where the server has too much to do, at most."""
-
-
-class ServerGoneError(RuntimeError):
-    """Nobody answers there; what is answered is in the file, and the batch can be resumed."""
-
-
-class Bar(Protocol):
-    """A progress bar: tqdm's."""
-
-    def update(self) -> object: ...
+Ask = Callable[[Line], Awaitable[Answer]]
 
 
-class Counts(NamedTuple):
-    """Of the lines of the input."""
+@dataclass(slots=True)
+class Counts:
+    """Lines of the input, by what became of them in this run."""
 
-    answered: int
+    answered: int = 0
     """With status 200."""
-    failed: int
-    skipped: int
-    """Those that an earlier run had answered, among both."""
+    failed: int = 0
+    """With another status, or with an error in place of a response."""
+    skipped: int = 0
+    """They were in the output before."""
 
 
 async def run_batch(
-    source: Path, target: Path, *, url: str, key: str | None, concurrency: int, bar: Bar
-) -> Counts:
-    """Answer each line of `source` once, in `target`. Raises `ServerGoneError` and OSError."""
-    answers = AnswerFile(target)
-    skipped = 0
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    connector = aiohttp.TCPConnector(limit=concurrency)
+    file: BinaryIO, output: Output, ask: Ask, counts: Counts, *, concurrency: int, tick: Callable[[], object]
+) -> None:
+    """Answer the lines of `file` that the output has not, with up to `concurrency` in flight. `tick` is called
+    for each line that is done with. What `ask` raises ends the run, and leaves the lines in flight to be done."""
+    lines = _to_do(file, output, counts, tick)
 
-    def lines() -> Iterator[Asked | Answered]:
-        nonlocal skipped
-        for line in read_requests(source):
-            if line.custom_id in answers.done:
-                skipped += 1
-                bar.update()
+    async def work() -> None:
+        for line in lines:  # all workers take from the same iterator
+            answer = await ask(line)
+            output.write(OutputLine(id_of(line.number), line.custom_id, response=answer))
+            if answer.status_code == 200:
+                counts.answered += 1
             else:
-                yield line
+                counts.failed += 1
+            tick()
 
-    queue = lines()
-
-    async def worker(session: aiohttp.ClientSession) -> None:
-        for line in queue:
-            answers.write(line if isinstance(line, Answered) else await _answer(session, url, line))
-            bar.update()
-
+    workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
     try:
-        async with (
-            aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session,
-            asyncio.TaskGroup() as workers,
-        ):
-            for _ in range(concurrency):
-                workers.create_task(worker(session))
-    except* ServerGoneError as errors:
-        raise ServerGoneError(str(errors.exceptions[0])) from errors
+        await asyncio.gather(*workers)
     finally:
-        answers.close()
-    return Counts(len(answers.done) - answers.num_failed, answers.num_failed, skipped)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _answer(session: aiohttp.ClientSession, url: str, line: Asked) -> Answered:
-    """Again, as long as the server has too much to do."""
-    while True:
+def _to_do(file: BinaryIO, output: Output, counts: Counts, tick: Callable[[], object]) -> Iterator[Line]:
+    """The lines to ask. Those that cannot be asked get their error on the way."""
+    seen: set[str] = set()
+    done_before = frozenset(output.answered)
+    for number, content in numbered_lines(file):
+        if id_of(number) in output.refused:
+            counts.skipped += 1
+            tick()
+            continue
         try:
-            async with session.post(
-                url + line.url, data=bytes(line.body), headers={"Content-Type": "application/json"}
-            ) as response:
-                body = await response.read()
-                if response.status in (429, 503):
-                    await asyncio.sleep(_wait(response.headers.get("Retry-After", "")))
-                    continue
-                request_id = response.headers.get("X-Request-Id", "")
-        except aiohttp.ClientConnectionError as error:
-            raise ServerGoneError(f"{url} does not answer ({error}): run the command again to go on") from error
-        try:
-            content = msgspec.json.decode(body, type=msgspec.Raw)
-        except msgspec.MsgspecError:  # a stream, which has no place in a line
-            return Answered.with_problem(
-                line.custom_id, "not_json", "the answer is no JSON: was a stream asked for?"
-            )
-        return Answered(line_id(), line.custom_id, HttpAnswer(response.status, request_id, content), None)
-
-
-def _wait(retry_after: str) -> float:
-    return min(PATIENCE_SECONDS, float(retry_after)) if retry_after.isdecimal() else 1.0
+            line = read_line(number, content)
+            if line.custom_id in seen:
+                message = f"line {number}: an earlier line has the custom_id {line.custom_id!r}"
+                raise BadLineError("duplicate_custom_id", message, line.custom_id)
+        except BadLineError as error:
+            reason = LineError(error.code, str(error))
+            output.write(OutputLine(id_of(number), error.custom_id, error=reason))
+            counts.failed += 1
+            tick()
+            continue
+        seen.add(line.custom_id)
+        if line.custom_id in done_before:
+            counts.skipped += 1
+            tick()
+            continue
+        yield line

@@ -23,11 +23,12 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     configure(config.log_level.upper(), config.log_format)
     from scheduler.engine.client import EngineStartError
     from server.api.responses_api.store import StoreError
+    from server.batches.store import BatchStoreError
     from server.http.spans import OtelMissingError
     from server.serving import CannotListenError, serve
 
     try:
         run_until_signal(serve(config))
-    except (EngineStartError, CannotListenError, OtelMissingError, StoreError) as error:
+    except (EngineStartError, CannotListenError, OtelMissingError, StoreError, BatchStoreError) as error:
         return complain(args, str(error))
     return 0

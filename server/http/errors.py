@@ -72,7 +72,8 @@ def as_api_error(error: Exception, request: web.Request) -> ApiError:
     return answer
 
 
-def _told(error: Exception, request: web.Request) -> ApiError:
+def told_of(error: Exception) -> ApiError | None:
+    """What is told of a refusal that does not depend on how the request came."""
     match error:
         case ApiError():
             return error
@@ -102,6 +103,14 @@ def _told(error: Exception, request: web.Request) -> ApiError:
             return ApiError(400, message, param=place(problems[0]) or None)
         case EngineDeadError():
             return ApiError(503, str(error), type="server_error", code="engine_dead")
+        case _:
+            return None
+
+
+def _told(error: Exception, request: web.Request) -> ApiError:
+    if (known := told_of(error)) is not None:
+        return known
+    match error:
         case web.HTTPMethodNotAllowed():
             allowed = " or ".join(sorted(error.allowed_methods))
             return ApiError(

@@ -191,6 +191,10 @@ class UserDirectory:
                 found = user
         return found
 
+    def named(self, name: str) -> User | None:
+        """The user of this name, if there is one with a key."""
+        return next((user for _, user in self._keys if user.name == name), None)
+
     async def watch(self) -> None:
         """Follow the file's changes, until cancelled."""
         await keep_running(f"following the changes of {self._file}", self._follow)

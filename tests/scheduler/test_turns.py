@@ -8,8 +8,9 @@ import pytest
 
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import Request
+from scheduler.request import CLASS_DISTANCE, Request
 from scheduler.sampling_params import SamplingParams
+from tests.scheduler.test_fair import Users, fair_scheduler
 from tests.scheduler.test_scheduler import make_scheduler, sampled
 
 
@@ -69,3 +70,28 @@ def test_a_few_streams_all_decode_beside_long_prompts() -> None:
         assert sum(chunk.samples for chunk in plan.chunks) == 8
         assert plan.num_tokens == pytest.approx(40, abs=4)
         scheduler.commit(plan, sampled(plan))
+
+
+def test_who_gets_leftovers_leaves_room_for_whoever_comes_and_most_of_a_step_to_whoever_is_there() -> None:
+    users = Users(fair_scheduler(seats=64, budget=256))
+    users.scheduler.turns = Turns(cost_of(0.001), 0.04)
+    users.send("batch", 4, 300, count=60, priority=CLASS_DISTANCE)
+    for _ in range(20):
+        users.step()
+    for _ in range(80):
+        assert users.step().num_tokens <= 24, "a guest could come at any time"
+    assert len(users.seats) == 1
+    users.send("guest", 20, 50)
+    users.send("guest", 300, 50)
+    users.step()
+    before = Counter({key: each.num_computed_tokens for key, each in users.scheduler.running.items()})
+    while users.live["guest"]:
+        plan = users.step()
+        of_batch = [chunk.length for chunk in plan.chunks if chunk.sequence.request.user == "batch"]
+        assert 0 < sum(of_batch) <= 8
+    gained = {each.num_computed_tokens - before[key] for key, each in users.scheduler.running.items()}
+    assert max(gained) - min(gained) <= 1, "they take turns"
+    users.send("batch", 500, 10, priority=CLASS_DISTANCE)
+    for _ in range(300):
+        users.step()
+    assert users.live["batch"] < 61

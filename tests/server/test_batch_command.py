@@ -1,4 +1,4 @@
-"""`carousel batch`: every line answered once, whatever happens meanwhile."""
+"""`carousel batch` on the real model: killed and run again, bad lines, an engine of its own."""
 
 from __future__ import annotations
 
@@ -7,122 +7,130 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from server.batches.lines import Answered, AnswerFile, NoAnswerFileError
-from tests.server.serving import CAROUSEL, Server, carousel, environment
+from server.batches.lines import OutputLine, id_of
+from server.batches.output import Output, OutputError
+from tests.server.conftest import MODEL
+from tests.server.serving import CAROUSEL, Json, Server, carousel, environment
 
-Json = dict[str, Any]
-
-
-def line(number: int, **body: Any) -> Json:
-    body = {"prompt": f"{number} is", "max_tokens": 2, "temperature": 0} | body
-    return {"custom_id": f"n{number}", "method": "POST", "url": "/v1/completions", "body": body}
+NUM_LINES = 40
 
 
-def write(path: Path, lines: list[Json | str]) -> None:
-    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in lines))
+def line(custom_id: str, url: str = "/v1/completions", **body: object) -> Json:
+    asked = {"model": MODEL, "prompt": f"{custom_id} is", "max_tokens": 8, "ignore_eos": True}
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": asked | body}
 
 
-def answers(path: Path) -> list[Json]:
-    return [json.loads(each) for each in path.read_text().splitlines()]
+def write(path: Path, *lines: Json | str) -> Path:
+    path.write_text("".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in lines))
+    return path
 
 
-def test_a_batch_that_is_killed_twice_answers_every_line_once(tmp_path: Path, server: Server) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write(source, [line(number, max_tokens=24, ignore_eos=True) for number in range(60)])
-    command = [str(CAROUSEL), "batch", str(source), str(target), "--url", server.url, "--concurrency", "4"]
-    for part in (10, 25):
-        process = subprocess.Popen(
-            command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        while not (target.exists() and target.read_text().count("\n") >= part):
+def read(path: Path) -> list[Json]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def kill_at(num_lines: int, output: Path, *arguments: str) -> None:
+    """Run a batch until its output has so many whole lines, and kill it."""
+    with subprocess.Popen(
+        [CAROUSEL, "batch", *arguments], env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not output.exists() or output.read_bytes().count(b"\n") < num_lines:
             assert process.poll() is None
-            time.sleep(0.01)
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         process.kill()
-        process.wait()
-        with target.open("a") as file:
-            file.write('{"id":"batch_req_1","custom_id":"n5')  # as a kill within a line leaves it
-    done = carousel("batch", str(source), str(target), "--url", server.url)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("60 answered, 0 failed")
-    assert "60/60" in done.stderr
-    found = answers(target)
-    assert Counter(each["custom_id"] for each in found) == {f"n{number}": 1 for number in range(60)}
-    assert all(each["response"]["body"]["usage"]["completion_tokens"] == 24 for each in found)
 
 
-def test_with_a_server_of_its_own_and_lines_that_are_none(tmp_path: Path, model_path: str) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    chat = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12}
+def test_killed_twice_every_line_is_answered_once(server: Server, tmp_path: Path) -> None:
+    lines = [line(f"line-{number}") for number in range(NUM_LINES)]
+    source, output = write(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
+    arguments = [str(source), str(output), "--url", server.url, "--concurrency", "2"]
+    for num_lines in (5, 15):
+        kill_at(num_lines, output, *arguments)
+        num_answered = output.read_bytes().count(b"\n")
+        assert num_answered < NUM_LINES
+        with output.open("ab") as file:  # as a kill in the middle of a write leaves it
+            file.write(b'{"id":"batch_req_9","cus')
+    result = carousel("batch", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{NUM_LINES - num_answered} answered, 0 failed, {num_answered} skipped\n"
+    answers = read(output)
+    assert Counter(answer["custom_id"] for answer in answers) == Counter(asked["custom_id"] for asked in lines)
+    for answer in answers:
+        assert answer["error"] is None
+        assert answer["response"]["status_code"] == 200
+        assert answer["response"]["request_id"]
+        assert answer["response"]["body"]["usage"]["completion_tokens"] == 8
+
+
+def test_a_bad_line_gets_its_error_once_and_stops_no_other(server: Server, tmp_path: Path) -> None:
     lines: list[Json | str] = [
-        line(0),
-        "{",
-        line(0),
-        "",
-        {"custom_id": "elsewhere", "method": "POST", "url": "/v1/images", "body": {}},
-        {"custom_id": "chat", "method": "POST", "url": "/v1/chat/completions", "body": chat | {"temperature": 0}},
-        line(9, max_tokens=-1),
+        line("good"),
+        "{not JSON",
+        line("good", prompt="Again"),
+        line("elsewhere", url="/v1/embeddings"),
+        line("streamed", stream=True),
+        line("refused", max_tokens=-1),
+        '{"custom_id": "empty", "method": "POST", "url": "/v1/completions"}',
     ]
-    write(source, lines)
-    done = carousel("batch", str(source), str(target), "--kv-cache-memory", "64MB")
-    assert done.returncode == 1
-    assert done.stdout.startswith("2 answered, 4 failed, 0 of them before")
-    found = {each["custom_id"]: each for each in answers(target)}
-    assert found["chat"]["response"]["body"]["choices"][0]["message"]["content"]
-    assert found["chat"]["response"]["request_id"]
-    assert found["n9"]["response"]["status_code"] == 400
-    assert {name: each["error"]["code"] for name, each in found.items() if each["error"]} == {
-        "line-2": "invalid_line",
-        "line-3": "duplicate_custom_id",
-        "elsewhere": "invalid_url",
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    last = {"custom_id": "chat", "method": "POST", "url": "/v1/chat/completions", "body": {"model": MODEL} | chat}
+    source, output = write(tmp_path / "in.jsonl", *lines, last), tmp_path / "out.jsonl"
+    result = carousel("batch", str(source), str(output), "--url", server.url)
+    assert (result.returncode, result.stdout) == (1, "2 answered, 6 failed, 0 skipped\n"), result.stderr
+    answers = {answer["id"]: answer for answer in read(output)}
+    assert len(answers) == len(lines) + 1
+    codes = {number: answers[id_of(number)]["error"]["code"] for number in (2, 3, 4, 5, 7)}
+    assert codes == {
+        2: "invalid_json",
+        3: "duplicate_custom_id",
+        4: "invalid_url",
+        5: "invalid_request",
+        7: "invalid_request",
     }
-    again = carousel("batch", str(source), str(target), "--url", "http://127.0.0.1:1")
-    assert again.stdout.startswith("2 answered, 4 failed, 6 of them before"), "nothing is left to ask"
+    assert answers[id_of(7)]["custom_id"] == "empty"
+    assert answers[id_of(6)]["response"]["status_code"] == 400
+    assert answers[id_of(6)]["response"]["body"]["error"]["param"] == "max_tokens"
+    assert answers[id_of(8)]["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+
+    before = output.read_bytes()
+    result = carousel("batch", str(source), str(output), "--url", server.url)
+    assert (result.returncode, result.stdout) == (1, "0 answered, 0 failed, 8 skipped\n")
+    assert output.read_bytes() == before
 
 
-def test_a_server_that_is_gone(tmp_path: Path) -> None:
-    write(tmp_path / "in.jsonl", [line(1)])
-    done = carousel(
-        "batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", "http://127.0.0.1:1"
-    )
-    assert done.returncode == 1
-    assert "does not answer" in done.stderr
-    assert "run the command again" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_engine_of_its_own(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", line("one"), line("two")), tmp_path / "out.jsonl"
+    result = carousel("batch", str(source), str(output), "--kv-cache-memory", "64MB")
+    assert (result.returncode, result.stdout) == (0, "2 answered, 0 failed, 0 skipped\n"), result.stderr
+    assert {answer["custom_id"] for answer in read(output)} == {"one", "two"}
 
 
-TORN = [b"", b'{"id"', b'{"id":"batch_req_b","custom_id":"x","response":null,"error":null}']
+def test_without_a_server_nothing_is_written(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", line("one")), tmp_path / "out.jsonl"
+    result = carousel("batch", str(source), str(output), "--url", "http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "http://127.0.0.1:9 does not answer" in result.stderr
+    assert output.read_bytes() == b""
 
 
-@pytest.mark.parametrize("torn", TORN)
-def test_what_is_torn_is_cut_off(tmp_path: Path, torn: bytes) -> None:
-    path = tmp_path / "out.jsonl"
-    file = AnswerFile(path)
-    file.write(Answered.with_problem("a", "code", "message"))
-    file.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn)
-    assert AnswerFile(path).done == {"a"}
-    assert path.read_bytes() == whole
+def test_a_file_that_is_no_output_stays_as_it_is(tmp_path: Path) -> None:
+    source, notes = write(tmp_path / "in.jsonl", line("one")), tmp_path / "notes.txt"
+    for content in ("My notes", "My notes\n"):
+        notes.write_text(content)
+        result = carousel("batch", str(source), str(notes), "--url", "http://127.0.0.1:9")
+        assert result.returncode == 1
+        assert "line 1 is not of a batch's output" in result.stderr
+        assert notes.read_text() == content
+    assert "is the input" in carousel("batch", str(source), str(source)).stderr
 
 
-@pytest.mark.parametrize("content", [b"a text\n", b"a text", b'{"custom_id": "n1", "url": "/v1/completions"}\n'])
-def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "mine"
-    path.write_bytes(content)
-    with pytest.raises(NoAnswerFileError, match="not the output of a batch"):
-        AnswerFile(path)
-    assert path.read_bytes() == content
-
-
-def test_the_input_is_not_the_output(tmp_path: Path) -> None:
-    path = tmp_path / "in.jsonl"
-    write(path, [line(1)])
-    before = path.read_bytes()
-    done = carousel("batch", str(path), str(path), "--url", "http://127.0.0.1:1")
-    assert done.returncode == 1
-    assert "is not the output of a batch" in done.stderr
-    assert path.read_bytes() == before
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    with Output(tmp_path / "out.jsonl") as output:
+        output.write(OutputLine(id_of(1), "one"))
+        with pytest.raises(OutputError, match="another"), Output(tmp_path / "out.jsonl"):
+            pass

@@ -30,10 +30,11 @@ class Deleted(msgspec.Struct, frozen=True):
 
 
 async def create_response(request: web.Request) -> web.StreamResponse:
-    return await answer(request, partial(_understand, user_of(request).name), prompt_field="input")
+    return await answer(request, partial(understand_response, user_of(request).name), prompt_field="input")
 
 
-def _understand(user: str, app: web.Application, content: bytes) -> Asked:
+def understand_response(user: str, app: web.Application, content: bytes) -> Asked:
+    """Raises whatever is wrong with the request. May be called in a thread."""
     content = known_fields(app, content, ResponsesRequest)
     long = {"input": TEXT_OR_LIST, "instructions": TEXT, "tools": LIST, "text": OBJECT}
     check_fields(content, ResponsesRequest, long, longest_sequence(app[ENGINE].info))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, TokenizeRequest
 from server.app_keys import CONFIG
+from server.batches.batch_endpoints import BatchRequest
 
 BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
@@ -22,18 +24,30 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/responses": (ResponsesRequest, "Continue a conversation, as items"),
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountRequest, "How many tokens a conversation has"),
+    "/v1/batches": (BatchRequest, "Answer the lines of a file, from what others leave (--batches)"),
     "/tokenize": (TokenizeRequest, "The tokens of a text, or of a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of tokens"),
 }
-READS = {
-    "/v1/models": "What is served",
-    "/v1/usage": "What the caller used, day by day",
-    "/health": "Whether requests can be served",
-    "/version": "Of Carousel",
-    "/ping": "Whether anybody is there",
-    "/load": "How many requests are being answered or wait",
-    "/metrics": "For Prometheus",
+WITHOUT_BODIES: dict[tuple[str, str], str] = {
+    ("get", "/v1/models"): "What is served",
+    ("get", "/v1/models/{id}"): "One of the names that it has",
+    ("get", "/v1/usage"): "What the caller used, day by day",
+    ("get", "/v1/responses/{id}"): "A response that was kept (--store)",
+    ("delete", "/v1/responses/{id}"): "Forget a response",
+    ("get", "/v1/files"): "The caller's files (--batches)",
+    ("get", "/v1/files/{id}"): "What is known of a file",
+    ("get", "/v1/files/{id}/content"): "A file itself",
+    ("delete", "/v1/files/{id}"): "Delete a file",
+    ("get", "/v1/batches"): "The caller's batches (--batches)",
+    ("get", "/v1/batches/{id}"): "How far a batch is",
+    ("post", "/v1/batches/{id}/cancel"): "End a batch; what is answered stays",
+    ("get", "/health"): "Whether requests can be served",
+    ("get", "/version"): "Of Carousel",
+    ("get", "/ping"): "Whether anybody is there",
+    ("get", "/load"): "How many requests are being answered or wait",
+    ("get", "/metrics"): "For Prometheus",
 }
+PAGED = ("/v1/files", "/v1/batches")
 ERROR = {
     "type": "object",
     "properties": {
@@ -76,7 +90,7 @@ def specification(root_path: str, *, has_users: bool) -> dict[str, Any]:
         path: {
             "post": {
                 "summary": summary,
-                "operationId": path.strip("/").replace("/", "_"),
+                "operationId": _name(path),
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": pairs[(model, "validation")]}},
@@ -86,16 +100,19 @@ def specification(root_path: str, *, has_users: bool) -> dict[str, Any]:
         }
         for path, (model, summary) in BODIES.items()
     }
-    for path, summary in READS.items():
-        paths[path] = {
-            "get": {
-                "summary": summary,
-                "operationId": path.strip("/").replace("/", "_"),
-                "responses": {
-                    "200": _answer("The answer"),
-                    **{name: refusals[name] for name in ("401", "500", "503")},
-                },
-            }
+    paths["/v1/files"] = {"post": _upload(refusals)}
+    for (method, path), summary in WITHOUT_BODIES.items():
+        parameters = [_parameter("id", "path", "string")] if "{id}" in path else []
+        if path in PAGED:
+            parameters = [_parameter("limit", "query", "integer"), _parameter("after", "query", "string")]
+        paths.setdefault(path, {})[method] = {
+            "summary": summary,
+            "operationId": _name(f"{method} {path}"),
+            "parameters": parameters,
+            "responses": {
+                "200": _answer("The answer"),
+                **{name: refusals[name] for name in ("400", "401", "404", "500", "503")},
+            },
         }
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -108,6 +125,25 @@ def specification(root_path: str, *, has_users: bool) -> dict[str, Any]:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document
+
+
+def _name(place: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", place).strip("_")
+
+
+def _parameter(name: str, place: str, kind: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": {"type": kind}}
+
+
+def _upload(refusals: dict[str, Any]) -> dict[str, Any]:
+    fields = {"purpose": {"const": "batch"}, "file": {"type": "string", "contentMediaType": "application/jsonl"}}
+    schema = {"type": "object", "properties": fields, "required": list(fields)}
+    return {
+        "summary": "Send a file of requests (--batches)",
+        "operationId": "upload_file",
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
+        "responses": {"200": _answer("What is known of it"), **refusals},
+    }
 
 
 def _answer(meaning: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""`/v1/batches`."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict
+
+from server.app_keys import user_of
+from server.batches.file_endpoints import find_file, page, store_of
+from server.batches.lines import numbered_lines
+from server.batches.runner import RUNNER, new_batch
+from server.batches.store import UNFINISHED, Batch
+from server.http.body import read_body
+from server.http.errors import ApiError
+from server.http.json import json_response
+
+MAX_UNFINISHED = 20
+"""Batches of one user."""
+
+
+class BatchRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    completion_window: Literal["24h"]
+    metadata: dict[str, str] | None = None
+
+
+async def create_batch(request: web.Request) -> web.Response:
+    """Raises `ApiError` and `pydantic.ValidationError`."""
+    store, user = store_of(request), user_of(request).name
+    body = BatchRequest.model_validate_json(await read_body(request))
+    file = find_file(request, body.input_file_id, "input_file_id")
+    if sum(owner == user for owner, _ in store.unfinished()) >= MAX_UNFINISHED:
+        raise ApiError(400, f"{MAX_UNFINISHED} of your batches are not done yet, as many as there may be")
+    with store.path(file.id).open("rb") as content:
+        total = sum(1 for _ in numbered_lines(content))
+    batch = new_batch(body.endpoint, file.id, body.completion_window, body.metadata, total)
+    store.keep_batch(user, batch)
+    request.app[RUNNER].start(user, batch)
+    return json_response(batch)
+
+
+def _found(request: web.Request) -> Batch:
+    batch_id = request.match_info["id"]
+    for batch in store_of(request).batches(user_of(request).name):
+        if batch.id == batch_id:
+            return batch
+    raise ApiError(404, f"there is no batch {batch_id[:100]!r}", code="not_found")
+
+
+async def get_batch(request: web.Request) -> web.Response:
+    return json_response(_found(request))
+
+
+async def list_batches(request: web.Request) -> web.Response:
+    return page(request, store_of(request).batches(user_of(request).name))
+
+
+async def cancel_batch(request: web.Request) -> web.Response:
+    """What is answered by then stays in the output."""
+    runner = request.app[RUNNER] if _found(request).status in UNFINISHED else None
+    if runner is not None:
+        await runner.stop(request.match_info["id"])
+    batch = _found(request)  # it may have ended meanwhile
+    if batch.status in UNFINISHED:
+        batch.status, batch.cancelled_at = "cancelled", int(time.time())
+        batch.cancelling_at = batch.cancelled_at
+        request.app[RUNNER].conclude(user_of(request).name, batch)
+    return json_response(batch)

@@ -1,0 +1,201 @@
+"""Runs the batches of a server's users, each user's one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from server.api.chat import understand_chat
+from server.api.completions import understand_completion
+from server.api.generation import Understand, answer_in_background
+from server.api.responses_api.endpoint import understand_response
+from server.app_keys import CONFIG, USERS
+from server.batches.lines import Answer, Line
+from server.batches.output import Output, split
+from server.batches.running import Counts, run_batch
+from server.batches.store import (
+    BATCHES,
+    LIFETIME_SECONDS,
+    Batch,
+    RequestCounts,
+    StoredFile,
+    new_file_id,
+)
+from server.http.errors import ApiError, told_of
+from server.http.json import encode
+from server.http.record import RequestRecord
+from server.users.directory import ANONYMOUS, User
+
+MAX_CONCURRENCY = 64
+_ACCOUNT = "+batch"
+"""No user's name can end so."""
+
+logger = logging.getLogger(__name__)
+
+
+class _UserGoneError(Exception):
+    """Whose batch it is may not use the server any more."""
+
+
+def _endpoint(url: str, user: str) -> tuple[Understand, str]:
+    """Who understands what is sent there, and in which field the prompt is."""
+    match url:
+        case "/v1/chat/completions":
+            return understand_chat, "messages"
+        case "/v1/completions":
+            return understand_completion, "prompt"
+        case "/v1/responses":
+            return partial(understand_response, user), "input"
+    raise AssertionError(url)
+
+
+def owner_of(account: str) -> str:
+    """The user whose requests are on an engine's account."""
+    return account.removesuffix(_ACCOUNT)
+
+
+class BatchRunner:
+    """The tasks that run batches."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._app = app
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, user: str, batch: Batch) -> None:
+        task = asyncio.create_task(self._run(user, batch))
+        self._tasks[batch.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(batch.id, None))
+
+    async def stop(self, batch_id: str) -> None:
+        """Until it does not run any more. What it has written stays."""
+        if (task := self._tasks.get(batch_id)) is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def stop_all(self) -> None:
+        for batch_id in list(self._tasks):
+            await self.stop(batch_id)
+
+    async def _run(self, user: str, batch: Batch) -> None:
+        async with self._turns.setdefault(user, asyncio.Lock()):
+            try:
+                await self._answer(user, batch)
+                batch.status, batch.completed_at = "completed", int(time.time())
+            except Exception:
+                logger.exception("the batch %s of %s failed", batch.id, user)
+                batch.status, batch.failed_at = "failed", int(time.time())
+            self.conclude(user, batch)
+
+    async def _answer(self, user: str, batch: Batch) -> None:
+        store = self._app[BATCHES]
+
+        async def ask(line: Line) -> Answer:
+            return await self._ask(self._user(user), batch.endpoint, line)
+
+        counts = batch.request_counts
+
+        def tick() -> None:
+            counts.completed = len(output.answered) + len(output.refused) - output.num_failed
+            counts.failed = output.num_failed
+            store.keep_batch(user, batch)
+
+        assert batch.output_file_id is not None
+        source = store.path(batch.input_file_id)
+        with Output(store.path(batch.output_file_id)) as output, source.open("rb") as file:
+            seats = min(MAX_CONCURRENCY, self._app[CONFIG].max_num_seqs)
+            await run_batch(file, output, ask, Counts(), concurrency=seats, tick=tick)
+
+    def _user(self, name: str) -> User:
+        if self._app[CONFIG].users is None:
+            return ANONYMOUS
+        user = self._app[USERS].named(name)
+        if user is None or user.disabled:
+            raise _UserGoneError(name)
+        return user
+
+    async def _ask(self, user: User, endpoint: str, line: Line) -> Answer:
+        while True:
+            record = RequestRecord(uuid.uuid4().hex)
+            try:
+                if line.url != endpoint:
+                    raise ApiError(400, f"the batch is for {endpoint}, not {line.url}", param="url")
+                understand, prompt_field = _endpoint(line.url, user.name)
+                body = await answer_in_background(
+                    self._app,
+                    user,
+                    user.name + _ACCOUNT,
+                    line.body,
+                    understand,
+                    record,
+                    prompt_field=prompt_field,
+                )
+            except Exception as error:
+                told = told_of(error)
+                if told is None:
+                    raise
+                if told.status not in (429, 503):
+                    return Answer(told.status, record.request_id, msgspec.Raw(encode(told.body)))
+                await asyncio.sleep(float((told.headers or {}).get("Retry-After", "1")))
+            else:
+                return Answer(200, record.request_id, msgspec.Raw(encode(body)))
+
+    def conclude(self, user: str, batch: Batch) -> None:
+        """Keep how it ended, and its answers and its failures as files."""
+        store = self._app[BATCHES]
+        assert batch.output_file_id is not None
+        output = store.path(batch.output_file_id)
+        if output.exists() and split(output, failures := output.with_suffix(".failures")):
+            batch.error_file_id = new_file_id()
+            failures.replace(store.path(batch.error_file_id))
+            store.keep_file(user, self._file(batch, batch.error_file_id, "error"))
+        if output.exists():
+            store.keep_file(user, self._file(batch, batch.output_file_id, "output"))
+        else:
+            batch.output_file_id = None
+        store.keep_batch(user, batch)
+
+    def _file(self, batch: Batch, file_id: str, kind: str) -> StoredFile:
+        now, size = int(time.time()), self._app[BATCHES].path(file_id).stat().st_size
+        name = f"{batch.id}_{kind}.jsonl"
+        return StoredFile(file_id, size, now, name, "batch_output", now + LIFETIME_SECONDS)
+
+
+RUNNER = web.AppKey("batch_runner", BatchRunner)
+
+
+async def batches_lifetime(app: web.Application) -> AsyncIterator[None]:
+    """For `cleanup_ctx`: what was running goes on where it was."""
+    store = app[BATCHES]
+    store.forget_old()
+    app[RUNNER] = BatchRunner(app)
+    for user, batch in store.unfinished():
+        app[RUNNER].start(user, batch)
+    yield
+    await app[RUNNER].stop_all()
+    store.close()
+
+
+def new_batch(
+    endpoint: str, input_file_id: str, window: str, metadata: dict[str, str] | None, total: int
+) -> Batch:
+    """A batch that is to be started."""
+    now = int(time.time())
+    return Batch(
+        f"batch_{uuid.uuid4().hex}",
+        input_file_id,
+        endpoint,
+        window,
+        now,
+        now,
+        metadata,
+        output_file_id=new_file_id(),
+        request_counts=RequestCounts(total),
+    )

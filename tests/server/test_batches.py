@@ -1,0 +1,99 @@
+"""`/v1/files` and `/v1/batches` through the openai SDK: two users, and a restart in the middle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import Batch
+
+from tests.server.serving import Server
+from tests.server.test_batch_command import line
+from tests.server.users_server import UsersServer
+
+NUM_LINES = 30
+
+
+def client_of(server: UsersServer, name: str) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=server.keys[name], max_retries=0)
+
+
+def until(client: OpenAI, batch: Batch, num_completed: int) -> Batch:
+    deadline = time.monotonic() + 60
+    while True:
+        batch = client.batches.retrieve(batch.id)
+        assert batch.request_counts is not None
+        if batch.request_counts.completed >= num_completed:
+            return batch
+        assert batch.status == "in_progress"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def until_done(client: OpenAI, batch: Batch) -> Batch:
+    deadline = time.monotonic() + 60
+    while (batch := client.batches.retrieve(batch.id)).status == "in_progress":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return batch
+
+
+def start(client: OpenAI, num_lines: int, max_tokens: int) -> Batch:
+    lines = [line(f"line-{number}", max_tokens=max_tokens) for number in range(num_lines)]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    assert file.bytes == len(content)
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"of": "a test"}
+    )
+
+
+def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_path: str) -> None:
+    flags = ["--batches", str(tmp_path / "batches"), "--max-num-seqs", "2", "--kv-cache-memory", "64MB"]
+    server = UsersServer(tmp_path, {"alice": {}, "bob": {}}, *flags)
+    with server, client_of(server, "alice") as alice:
+        batch = until(alice, start(alice, NUM_LINES, max_tokens=8), 3)
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed < NUM_LINES
+        server.stop(signal.SIGKILL)
+        server.__enter__()
+    with server, client_of(server, "alice") as alice, client_of(server, "bob") as bob:
+        batch = until_done(alice, batch)
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.to_dict() == {"total": NUM_LINES, "completed": NUM_LINES, "failed": 0}
+        assert batch.metadata == {"of": "a test"}
+        assert batch.output_file_id is not None
+        answers = [json.loads(text) for text in alice.files.content(batch.output_file_id).iter_lines()]
+        assert Counter(answer["custom_id"] for answer in answers) == Counter(f"line-{n}" for n in range(NUM_LINES))
+        assert all(answer["response"]["status_code"] == 200 for answer in answers)
+        assert [file.purpose for file in alice.files.list()] == ["batch_output", "batch"]
+
+        assert list(bob.files.list()) == []
+        assert list(bob.batches.list()) == []
+        for forbidden in (bob.files.content, bob.files.retrieve, bob.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                forbidden(batch.output_file_id)
+        with pytest.raises(openai.NotFoundError):
+            bob.batches.cancel(batch.id)
+        with pytest.raises(openai.NotFoundError):
+            bob.batches.create(
+                input_file_id=batch.input_file_id, endpoint="/v1/completions", completion_window="24h"
+            )
+
+        long = start(bob, 4, max_tokens=2000)
+        assert bob.batches.cancel(long.id).status == "cancelled"
+        assert alice.files.delete(batch.input_file_id).deleted
+        with pytest.raises(openai.NotFoundError):
+            alice.files.retrieve(batch.input_file_id)
+
+
+def test_without_a_folder_it_is_said_how_to_have_one(server: Server) -> None:
+    with server.client() as client, pytest.raises(openai.NotFoundError, match="--batches FOLDER"):
+        client.batches.list()
