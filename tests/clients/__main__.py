@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ SCRIPT_SECONDS = 600
 class Outcome:
     client: str
     requirement: str
-    """With its version, as pip takes it."""
+    """With its version, as pip or npm takes it."""
     result: str
     """`ok`, `failed` or `not installable`."""
     output: str
@@ -35,14 +36,15 @@ class Outcome:
 
 def main(names: list[str]) -> int:
     """Run the scripts of these names, or all of them; the exit status is 1 if one fails."""
-    clients = names or sorted(path.stem.removeprefix("with_") for path in HERE.glob("with_*.py"))
-    if missing := [name for name in clients if not _script(name).exists()]:
+    scripts = {path.stem.removeprefix("with_"): path for path in sorted(HERE.glob("with_*"))}
+    if missing := [name for name in names if name not in scripts]:
         print(f"there is no script for {', '.join(missing)}", file=sys.stderr)
         return 2
     BUILD.mkdir(parents=True, exist_ok=True)
     memory = ["--kv-cache-memory", "64MB"]
+    short = ["--max-model-len", "256"]  # what schemathesis makes up often gives no limit of its own
     with (
-        Server(BUILD / "server.log", "--model", MODEL, *memory) as small,
+        Server(BUILD / "server.log", "--model", MODEL, *memory, *short) as small,
         Server(BUILD / "tools-server.log", "--model", TOOLS_MODEL, *memory) as tools,
     ):
         env = environment(
@@ -55,23 +57,22 @@ def main(names: list[str]) -> int:
             }
         )
         env.pop("PYTHONPATH", None)  # the clients' environments are their own
-        outcomes = [_run(client, env) for client in clients]
+        outcomes = [_run(client, scripts[client], env) for client in names or scripts]
     _print(outcomes)
     return int(any(outcome.result == "failed" for outcome in outcomes))
 
 
-def _script(client: str) -> Path:
-    return HERE / f"with_{client}.py"
-
-
-def _run(client: str, env: Mapping[str, str]) -> Outcome:
+def _run(client: str, script: Path, env: Mapping[str, str]) -> Outcome:
     requirement = (HERE / "requirements" / f"{client}.txt").read_text().strip()
-    if problem := _install(client, requirement):
+    install, command = (
+        (_npm, ["node"]) if script.suffix == ".cjs" else (_pip, [str(BUILD / client / "bin/python")])
+    )
+    if problem := _install(install, BUILD / client, requirement):
         return Outcome(client, requirement, "not installable", problem)
     try:
         done = subprocess.run(
-            [BUILD / client / "bin/python", _script(client)],
-            env=env,
+            [*command, script],
+            env={**env, "NODE_PATH": str((BUILD / client / "node_modules").resolve())},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -83,28 +84,34 @@ def _run(client: str, env: Mapping[str, str]) -> Outcome:
     return Outcome(client, requirement, "failed" if done.returncode else "ok", done.stdout)
 
 
-def _install(client: str, requirement: str) -> str:
+def _install(install: Callable[[Path, str], list[str]], folder: Path, requirement: str) -> str:
     """Make the environment if it is not there for this very requirement. Returns what went wrong, if anything."""
-    folder = BUILD / client
     ready = folder / "ready"
     if ready.exists() and ready.read_text() == requirement:
         return ""
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    command = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         done = subprocess.run(
-            [*command, *requirement.split()],
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_SECONDS,
-            check=False,
+            install(folder, requirement), capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"pip took more than {INSTALL_SECONDS} s"
+        return f"it took more than {INSTALL_SECONDS} s"
+    except FileNotFoundError as error:
+        return str(error)
     if done.returncode:
         return done.stderr
     ready.write_text(requirement)
     return ""
+
+
+def _pip(folder: Path, requirement: str) -> list[str]:
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *requirement.split()]
+
+
+def _npm(folder: Path, requirement: str) -> list[str]:
+    folder.mkdir()
+    return ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *requirement.split()]
 
 
 def _print(outcomes: list[Outcome]) -> None:

@@ -23,7 +23,12 @@ client = Anthropic(base_url=TOOLS_URL, api_key="none", max_retries=0)
 tools = [{"name": "get_weather", "description": "The weather now", "input_schema": WEATHER}]
 turns = [{"role": "user", "content": ASK}]
 asked = client.messages.create(
-    model=TOOLS_MODEL, max_tokens=100, messages=turns, tools=tools, tool_choice={"type": "any", "disable_parallel_tool_use": True}, extra_body=GREEDY
+    model=TOOLS_MODEL,
+    max_tokens=100,
+    messages=turns,
+    tools=tools,
+    tool_choice={"type": "any", "disable_parallel_tool_use": True},
+    extra_body=GREEDY,
 )
 use = asked.content[-1]
 check("a tool is used", asked.stop_reason == "tool_use" and "city" in use.input, asked)
