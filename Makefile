@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test prove sanitize compare lint lock venv clean
+.PHONY: help serve test clients prove sanitize compare lint lock venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -13,6 +13,9 @@ serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 90
 
 test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
 	$(BIN)/python -m pytest $(ARGS)
+
+clients: venv ## Try other people's clients, each in an environment of its own (ARGS="openai litellm" picks some)
+	$(BIN)/python -m tests.clients $(ARGS)
 
 prove: venv ## Same bits and right tokens with the default model, in every build and mode (a quarter of an hour)
 	$(BIN)/python -m benchmarks.prove $(ARGS)

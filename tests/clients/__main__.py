@@ -1,0 +1,128 @@
+"""Starts the servers, runs every script in an environment of its own, and prints a table of what came of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from scheduler.models.model_source import resolve_model
+from tests.server.serving import Server, environment
+
+HERE = Path(__file__).parent
+BUILD = Path("build/clients")
+MODEL = "SmolLM2-135M-Instruct"
+TOOLS_MODEL = "Qwen2.5-Coder-0.5B-Instruct"
+INSTALL_SECONDS = 240
+SCRIPT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    client: str
+    requirement: str
+    """With its version, as pip or npm takes it."""
+    result: str
+    """`ok`, `failed` or `not installable`."""
+    output: str
+
+
+def main(names: list[str]) -> int:
+    """Run the scripts of these names, or all of them; the exit status is 1 if one fails."""
+    scripts = {path.stem.removeprefix("with_"): path for path in sorted(HERE.glob("with_*"))}
+    if missing := [name for name in names if name not in scripts]:
+        print(f"there is no script for {', '.join(missing)}", file=sys.stderr)
+        return 2
+    BUILD.mkdir(parents=True, exist_ok=True)
+    memory = ["--kv-cache-memory", "64MB"]
+    short = ["--max-model-len", "256"]  # what schemathesis makes up often gives no limit of its own
+    with (
+        Server(BUILD / "server.log", "--model", MODEL, *memory, *short) as small,
+        Server(BUILD / "tools-server.log", "--model", TOOLS_MODEL, *memory) as tools,
+    ):
+        env = environment(
+            {
+                "CAROUSEL_URL": small.url,
+                "CAROUSEL_MODEL": MODEL,
+                "CAROUSEL_TOKENIZER": str(resolve_model(MODEL)),
+                "CAROUSEL_TOOLS_URL": tools.url,
+                "CAROUSEL_TOOLS_MODEL": TOOLS_MODEL,
+            }
+        )
+        env.pop("PYTHONPATH", None)  # the clients' environments are their own
+        outcomes = [_run(client, scripts[client], env) for client in names or scripts]
+    _print(outcomes)
+    return int(any(outcome.result == "failed" for outcome in outcomes))
+
+
+def _run(client: str, script: Path, env: Mapping[str, str]) -> Outcome:
+    requirement = (HERE / "requirements" / f"{client}.txt").read_text().strip()
+    install, command = (
+        (_npm, ["node"]) if script.suffix == ".cjs" else (_pip, [str(BUILD / client / "bin/python")])
+    )
+    if problem := _install(install, BUILD / client, requirement):
+        return Outcome(client, requirement, "not installable", problem)
+    try:
+        done = subprocess.run(
+            [*command, script],
+            env={**env, "NODE_PATH": str((BUILD / client / "node_modules").resolve())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SCRIPT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(client, requirement, "failed", f"took more than {SCRIPT_SECONDS} s")
+    return Outcome(client, requirement, "failed" if done.returncode else "ok", done.stdout)
+
+
+def _install(install: Callable[[Path, str], list[str]], folder: Path, requirement: str) -> str:
+    """Make the environment if it is not there for this very requirement. Returns what went wrong, if anything."""
+    ready = folder / "ready"
+    if ready.exists() and ready.read_text() == requirement:
+        return ""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        done = subprocess.run(
+            install(folder, requirement), capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took more than {INSTALL_SECONDS} s"
+    except FileNotFoundError as error:
+        return str(error)
+    if done.returncode:
+        return done.stderr
+    ready.write_text(requirement)
+    return ""
+
+
+def _pip(folder: Path, requirement: str) -> list[str]:
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *requirement.split()]
+
+
+def _npm(folder: Path, requirement: str) -> list[str]:
+    folder.mkdir()
+    return ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *requirement.split()]
+
+
+def _print(outcomes: list[Outcome]) -> None:
+    table = Table("client", "version", "what", "result")
+    for outcome in outcomes:
+        checked = re.findall(r"^ok: (.*)$", outcome.output, re.MULTILINE)
+        table.add_row(outcome.client, outcome.requirement.replace("[", r"\["), "; ".join(checked), outcome.result)
+        if outcome.result != "ok":
+            print(f"--- {outcome.client}: {outcome.result}\n{outcome.output[-4000:]}")
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
