@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.server.serving import Server
 
 ALICE = (Path(scheduler.__file__).parent / "data" / "alice.txt").read_text()
-NUM_TOKENS = 64
+NUM_TOKENS = 32
 TIE = 1e-4
 """Two logits closer than this are a tie: another order of the same float32 sums may pick either."""
 
@@ -129,7 +129,7 @@ def prompts(model_path: str) -> list[list[int]]:
 def references(
     request: pytest.FixtureRequest, model_path: str, prompts: list[list[int]], pytestconfig: pytest.Config
 ) -> list[Reference]:
-    """What transformers answers to each prompt alone, in float32. It takes a minute, so pytest's cache keeps it
+    """What transformers answers to each prompt alone, in float32. It takes most of a minute, so pytest's cache keeps it
     from run to run, as long as nothing that it depends on has changed."""
     from scheduler.models.checkpoint import gguf_file
 

@@ -50,7 +50,7 @@ async def load(server: Server, prometheus: Prometheus | None) -> Load:
     assert status == 408
     if prometheus is not None:  # a rate needs two scrapes of a series
         await prometheus.until("count_over_time(carousel_refusals_total[1m]) >= 2")
-    requests = make_requests("shared-prefix", 24, seed=0)
+    requests = make_requests("shared-prefix", 16, seed=0)
     before, start = await exposition(server), time.time()
     result = await LoadClient(server.url, DEFAULT_MODEL, timeout=60).closed_loop(requests, 8)
     end, after = time.time(), await exposition(server)

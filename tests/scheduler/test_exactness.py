@@ -29,7 +29,7 @@ def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -
     "knobs",
     [
         pytest.param({}, id="together"),
-        pytest.param({"prefix_caching": False}, id="without-prefix-caching"),
+        pytest.param({"prefix_caching": False}, id="without-prefix-caching", marks=pytest.mark.prove),
         pytest.param({"max_batched_tokens": 16}, id="budget-of-16-tokens"),
         pytest.param({"fused": False}, id="through-transformers-modules", marks=pytest.mark.prove),
         pytest.param(
@@ -53,10 +53,10 @@ def test_32_prompts_together(
 def test_with_a_pool_so_small_that_sequences_are_preempted(
     model_path: str, prompts: list[list[int]], references: list[Reference], report: object
 ) -> None:
-    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="55MB", max_model_len=700), model_path)
-    run = run_all(core, prompts, GREEDY)
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="40MB", max_model_len=700), model_path)
+    run = run_all(core, prompts[:16], GREEDY)
     assert run.num_preemptions > 0
-    report(count_ties(run.tokens, references))  # type: ignore[operator]
+    report(count_ties(run.tokens, references[:16]))  # type: ignore[operator]
 
 
 def test_prompts_that_share_a_long_prefix(
@@ -66,9 +66,9 @@ def test_prompts_that_share_a_long_prefix(
     run_all(core, [prompts[1]], SamplingParams(temperature=0, max_tokens=1, seed=0), name="first")
     longest, expected = prompts[1], references[1]
     # Each goes a little further along the reference's own continuation, so that one reference serves them all.
-    shared = [longest + expected.tokens[:extra] for extra in range(0, 32, 4)]
+    shared = [longest + expected.tokens[:extra] for extra in range(0, 24, 4)]
     run = run_all(core, shared, GREEDY)
     assert run.num_cached_tokens >= len(shared) * (len(longest) // 16 - 1) * 16
-    ours = [tokens[: NUM_TOKENS - extra] for tokens, extra in zip(run.tokens, range(0, 32, 4), strict=True)]
-    wanted = [Reference(expected.tokens[extra:], expected.margins[extra:]) for extra in range(0, 32, 4)]
+    ours = [tokens[: NUM_TOKENS - extra] for tokens, extra in zip(run.tokens, range(0, 24, 4), strict=True)]
+    wanted = [Reference(expected.tokens[extra:], expected.margins[extra:]) for extra in range(0, 24, 4)]
     report(count_ties(ours, wanted))  # type: ignore[operator]

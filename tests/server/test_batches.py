@@ -17,7 +17,7 @@ from tests.server.serving import Server
 from tests.server.test_batch_command import line
 from tests.server.users_server import UsersServer
 
-NUM_LINES = 30
+NUM_LINES = 16
 
 
 def client_of(server: UsersServer, name: str) -> OpenAI:
@@ -62,7 +62,6 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
         assert batch.request_counts is not None
         assert batch.request_counts.completed < NUM_LINES
         server.stop(signal.SIGKILL)
-        server.__enter__()
     with server, client_of(server, "alice") as alice, client_of(server, "bob") as bob:
         batch = until_done(alice, batch)
         assert batch.status == "completed"

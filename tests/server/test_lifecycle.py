@@ -76,14 +76,14 @@ async def test_when_the_engine_dies_clients_are_told(tmp_path: Path) -> None:
 
 async def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "carousel.yaml"
-    file.write_text("served_model_name: from-file\nmax_model_len: 100\nblock_size: 8\nlog_level: warning\n")
+    file.write_text("served_model_name: from-file\nmax_model_len: 100\nmax_num_seqs: 3\nlog_level: warning\n")
     env = {
         "CAROUSEL_CONFIG": str(file),
         "CAROUSEL_SERVED_MODEL_NAME": "from-environment",
         "CAROUSEL_MAX_MODEL_LEN": "200",
     }
     flags = ["--served-model-name", "from-flag"]
-    with Server(tmp_path / "log", "--dtype", "float32", *flags, env=env) as server:
+    with Server(tmp_path / "log", *flags, env=env) as server:
         status, models = await server.get("/v1/models")
         assert status == 200
         (model,) = models["data"]
