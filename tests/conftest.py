@@ -129,8 +129,8 @@ def prompts(model_path: str) -> list[list[int]]:
 def references(
     request: pytest.FixtureRequest, model_path: str, prompts: list[list[int]], pytestconfig: pytest.Config
 ) -> list[Reference]:
-    """What transformers answers to each prompt alone, in float32. It takes most of a minute, so pytest's cache keeps it
-    from run to run, as long as nothing that it depends on has changed."""
+    """What transformers answers to each prompt alone, in float32. It takes most of a minute, so pytest's cache
+    keeps it from run to run, as long as nothing that it depends on has changed."""
     from scheduler.models.checkpoint import gguf_file
 
     file = gguf_file(model_path)

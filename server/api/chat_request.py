@@ -171,6 +171,7 @@ class ChatRequest(GenerationRequest):
 
     # Not implemented.
     audio: Annotated[Any, only()] = None
+    best_of: Annotated[Any, only(1)] = 1
     function_call: Annotated[Any, only("none", "auto")] = "none"
     functions: Annotated[Any, only([])] = []
     modalities: Annotated[Any, only(["text"])] = ["text"]

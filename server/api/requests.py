@@ -99,9 +99,13 @@ class GenerationRequest(StructuredFields):
 
     # Not implemented.
     early_stopping: Annotated[Any, only(False)] = False
+    kv_transfer_params: Annotated[Any, only({})] = {}
     length_penalty: Annotated[Any, only(1)] = 1
     logits_processors: Annotated[Any, only([])] = []
+    mm_processor_kwargs: Annotated[Any, only({})] = {}
+    typical_p: Annotated[Any, only(1)] = 1
     use_beam_search: Annotated[Any, only(False)] = False
+    vllm_xargs: Annotated[Any, only({})] = {}
 
     @property
     def include_usage(self) -> bool:
