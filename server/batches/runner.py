@@ -152,7 +152,8 @@ class BatchRunner:
         store = self._app[BATCHES]
         assert batch.output_file_id is not None
         output = store.path(batch.output_file_id)
-        if output.exists() and split(output, failures := output.with_suffix(".failures")):
+        failures = output.with_suffix(".failures")
+        if batch.request_counts.failed and output.exists() and split(output, failures):
             batch.error_file_id = new_file_id()
             failures.replace(store.path(batch.error_file_id))
             store.keep_file(user, self._file(batch, batch.error_file_id, "error"))

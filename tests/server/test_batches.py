@@ -72,7 +72,8 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
         answers = [json.loads(text) for text in alice.files.content(batch.output_file_id).iter_lines()]
         assert Counter(answer["custom_id"] for answer in answers) == Counter(f"line-{n}" for n in range(NUM_LINES))
         assert all(answer["response"]["status_code"] == 200 for answer in answers)
-        assert [file.purpose for file in alice.files.list()] == ["batch_output", "batch"]
+        assert batch.error_file_id is None
+        assert [file.purpose for file in alice.files.list(limit=1)] == ["batch_output", "batch"], "page by page"
 
         assert list(bob.files.list()) == []
         assert list(bob.batches.list()) == []
@@ -85,6 +86,26 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
             bob.batches.create(
                 input_file_id=batch.input_file_id, endpoint="/v1/completions", completion_window="24h"
             )
+
+        lines = [
+            line("good", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": 2}},
+            line("bad", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": -1}},
+            line("elsewhere"),
+        ]
+        file = bob.files.create(file=("in.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+        mixed = until_done(
+            bob,
+            bob.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h"),
+        )
+        assert mixed.request_counts is not None
+        assert mixed.request_counts.to_dict() == {"total": 3, "completed": 1, "failed": 2}
+        assert mixed.output_file_id is not None
+        assert mixed.error_file_id is not None
+        (answer,) = [json.loads(text) for text in bob.files.content(mixed.output_file_id).iter_lines()]
+        assert answer["response"]["body"]["object"] == "response"
+        errors = [json.loads(text) for text in bob.files.content(mixed.error_file_id).iter_lines()]
+        refused = {each["custom_id"]: each["response"]["body"]["error"]["param"] for each in errors}
+        assert refused == {"bad": "max_output_tokens", "elsewhere": "url"}
 
         long = start(bob, 4, max_tokens=2000)
         assert bob.batches.cancel(long.id).status == "cancelled"
