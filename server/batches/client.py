@@ -11,9 +11,6 @@ import msgspec
 
 from server.batches.lines import Answer, Line
 
-PATIENCE = 20
-"""How often a line is sent again that the server has no room for."""
-
 _BUSY = frozenset({429, 503})
 _LONGEST_PAUSE_SECONDS = 60.0
 
@@ -31,12 +28,11 @@ class BatchClient:
 
     async def ask(self, line: Line) -> Answer:
         """The server's answer; it is asked again later while it says that it is busy. Raises `ServerGoneError`."""
-        for _ in range(PATIENCE):
+        while True:
             answer, pause = await self._send(line)
             if answer.status_code not in _BUSY:
-                break
+                return answer
             await asyncio.sleep(pause)
-        return answer
 
     async def _send(self, line: Line) -> tuple[Answer, float]:
         """The answer, and how many seconds to wait before it is asked for again."""
