@@ -136,7 +136,10 @@ class AsyncEngine:
         self._socket_folder = tempfile.TemporaryDirectory(prefix="carousel-")
         self._context = zmq.asyncio.Context()
         self._requests = self._context.socket(zmq.PUSH)
-        self._requests.bind(f"ipc://{self._socket_folder.name}/requests")
+        # Sending never waits: the end that connects queues what it sends even while nobody is there to take it, as
+        # when the process has just died, and the end that binds would wait for the next to come.
+        self._requests.set(zmq.SNDHWM, 0)
+        self._requests.connect(f"ipc://{self._socket_folder.name}/requests")
         self._outputs = self._context.socket(zmq.PULL)
         self._outputs.bind(f"ipc://{self._socket_folder.name}/outputs")
         self._process = await asyncio.create_subprocess_exec(

@@ -63,7 +63,7 @@ def main() -> None:
     configure(launch.log_level, config.log_format)
     context = zmq.Context()
     requests = context.socket(zmq.PULL)
-    requests.connect(launch.requests_address)
+    requests.bind(launch.requests_address)
     outputs = context.socket(zmq.PUSH)
     outputs.connect(launch.outputs_address)
     encoder = msgspec.msgpack.Encoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -176,6 +177,31 @@ async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(m
         with pytest.raises(EngineDeadError):
             await engine.record_trace(1)
     finally:
+        await engine.stop()
+
+
+async def test_nothing_waits_for_an_engine_that_died_unseen(model_path: str) -> None:
+    """Between the process's end and the news of it, what is sent has no taker."""
+    engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
+    await engine.start()
+    async with asyncio.timeout(30):
+        try:
+            assert engine._process is not None
+            engine._process.kill()
+            time.sleep(1)  # the news waits for the event loop, the sockets do not
+            with pytest.raises(EngineDeadError, match="ended unexpectedly"):
+                await anext(engine.generate([5, 6, 7], GREEDY))
+        finally:
+            await engine.stop()
+
+
+async def test_stopping_does_not_wait_for_an_engine_that_died_unseen(model_path: str) -> None:
+    engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
+    await engine.start()
+    assert engine._process is not None
+    engine._process.kill()
+    time.sleep(1)
+    async with asyncio.timeout(30):
         await engine.stop()
 
 
