@@ -186,7 +186,7 @@ async def test_a_ride(browser: Browser, server: Server) -> None:
         await expect(page.locator("#hub-unit")).to_have_text("Ask something, and take the first seat")
         await page.fill("#prompt", "Count from one to a thousand.")
         await page.press("#prompt", "Enter")
-        await expect(page.locator("#answer .streaming")).to_contain_text(re.compile(r"\w+ \w+"))
+        await expect(page.locator("#answer .streaming")).to_contain_text(re.compile(r"\S+\s+\S+"))
         await expect(page.locator(".seat.own")).to_have_count(1)
         await expect(page.locator("#riders")).to_contain_text("your request")
         await expect(page.locator("#ride")).to_contain_text("in seat")
