@@ -180,15 +180,19 @@ async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(m
         await engine.stop()
 
 
+def kill_unseen(engine: AsyncEngine) -> None:
+    assert engine._process is not None
+    engine._process.kill()
+    time.sleep(1)  # the event loop hears of it later, the sockets at once
+
+
 async def test_nothing_waits_for_an_engine_that_died_unseen(model_path: str) -> None:
     """Between the process's end and the news of it, what is sent has no taker."""
     engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
     await engine.start()
     async with asyncio.timeout(30):
         try:
-            assert engine._process is not None
-            engine._process.kill()
-            time.sleep(1)  # the news waits for the event loop, the sockets do not
+            kill_unseen(engine)
             with pytest.raises(EngineDeadError, match="ended unexpectedly"):
                 await anext(engine.generate([5, 6, 7], GREEDY))
         finally:
@@ -198,9 +202,7 @@ async def test_nothing_waits_for_an_engine_that_died_unseen(model_path: str) -> 
 async def test_stopping_does_not_wait_for_an_engine_that_died_unseen(model_path: str) -> None:
     engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
     await engine.start()
-    assert engine._process is not None
-    engine._process.kill()
-    time.sleep(1)
+    kill_unseen(engine)
     async with asyncio.timeout(30):
         await engine.stop()
 
