@@ -11,6 +11,7 @@ help: ## Show this list
 serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 9000" passes flags on)
 	@exec $(BIN)/carousel serve $(ARGS)
 
+# Two workers' threads are more than the cores: those that wait must not spin.
 test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
