@@ -18,6 +18,7 @@ from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
+from scheduler.execution.step_model import StepOutput
 from scheduler.messages import EngineState, Phases, Received, StepStats
 from scheduler.models.loading import usable_cpus
 from scheduler.models.model_source import resolve_model
@@ -68,6 +69,7 @@ def attention(backend: AttentionBackend, num_sequences: int, context: int, repet
         query_start=torch.arange(num_sequences + 1, dtype=torch.int32),
         context_lens=torch.full((num_sequences,), context, dtype=torch.int32),
         block_tables=tables.unsqueeze(0),
+        read_rows=torch.empty(0, dtype=torch.int64),
         sample_rows=torch.arange(num_sequences),
         query_lens=[1] * num_sequences,
         contexts=[context] * num_sequences,
@@ -142,11 +144,11 @@ def step_parts(num_sequences: int) -> tuple[float, float, float]:
     inside: list[float] = []
     forward = core.model.forward
 
-    def timed(batch: PackedBatch, cache: KVCache) -> torch.Tensor:
+    def timed(batch: PackedBatch, cache: KVCache) -> StepOutput:
         start = time.perf_counter()
-        logits = forward(batch, cache)
+        output = forward(batch, cache)
         inside.append(time.perf_counter() - start)
-        return logits
+        return output
 
     core.model.forward = timed  # type: ignore[method-assign]
     steps: list[float] = []

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
+from scheduler.embedding import Embedding
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
 from scheduler.models.model_source import resolve_model
 from scheduler.request import FinishReason, Request
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 
@@ -38,6 +41,7 @@ class Result:
     prompt_token_ids: list[int]
     completions: list[Completion]
     num_cached_tokens: int = 0
+    embedding: Embedding | None = None
 
     @property
     def text(self) -> str:
@@ -88,7 +92,13 @@ class LLM:
         requests = [self._request(prompt, wish) for prompt, wish in zip(prompts, params, strict=True)]
         streams = {request.request_id: RequestStream(request, self.tokenizer) for request in requests}
         results = {
-            request.request_id: Result(request.prompt_token_ids, [Completion() for _ in range(request.params.n)])
+            request.request_id: Result(
+                request.prompt_token_ids,
+                [Completion() for _ in range(request.params.n)],
+                embedding=Embedding(request.params.pooling, len(request.prompt_token_ids))
+                if request.params.pooling is not None
+                else None,
+            )
             for request in requests
         }
         for request in requests:
@@ -107,6 +117,23 @@ class LLM:
                         self.engine.abort(request_id)
         return [results[request.request_id] for request in requests]
 
+    def embed(
+        self,
+        prompts: Sequence[str | list[int]],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        progress: bool = True,
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each prompt, [prompts, hidden size]: the mean of its tokens' last hidden states, or the
+        last token's, as `pooling` or else the model's folder says. Raises `InvalidRequestError` if a prompt cannot
+        be served."""
+        pooling = pooling or self.engine.info.pooling
+        if pooling is None:
+            raise InvalidRequestError("this model does not say how it makes embeddings: choose one", "pooling")
+        results = self.generate(prompts, SamplingParams(max_tokens=0, pooling=pooling), progress=progress)
+        return np.stack([each.embedding.vector(normalize=normalize) for each in results if each.embedding])
+
     def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._num_requests += 1
@@ -122,6 +149,8 @@ class LLM:
                     continue
                 result = results[output.request_id]
                 result.num_cached_tokens = max(result.num_cached_tokens, delta.num_cached_tokens)
+                if result.embedding is not None:
+                    result.embedding.add(delta.pooled)
                 completion = result.completions[delta.index]
                 completion.text += delta.text
                 completion.token_ids += delta.token_ids

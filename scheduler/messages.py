@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from scheduler.request import FinishReason, Request
+from scheduler.sampling_params import Pooling
 from scheduler.step import SampledToken, TokenLogprobs
 
 
@@ -77,6 +78,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
     prompt_logprobs: list[TokenLogprobs] = []
     """Of the next tokens of the prompt, if they are wanted; the first token has none."""
+    pooled: list[float] = []
+    """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -165,6 +168,10 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     """How many sequences at most share a step."""
     eos_token_ids: list[int] = []
     """The tokens that end an answer."""
+    hidden_size: int = 0
+    """Dimensions of an embedding."""
+    pooling: Pooling | None = "mean"
+    """How embeddings are made where a request does not say it; None: a request has to."""
     sampling_defaults: dict[str, float] = {}
     """What the model's generation config says of how to choose tokens, for requests that do not."""
 

@@ -217,6 +217,11 @@ class Sequence:
         return is_wanted and self.num_ever_computed < self.num_prompt_tokens
 
     @property
+    def is_read(self) -> bool:
+        """Whether something of each token of its prompt is still wanted that the prefix cache has not."""
+        return self.is_scored or self.request.params.pooling == "mean"
+
+    @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 

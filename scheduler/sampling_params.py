@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -37,6 +38,9 @@ GREEDY_BELOW = 1e-5
 """Logits over a temperature below this have nothing left to draw from."""
 
 
+Pooling = Literal["mean", "last"]
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose tokens, and when to stop. Raises `InvalidRequestError` for values out of range."""
 
@@ -66,6 +70,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """The same for each token of the prompt but the first."""
     n: int = 1
     """How many sequences to sample from the same prompt."""
+    pooling: Pooling | None = None
+    """Of what an embedding of the prompt is made, in place of an answer: the last hidden states of all tokens,
+    or of the last one."""
 
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token that the answer has already."""
@@ -119,6 +126,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidRequestError(f"{param} can be {MAX_ITEMS} at most", param)
         if not all(-100.0 <= bias <= 100.0 for bias in self.logit_bias.values()):
             raise InvalidRequestError("the values of logit_bias must be between -100 and 100", "logit_bias")
+        if self.pooling is not None and (self.max_tokens != 0 or self.n != 1):
+            raise InvalidRequestError("an embedding is of the prompt alone: max_tokens 0, n 1", "pooling")
         if self.grammar is not None and self.allowed_token_ids:
             raise InvalidRequestError("allowed_token_ids may leave nothing of a grammar", "allowed_token_ids")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

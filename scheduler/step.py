@@ -49,6 +49,8 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     """The place of the first token whose prediction of the next one is wanted: logprobs of the prompt."""
     targets: list[int] = []
     """The tokens that follow it and those after it."""
+    num_pooled: int = 0
+    """The last hidden states of so many tokens, at the chunk's end, are part of the embedding."""
 
     @property
     def num_sampled(self) -> int:
@@ -86,11 +88,15 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     """Places of the chunks whose logits were not numbers, or which may not choose any token."""
     scored: dict[int, list[TokenLogprobs]] = {}
     """By the chunk's place: the log-probabilities of its targets."""
+    pooled: dict[int, list[float]] = {}
+    """By the chunk's place: the sum of the hidden states that it gives to the embedding, [hidden size]. Each is a
+    multiple of 2^-24, so that sums are exact, and the same however the prompt is cut into chunks."""
 
     def without(self, place: int) -> StepResult:
         """Of a step without that chunk."""
         scored = {other - (other > place): found for other, found in self.scored.items() if other != place}
-        return StepResult([*self.tokens[:place], *self.tokens[place + 1 :]], self.broken, scored)
+        pooled = {other - (other > place): found for other, found in self.pooled.items() if other != place}
+        return StepResult([*self.tokens[:place], *self.tokens[place + 1 :]], self.broken, scored, pooled)
 
 
 Handle = TypeVar("Handle")

@@ -13,6 +13,7 @@ from scheduler.engine.client import AsyncEngine
 from scheduler.messages import StepStats
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
+from server.api.embeddings import create_embeddings
 from server.api.grammars import grammars_lifetime
 from server.api.messages_api.endpoint import count_tokens, create_message
 from server.api.models import (
@@ -21,7 +22,6 @@ from server.api.models import (
     get_version,
     health,
     list_models,
-    refuse_embeddings,
     retrieve_model,
 )
 from server.api.responses_api.endpoint import create_response, delete_response, get_response
@@ -102,7 +102,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
 def _add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_post(f"{root}/v1/completions", create_completion, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/chat/completions", create_chat_completion, expect_handler=refuse_expectations)
-    router.add_post(f"{root}/v1/embeddings", refuse_embeddings, expect_handler=refuse_expectations)
+    router.add_post(f"{root}/v1/embeddings", create_embeddings, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/responses", create_response, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/responses/{{id}}", get_response)
     router.add_delete(f"{root}/v1/responses/{{id}}", delete_response)

@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from server.api.chat_request import ChatRequest
 from server.api.completion_request import CompletionRequest
+from server.api.embedding_request import EmbeddingRequest
 from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, TokenizeRequest
@@ -21,6 +22,7 @@ from server.batches.batch_endpoints import BatchRequest
 BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
+    "/v1/embeddings": (EmbeddingRequest, "Texts as vectors"),
     "/v1/responses": (ResponsesRequest, "Continue a conversation, as items"),
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountRequest, "How many tokens a conversation has"),

@@ -51,6 +51,8 @@ class PackedBatch:
     because of the group's window, are unspecified."""
     sample_rows: torch.Tensor
     """[number of sampled sequences] int64: the rows whose logits are wanted."""
+    read_rows: torch.Tensor
+    """[number of rows read for embeddings] int64: the rows whose last hidden states are wanted."""
     query_lens: list[int]
     contexts: list[int]
 

@@ -30,12 +30,12 @@ from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
-from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.scheduler import Gain, Scheduler
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.step import SampledToken, StepInput, StepResult, TokenLogprobs
+from scheduler.step import StepInput, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +194,9 @@ class EngineCore:
                 gain.sequence.first_token_time = now
         outputs = late + [_output(sequence) for sequence in expired] + failed
         outputs += [
-            _output(gain.sequence, gain.tokens, gain.scored)
+            _output(gain.sequence, gain)
             for gain in gains
-            if gain.tokens or gain.scored or gain.sequence.finish_reason is not None
+            if gain.tokens or gain.scored or gain.pooled or gain.sequence.finish_reason is not None
         ]
         if not self.has_work and self.pool.num_used > 0:
             logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
@@ -281,7 +281,7 @@ class EngineCore:
         """One request must not take the others with it: find out which one does."""
         failed: list[SequenceOutput] = []
         chunks, plan.chunks = plan.chunks, []
-        result = StepResult([], [], {})
+        result = StepResult([], [], {}, {})
         for chunk, chunk_input in zip(chunks, step.chunks, strict=True):
             try:
                 alone = self.executor.collect(self.executor.launch(StepInput([chunk_input], step.tables)))
@@ -294,6 +294,8 @@ class EngineCore:
                 result.broken.append(place)
             if alone.scored:
                 result.scored[place] = alone.scored[0]
+            if alone.pooled:
+                result.pooled[place] = alone.pooled[0]
             plan.chunks.append(chunk)
             result.tokens.extend(alone.tokens)
         return result, failed
@@ -314,14 +316,13 @@ def _refused(request: Request, reason: FinishReason, error: str | None) -> list[
 
 def _output(
     sequence: Sequence,
-    tokens: Iterable[SampledToken] = (),
-    scored: list[TokenLogprobs] | None = None,
+    gain: Gain | None = None,
     error: str | None = None,
 ) -> SequenceOutput:
     return SequenceOutput(
         request_id=sequence.request.request_id,
         index=sequence.index,
-        tokens=list(tokens),
+        tokens=gain.tokens if gain else [],
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         num_cached_tokens=sequence.num_cached_tokens,
@@ -329,7 +330,8 @@ def _output(
             sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
         ),
         error=error,
-        prompt_logprobs=scored or [],
+        prompt_logprobs=gain.scored if gain else [],
+        pooled=gain.pooled if gain else [],
     )
 
 

@@ -38,6 +38,8 @@ class Delta:
     """With the finish reason `error`: what to tell the client."""
     prompt_logprobs: Sequence[TokenLogprobs] = ()
     """Of the next tokens of the prompt, if they are wanted."""
+    pooled: Sequence[float] = ()
+    """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
 
 
 class Ownership(TypedDict, total=False):
@@ -145,4 +147,5 @@ class RequestStream:
             num_cached_tokens=output.num_cached_tokens,
             error=output.error,
             prompt_logprobs=output.prompt_logprobs,
+            pooled=output.pooled,
         )

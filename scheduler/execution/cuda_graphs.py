@@ -6,11 +6,10 @@ import logging
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
-from scheduler.execution.step_model import StepModel
+from scheduler.execution.step_model import StepModel, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +43,12 @@ class CudaGraphs:
             block_size=block_size,
             device=device,
         )
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # one for all: they never run at the same time
         self._can_capture = True
 
     @torch.inference_mode()
-    def forward(self, batch: PackedBatch, cache: KVCache) -> Tensor:
+    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
         """One step, as the model computes it."""
         size = len(batch.query_lens)
         only_decodes = len(batch.sample_rows) == size == len(batch.input_ids) <= self._max_rows
@@ -58,10 +57,10 @@ class CudaGraphs:
             self._capture(rows, cache)
         if not only_decodes or rows not in self._graphs:
             return self._model.forward(batch, cache)
-        graph, logits = self._graphs[rows]
+        graph, (logits, states) = self._graphs[rows]
         self._input.load(batch)
         graph.replay()
-        return logits[:size].clone()  # the next replay writes over them
+        return StepOutput(logits[:size].clone(), states)  # the next replay writes over them
 
     def _capture(self, rows: int, cache: KVCache) -> None:
         self._input.clear()
@@ -74,12 +73,12 @@ class CudaGraphs:
                 graph = torch.cuda.CUDAGraph()
                 # Another object, or attention would use what it worked out for the first outside of the graph.
                 with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                    logits = self._model.forward(replace(batch), cache)
+                    output = self._model.forward(replace(batch), cache)
         except RuntimeError as error:
             self._can_capture = False
             logger.warning("decoding runs without CUDA graphs, and is slower: %s", error)
         else:
-            self._graphs[rows] = graph, logits
+            self._graphs[rows] = graph, output
         torch.cuda.current_stream().wait_stream(stream)
 
 
@@ -110,6 +109,7 @@ class DecodeInput:
             context_lens=torch.empty(max_rows, dtype=torch.int32, device=device),
             block_tables=torch.empty(num_groups, max_rows, table_width, dtype=torch.int32, device=device),
             sample_rows=torch.arange(max_rows, device=device),
+            read_rows=torch.empty(0, dtype=torch.int64, device=device),
             query_lens=[1] * max_rows,
             contexts=[1] * max_rows,  # not the contexts: nothing that a graph replays may depend on them
         )
@@ -138,6 +138,7 @@ class DecodeInput:
             context_lens=self._all.context_lens[:rows],
             block_tables=self._all.block_tables[:, :rows],
             sample_rows=self._all.sample_rows[:rows],
+            read_rows=self._all.read_rows,
             query_lens=self._all.query_lens[:rows],
             contexts=self._all.contexts[:rows],
         )

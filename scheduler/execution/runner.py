@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -15,17 +16,19 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import SamplingRow, logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
-from scheduler.execution.step_model import StepModel
+from scheduler.execution.step_model import StepModel, StepOutput
 from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
+
+_POOLING_STEPS = 2.0**24
+"""In 1. Sums of such steps are exact in float64, in whatever order and parts, up to 2^29."""
 
 
 class Launched(NamedTuple):
     """A step on its way."""
 
     step: StepInput
-    logits: torch.Tensor
-    """[rows whose logits are wanted, vocabulary]: of each chunk those that its targets follow, then those of which
-    tokens are sampled."""
+    output: StepOutput
+    """Logits of each chunk's rows: those that its targets follow, then those of which tokens are sampled."""
     steered: SteeredStep | None
     """What is done to those of which tokens are sampled."""
 
@@ -63,25 +66,25 @@ class Runner:
         # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
         steered = self._beside.submit(self.steerings.steer, step.chunks) if self.steerings.has_work(step) else None
         try:
-            logits = self.model.forward(self._pack(step.chunks), self.cache)
+            output = self.model.forward(self._pack(step.chunks), self.cache)
         finally:
             found = None if steered is None else steered.result()
-        return Launched(step, logits, found)
+        return Launched(step, output, found)
 
     def collect(self, handle: Launched) -> StepResult:
         """Sample every wanted row with its own number, and keep guessed tokens for as long as they are those."""
         chunks = handle.step.chunks
-        logits = handle.logits
+        logits = handle.output.logits
         scored: dict[int, list[TokenLogprobs]] = {}
         if any(chunk.targets for chunk in chunks):
             logits, scored = self._score(chunks, logits)
-        result = StepResult([], [], scored)
+        result = StepResult([], [], scored, _pooled(chunks, handle.output.states))
         rows = [row for chunk in chunks for row in _rows(chunk)]
         sampled = iter(sample(logits, rows, self._scans, handle.steered) if rows else [])
         for place, chunk in enumerate(chunks):
             tokens = [next(sampled) for _ in range(chunk.num_sampled)]
             kept = _kept(chunk, tokens)
-            if kept is None:
+            if kept is None or not all(map(math.isfinite, result.pooled.get(place, ()))):
                 result.broken.append(place)
             result.tokens.append(kept or [])
         return result
@@ -115,11 +118,13 @@ class Runner:
 
         token_ids: list[int] = []
         sample_rows: list[int] = []
+        read_rows: list[int] = []
         for chunk in chunks:
             token_ids += chunk.token_ids
             first_scored = len(token_ids) - len(chunk.token_ids) + chunk.first_scored - chunk.start
             sample_rows += range(first_scored, first_scored + len(chunk.targets))
             sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
+            read_rows += range(len(token_ids) - chunk.num_pooled, len(token_ids))
         positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
         blocks = self._tables[:, np.repeat(seats, lengths), positions // block_size].astype(np.int64)
         width = -(-int(contexts.max()) // block_size)
@@ -131,12 +136,26 @@ class Runner:
             context_lens=self._tensor(contexts.astype(np.int32)),
             block_tables=self._tensor(self._tables[:, seats, :width]),
             sample_rows=self._tensor(np.array(sample_rows, dtype=np.int64)),
+            read_rows=self._tensor(np.array(read_rows, dtype=np.int64)),
             query_lens=lengths.tolist(),
             contexts=contexts.tolist(),
         )
 
     def _tensor(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+def _pooled(chunks: Sequence[ChunkInput], states: torch.Tensor) -> dict[int, list[float]]:
+    """By chunk, the sum of its part of the `states`, whose rows are [rows read, hidden size]."""
+    steps = (states.double() * _POOLING_STEPS).round()
+    sums: dict[int, list[float]] = {}
+    first = 0
+    for place, chunk in enumerate(chunks):
+        if chunk.num_pooled:
+            end = first + chunk.num_pooled
+            sums[place] = (steps[first:end].sum(dim=0) / _POOLING_STEPS).tolist()
+            first = end
+    return sums
 
 
 def _rows(chunk: ChunkInput) -> list[SamplingRow]:

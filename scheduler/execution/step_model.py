@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -10,11 +10,19 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
 
 
+class StepOutput(NamedTuple):
+    """What a forward pass leaves, besides keys and values."""
+
+    logits: torch.Tensor
+    """[sample rows, vocabulary]."""
+    states: torch.Tensor
+    """[read rows, hidden size]: what the head would make logits of."""
+
+
 class StepModel(Protocol):
     """Runs a packed batch: PagedModel, FusedModel, or CudaGraphs around one of them."""
 
     layers: list[LayerSpec]
 
-    def forward(self, batch: PackedBatch, cache: KVCache) -> torch.Tensor:
-        """One step: write the batch's keys and values, and return the logits of its sample rows,
-        [rows, vocabulary]."""
+    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
+        """One step: write the batch's keys and values, and return what its rows give."""

@@ -85,6 +85,7 @@ void Decoder::forward(const DecoderStep& step, int threads) {
       feed_forward(team, layers_[i]);
     }
     sample(team, step);
+    read(team, step);
   });
 }
 
@@ -121,6 +122,8 @@ void Decoder::check(const DecoderStep& step) const {
   for (int64_t i = 0; i < step.num_sampled; ++i)
     require(step.sampled_rows[i] >= 0 && step.sampled_rows[i] < rows, "there is no row ", step.sampled_rows[i],
             " to sample");
+  for (int64_t i = 0; i < step.num_read; ++i)
+    require(step.read_rows[i] >= 0 && step.read_rows[i] < rows, "there is no row ", step.read_rows[i], " to read");
 }
 
 void Decoder::prepare(const DecoderStep& step, int threads) {
@@ -220,6 +223,13 @@ void Decoder::sample(Team& team, const DecoderStep& step) {
     int64_t n = 0;
     for (; n + kLanes <= vocabulary(); n += kLanes) store(logits + n, cap * tanh(load(logits + n) / cap));
     for (; n < vocabulary(); ++n) logits[n] = cap * tanh(splat(logits[n] / cap))[0];
+  });
+}
+
+void Decoder::read(Team& team, const DecoderStep& step) {
+  const int64_t width = config_.hidden_size;
+  team.for_each(step.num_read, kTokensPerItem, [&](int64_t i) {
+    rms_norm(hidden(step.read_rows[i]), final_norm_.data(), width, config_.norm_epsilon, step.states + i * width);
   });
 }
 

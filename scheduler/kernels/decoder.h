@@ -65,6 +65,9 @@ struct DecoderStep {
   const int32_t* sampled_rows;         // [num_sampled]: the rows whose logits are wanted
   int64_t num_sampled;
   float* logits;  // [num_sampled, vocabulary]
+  const int32_t* read_rows;  // [num_read]: the rows whose last hidden states are wanted
+  int64_t num_read;
+  float* states;  // [num_read, hidden_size], after the final norm
 
   const PagedBatch& batch() const { return batches.front(); }
 };
@@ -92,6 +95,7 @@ class Decoder {
   void attend(Team& team, const DecoderLayer& layer, const LayerCache& at);
   void feed_forward(Team& team, const DecoderLayer& layer);
   void sample(Team& team, const DecoderStep& step);
+  void read(Team& team, const DecoderStep& step);
 
   template <class Fill>
   void pack_rows(Team& team, Operand& operand, std::span<const PackedWeights> readers, Fill&& fill);

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
+from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.fused_weights import FAMILIES, DecoderWeights
 from scheduler.models.paged_model import PagedModel
@@ -48,22 +49,22 @@ class FusedModel:
         self._decoder = make_decoder(config, outline, weights, max_len)
         self._bound: KVCache | None = None
 
-    def forward(self, batch: PackedBatch, cache: KVCache) -> Tensor:
-        """One step: write the batch's KV, and return the float32 logits of its sample rows,
-        [number of sampled sequences, vocabulary]."""
+    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
+        """One step: write the batch's KV, and return what its rows give, in float32."""
         if cache is not self._bound:
             keys, values, groups = zip(*cache.layers, strict=True)
             self._decoder.bind_cache(list(keys), list(values), list(groups))
             self._bound = cache
-        logits: Tensor = self._decoder.forward(
+        logits, states = self._decoder.forward(
             batch.input_ids.int(),
             batch.block_tables,
             batch.query_start,
             batch.context_lens,
             batch.sample_rows.int(),
+            batch.read_rows.int(),
             self._num_threads,
         )
-        return logits
+        return StepOutput(logits, states)
 
 
 def make_decoder(config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, max_len: int) -> Any:

@@ -102,6 +102,8 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         weights_bytes=packed.nbytes,
         instruction_set="" if source.obstacle else instruction_set(),
         eos_token_ids=sorted(model_config.eos_token_ids),
+        hidden_size=model_config.text.hidden_size,
+        pooling=model_config.pooling,
         sampling_defaults=model_config.sampling_defaults if config.generation_config == "auto" else {},
     )
     _announce(info, packed.bits)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from scheduler.sampling_params import MODEL_DEFAULTS
+from scheduler.sampling_params import MODEL_DEFAULTS, Pooling
 
 
 class UnsupportedModelError(ValueError):
@@ -22,6 +24,9 @@ class ModelConfig:
     eos_token_ids: frozenset[int]
     sampling_defaults: dict[str, float]
     """What the generation config says of how to choose tokens."""
+    pooling: Pooling | None
+    """Of what the model makes embeddings, as sentence-transformers writes it beside one that was trained for them;
+    the mean where it says nothing, None where it says what Carousel does not do."""
 
     @property
     def text(self) -> PretrainedConfig:
@@ -66,7 +71,19 @@ def read_config(path: str) -> ModelConfig:
         defaults = {name: value for name, value in found.items() if isinstance(value, int | float)}
     if ids is None:
         ids = config.get_text_config(decoder=True).eos_token_id
-    return ModelConfig(config, frozenset([ids] if isinstance(ids, int) else ids or []), defaults)
+    end_tokens = frozenset([ids] if isinstance(ids, int) else ids or [])
+    return ModelConfig(config, end_tokens, defaults, _pooling(path))
+
+
+def _pooling(path: str) -> Pooling | None:
+    try:
+        found = json.loads((Path(path) / "1_Pooling" / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return "mean"
+    modes = {name for name, wanted in found.items() if name.startswith("pooling_mode_") and wanted}
+    if modes == {"pooling_mode_lasttoken"}:
+        return "last"
+    return "mean" if modes == {"pooling_mode_mean_tokens"} else None
 
 
 def _refuse(config: PretrainedConfig) -> None:

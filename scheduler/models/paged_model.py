@@ -25,6 +25,7 @@ from transformers import (
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
+from scheduler.execution.step_model import StepOutput
 from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
@@ -86,24 +87,31 @@ class PagedModel:
         self.layers = _probe(model, self.config)
 
     @torch.inference_mode()
-    def forward(self, batch: PackedBatch, cache: KVCache) -> torch.Tensor:
-        """One step: write the batch's KV, and return the logits of its sample rows,
-        [number of sampled sequences, vocabulary]."""
+    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
+        """One step: write the batch's KV, and return what its rows give."""
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
         ) -> torch.Tensor:
             return cache.backend.attend(query, key, value, cache.layers[layer], batch, spec)
 
-        output = self.module(
-            input_ids=batch.input_ids.unsqueeze(0),
-            position_ids=batch.positions.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=batch.sample_rows,
-            attend=attend,
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        states = torch.empty(0, self.config.hidden_size, device=self.device)
+
+        def read(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal states
+            if len(batch.read_rows) > 0:
+                states = output[0][0, batch.read_rows].float()
+
+        # The base model is the one without the head, which makes logits of what this gives.
+        with self.module.base_model.register_forward_hook(read):
+            output = self.module(
+                input_ids=batch.input_ids.unsqueeze(0),
+                position_ids=batch.positions.unsqueeze(0),
+                use_cache=False,
+                logits_to_keep=batch.sample_rows,
+                attend=attend,
+            )
+        return StepOutput(output.logits[0], states)
 
 
 def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedModel:

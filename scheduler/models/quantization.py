@@ -62,7 +62,7 @@ class TextLogprobs:
             window = token_ids[first : first + CONTEXT]
             for start in range(0, len(window) - 1, CHUNK):
                 chunk = window[start : min(start + CHUNK, len(window) - 1)]
-                logits = self._model.forward(_batch(chunk, start), self._cache)
+                logits = self._model.forward(_batch(chunk, start), self._cache).logits
                 following = torch.tensor(window[start + 1 : start + 1 + len(chunk)])
                 yield torch.log_softmax(logits.float(), dim=-1), following
 
@@ -78,6 +78,7 @@ def _batch(chunk: list[int], start: int) -> PackedBatch:
         query_start=torch.tensor([0, len(chunk)], dtype=torch.int32),
         context_lens=torch.tensor([end], dtype=torch.int32),
         block_tables=torch.arange(CONTEXT // 16, dtype=torch.int32).view(1, 1, -1),
+        read_rows=torch.empty(0, dtype=torch.int64),
         sample_rows=torch.arange(len(chunk)),
         query_lens=[len(chunk)],
         contexts=[end],

@@ -50,7 +50,18 @@ class Chunk(NamedTuple):
             sequence.token_ids[: self.start] if is_first and request.params.is_steered else None,
             first_scored,
             request.prompt_token_ids[first_scored + 1 : self.end + 1] if sequence.is_scored else [],
+            self._num_pooled,
         )
+
+    @property
+    def _num_pooled(self) -> int:
+        """What has been computed before a preemption is in the embedding already."""
+        match self.sequence.request.params.pooling:
+            case "mean":
+                return max(0, self.end - max(self.start, self.sequence.num_ever_computed))
+            case "last":
+                return int(self.end == self.sequence.num_tokens)
+        return 0
 
     @property
     def end(self) -> int:

@@ -35,6 +35,8 @@ class Gain(NamedTuple):
     tokens: list[SampledToken]
     scored: list[TokenLogprobs]
     """Of its prompt."""
+    pooled: list[float]
+    """The chunk's part of its embedding."""
 
 
 class Scheduler:
@@ -302,9 +304,9 @@ class Scheduler:
         return True
 
     def _cached_prefix(self, sequence: Sequence) -> Prefix:
-        """Where logprobs of the prompt are wanted, of what has given them already."""
+        """Where something of each token is wanted, of what has given it already."""
         token_ids = sequence.token_ids
-        if sequence.is_scored:
+        if sequence.is_read:
             token_ids = token_ids[: sequence.num_ever_computed + 1]
         return self.seating.cached_prefix(token_ids, sequence.root)
 
@@ -341,7 +343,7 @@ class Scheduler:
             plan.work.append(self._work(chunk, len(taken)))
             sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
             self.seating.settle(sequence)
-            gains.append(Gain(sequence, taken, result.scored.get(index, [])))
+            gains.append(Gain(sequence, taken, result.scored.get(index, []), result.pooled.get(index, [])))
             if tokens and self._followers and sequence.index == 0:
                 self._let_follow(sequence)
         self.policy.charge(plan.work)

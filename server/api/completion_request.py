@@ -22,12 +22,15 @@ def _one_in_list(prompt: Any) -> Any:
     return [prompt] if single else prompt
 
 
+Prompts = Annotated[
+    Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)],
+    BeforeValidator(_one_in_list),
+    described(PROMPTS),
+]
+
+
 class CompletionRequest(GenerationRequest):
-    prompt: Annotated[
-        Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)],
-        BeforeValidator(_one_in_list),
-        described(PROMPTS),
-    ]
+    prompt: Prompts
     """One item for each prompt: its text or its tokens."""
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     """So many are sampled, and the `n` whose tokens are likeliest on average are the answer."""

@@ -21,7 +21,7 @@ from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from server.api.grammars import GRAMMARS
 from server.api.metering import Meter
 from server.api.models import longest_sequence
-from server.api.requests import GenerationRequest
+from server.api.requests import ServedRequest, StreamOptions
 from server.api.responses import Usage
 from server.api.shape import drop_unknown
 from server.api.structured import Form
@@ -52,7 +52,7 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 class Asked:
     """A request that is right by itself."""
 
-    body: GenerationRequest
+    body: ServedRequest
     prompts: Sequence[list[int]]
     params: SamplingParams
     wording: Wording
@@ -69,7 +69,7 @@ def known_fields(app: web.Application, content: bytes, model: type[BaseModel]) -
     return drop_unknown(content, model) if app[CONFIG].unknown_fields == "warn" else content
 
 
-def truncated(body: GenerationRequest, token_ids: list[int], longest: int) -> list[int]:
+def truncated(body: ServedRequest, token_ids: list[int], longest: int) -> list[int]:
     """A prompt as long as the request wants it, where `longest` tokens would fit."""
     count = body.truncate_prompt_tokens
     if count is None:
@@ -115,8 +115,8 @@ async def _answer(request: web.Request, understand: Understand) -> web.StreamRes
         meter = Meter(user.name, asked.prompts, record, request[ADMISSION], app[LEDGER])
         ownership = _ownership(user, asked.body, _deadline(request, asked.body, record))
         async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
-            if asked.body.stream:
-                return await _stream(request, deltas, asked)
+            if (streaming := asked.body.streaming) is not None:
+                return await _stream(request, deltas, asked, streaming)
             async for choice, delta in deltas:
                 asked.wording.take(choice, delta)
             return json_response(asked.wording.whole(usage_of(record)))
@@ -125,7 +125,7 @@ async def _answer(request: web.Request, understand: Understand) -> web.StreamRes
 def _check_size(asked: Asked, longest: int) -> None:
     """An answer in one piece is kept until its end."""
     params = asked.params
-    if asked.body.stream:
+    if asked.body.streaming is not None:
         return
     most = 0
     for prompt in asked.prompts:
@@ -143,17 +143,20 @@ def _check_size(asked: Asked, longest: int) -> None:
 
 
 async def _stream(
-    request: web.Request, deltas: AsyncGenerator[tuple[int, Delta], None], asked: Asked
+    request: web.Request,
+    deltas: AsyncGenerator[tuple[int, Delta], None],
+    asked: Asked,
+    options: StreamOptions,
 ) -> web.StreamResponse:
-    record, body, wording = record_of(request), asked.body, asked.wording
+    record, wording = record_of(request), asked.wording
 
     async def send(said: Sequence[msgspec.Struct]) -> None:
         for event in said:
             await events.send(event, named=wording.names_events)
 
     async def send_delta(choice: int, delta: Delta) -> None:
-        usage: Usage | UnsetType | None = None if body.include_usage else UNSET
-        await send(wording.chunk(choice, delta, usage_of(record) if body.continuous_usage else usage))
+        usage: Usage | UnsetType | None = None if options.include_usage else UNSET
+        await send(wording.chunk(choice, delta, usage_of(record) if options.continuous_usage_stats else usage))
 
     first = asyncio.ensure_future(anext(deltas))
     try:
@@ -180,7 +183,7 @@ async def _stream(
         await asyncio.gather(first, return_exceptions=True)
 
 
-def _ownership(user: User, body: GenerationRequest, deadline: float | None) -> Ownership:
+def _ownership(user: User, body: ServedRequest, deadline: float | None) -> Ownership:
     return Ownership(
         user=user.name,
         weight=user.weight,
@@ -258,7 +261,7 @@ async def _generate(
             yield place * params.n + delta.index, delta
 
 
-def _deadline(request: web.Request, body: GenerationRequest, record: RequestRecord) -> float | None:
+def _deadline(request: web.Request, body: ServedRequest, record: RequestRecord) -> float | None:
     """When the answer has to be there, on the monotonic clock: the sooner of what body and header say."""
     seconds = [] if body.timeout is None else [body.timeout]
     if (header := request.headers.get(TIMEOUT_HEADER)) is not None:

@@ -58,10 +58,6 @@ def _model(app: web.Application, name: str) -> Model:
     return Model(name, app[STARTED], app[ENGINE].info.max_model_len, root=app[CONFIG].model)
 
 
-async def refuse_embeddings(request: web.Request) -> web.Response:
-    raise ApiError(400, "embeddings are not served here: the model continues texts", code="unsupported_endpoint")
-
-
 async def health(request: web.Request) -> web.Response:
     """200 while requests can be served; 503 with the reason when the engine is gone."""
     if (reason := request.app[ENGINE].error) is not None:

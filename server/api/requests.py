@@ -37,10 +37,41 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[bool, only(False)] = False
 
 
-class GenerationRequest(StructuredFields):
-    """What the endpoints share."""
+class ServedRequest(Body):
+    """What every request has that the engine serves."""
 
     model: str | None = None
+
+    # Beyond OpenAI's API, named as in other servers.
+    add_special_tokens: bool | None = None
+    """Put the tokenizer's own tokens around the prompt; by default everywhere but around a chat's, whose template
+    has put them in."""
+    cache_salt: str = ""
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Among the user's own class: lower goes earlier."""
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds from the request's arrival to the end of its answer."""
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """Keep so many of the prompt's tokens; -1: as many as fit."""
+    truncation_side: Literal["left", "right"] = "left"
+    """From which end the others are taken."""
+
+    # These change nothing in the answer.
+    request_id: str = ""
+    user: str = ""
+
+    # Not implemented.
+    mm_processor_kwargs: Annotated[Any, only({})] = {}
+
+    @property
+    def streaming(self) -> StreamOptions | None:
+        """How the answer is to be streamed; None: it comes in one piece."""
+        return None
+
+
+class GenerationRequest(ServedRequest, StructuredFields):
+    """What the endpoints share whose answers are text."""
+
     n: Count = 1
     temperature: float = 1.0
     top_p: float = 1.0
@@ -60,18 +91,12 @@ class GenerationRequest(StructuredFields):
     ] = {}
 
     # Beyond OpenAI's API, named as in other servers.
-    add_special_tokens: bool | None = None
-    """Put the tokenizer's own tokens around the prompt; by default around a completion's, and not around a chat's,
-    whose template has put them in."""
     allowed_token_ids: TokenIds = []
     bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] = []
-    cache_salt: str = ""
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     min_p: float = 0.0
     min_tokens: Count = 0
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Among the user's own class: lower goes earlier."""
     prompt_logprobs: Count | None = None
     repetition_penalty: float = 1.0
     return_token_ids: bool = False
@@ -79,41 +104,32 @@ class GenerationRequest(StructuredFields):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     stop_token_ids: TokenIds = []
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds from the request's arrival to the end of its answer."""
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    """Keep so many of the prompt's tokens; -1: as many as fit."""
-    truncation_side: Literal["left", "right"] = "left"
-    """From which end the others are taken."""
 
     # These change nothing in the answer.
     metadata: dict[str, Any] = {}
     prompt_cache_key: str = ""
     prompt_cache_options: dict[str, Any] = {}
     prompt_cache_retention: str = ""
-    request_id: str = ""
     safety_identifier: str = ""
     service_tier: Annotated[str, only("auto", "default", "flex", "priority")] = "auto"
-    user: str = ""
 
     # Not implemented.
     early_stopping: Annotated[Any, only(False)] = False
     kv_transfer_params: Annotated[Any, only({})] = {}
     length_penalty: Annotated[Any, only(1)] = 1
     logits_processors: Annotated[Any, only([])] = []
-    mm_processor_kwargs: Annotated[Any, only({})] = {}
     typical_p: Annotated[Any, only(1)] = 1
     use_beam_search: Annotated[Any, only(False)] = False
     vllm_xargs: Annotated[Any, only({})] = {}
 
     @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+    def streaming(self) -> StreamOptions | None:
+        return (self.stream_options or StreamOptions()) if self.stream else None
 
     @property
-    def continuous_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
 
     def _sampling_params(
         self,

@@ -33,6 +33,28 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
 
+# /v1/embeddings
+
+
+class EmbeddingAnswer(msgspec.Struct, frozen=True):
+    index: int
+    embedding: str | list[float]
+    """Base64 of its numbers, or the numbers."""
+    object: str = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, frozen=True):
+    data: list[EmbeddingAnswer]
+    model: str
+    usage: EmbeddingUsage
+    object: str = "list"
+
+
 # /v1/completions: an answer and a chunk of one look the same.
 
 

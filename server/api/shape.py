@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import CONTENT, ChatRequest, Message, TextPart
 from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
+from server.api.embedding_request import EmbeddingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -39,25 +40,34 @@ _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
     prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
-    prompt = _fields(body, _COMPLETION, "", {"prompt": TEXT_OR_LIST, **_FORMS}).get("prompt")
+    fields = _fields(body, _COMPLETION, "", {"prompt": TEXT_OR_LIST, **_FORMS})
+    _check_prompts(fields, "prompt", longest, max_tokens)
+
+
+def check_embedding(body: bytes, *, longest: int, max_tokens: int) -> None:
+    """The same for a body of /v1/embeddings."""
+    _check_prompts(_fields(body, _EMBEDDING, "", {"input": TEXT_OR_LIST}), "input", longest, max_tokens)
+
+
+def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_tokens: int) -> None:
+    prompt = fields.get(field)
     if prompt is None or (first := _FIRST_ITEM.match(prompt)) is None:
         return
     num_commas = bytes(prompt).count(b",")
     if first[1] not in (TEXT, LIST):
         if num_commas + 1 >= longest:
             raise InvalidRequestError(
-                f"the prompt has {num_commas + 1} tokens, and prompt plus answer can have {longest} at most: "
-                "shorten the prompt",
-                "prompt",
+                f"the {field} has {num_commas + 1} tokens, and a sequence can have {longest} at most: shorten it",
+                field,
             )
         return
     is_same = _is_text if first[1] == TEXT else _is_flat_list
-    if not all(map(is_same, _items(prompt, "prompt", MAX_SEQUENCES))):
-        raise InvalidRequestError(f"prompt should be {PROMPTS}", "prompt")
+    if not all(map(is_same, _items(prompt, field, MAX_SEQUENCES))):
+        raise InvalidRequestError(f"{field} should be {PROMPTS}", field)
     if first[1] == LIST and num_commas >= max_tokens:
         raise InvalidRequestError(
-            f"the prompts have {num_commas + 1} tokens, and {max_tokens} may wait at a time: send fewer at once",
-            "prompt",
+            f"the {field} has {num_commas + 1} tokens, and {max_tokens} may wait at a time: send fewer at once",
+            field,
         )
 
 
@@ -125,7 +135,7 @@ def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
     return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=is_strict))
 
 
-_COMPLETION, _CHAT = _decoder(CompletionRequest), _decoder(ChatRequest)
+_COMPLETION, _CHAT, _EMBEDDING = map(_decoder, (CompletionRequest, ChatRequest, EmbeddingRequest))
 _MESSAGE, _PART = _decoder(Message), _decoder(TextPart)
 _OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _ITEMS = msgspec.json.Decoder(list[Raw])

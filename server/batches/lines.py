@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """As large as the largest body that a server takes."""
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from server.api.chat import understand_chat
 from server.api.completions import understand_completion
+from server.api.embeddings import understand_embedding
 from server.api.generation import Understand, answer_in_background
 from server.api.responses_api.endpoint import understand_response
 from server.app_keys import CONFIG, USERS
@@ -51,6 +52,8 @@ def _endpoint(url: str, user: str) -> tuple[Understand, str]:
             return understand_chat, "messages"
         case "/v1/completions":
             return understand_completion, "prompt"
+        case "/v1/embeddings":
+            return understand_embedding, "input"
         case "/v1/responses":
             return partial(understand_response, user), "input"
     raise AssertionError(url)

@@ -9,6 +9,9 @@ from scheduler.messages import StepStats
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 
+ANY = 1e9
+"""Milliseconds that a step may take: sequences do not take turns then, however slow the machine is."""
+
 
 @dataclass
 class Run:

@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
 from scheduler.engine.core import NO_TOKEN, EngineCore
 from scheduler.execution.kv_cache import KVCache, KVCacheTooSmallError
 from scheduler.execution.runner import Launched
+from scheduler.execution.step_model import StepOutput
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import StepInput
@@ -58,7 +58,7 @@ def test_each_step_computes_exactly_the_planned_tokens(tiny_path: str, monkeypat
     computed: list[int] = []
     forward = core.model.forward
 
-    def counting(batch: PackedBatch, cache: KVCache) -> torch.Tensor:
+    def counting(batch: PackedBatch, cache: KVCache) -> StepOutput:
         computed.append(len(batch.input_ids))
         return forward(batch, cache)
 
@@ -107,10 +107,10 @@ def test_logits_that_are_not_numbers_end_only_their_request(
     core = make_core(tiny_path)
     forward = core.model.forward
 
-    def broken(batch: PackedBatch, cache: KVCache) -> torch.Tensor:
-        logits = forward(batch, cache).clone()
-        logits[1] = float("nan")
-        return logits
+    def broken(batch: PackedBatch, cache: KVCache) -> StepOutput:
+        output = forward(batch, cache)
+        output.logits[1] = float("nan")
+        return output
 
     monkeypatch.setattr(core.model, "forward", broken)
     core.add(request("good", max_tokens=1))

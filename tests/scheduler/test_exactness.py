@@ -8,7 +8,7 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import NUM_TOKENS, Reference, count_ties
-from tests.scheduler.engine_runs import run_all
+from tests.scheduler.engine_runs import ANY, run_all
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
 
@@ -53,7 +53,9 @@ def test_32_prompts_together(
 def test_with_a_pool_so_small_that_sequences_are_preempted(
     model_path: str, prompts: list[list[int]], references: list[Reference], report: object
 ) -> None:
-    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="40MB", max_model_len=700), model_path)
+    core = EngineCore(
+        EngineConfig(dtype="float32", kv_cache_memory="40MB", max_model_len=700, longest_step_ms=ANY), model_path
+    )
     run = run_all(core, prompts[:16], GREEDY)
     assert run.num_preemptions > 0
     report(count_ties(run.tokens, references[:16]))  # type: ignore[operator]

@@ -56,6 +56,7 @@ def random_batch(lens: list[tuple[int, int]]) -> PackedBatch:
         query_start=torch.tensor([0, *new_tokens]).cumsum(0).int(),
         context_lens=torch.tensor([context for _, context in lens], dtype=torch.int32),
         block_tables=tables.unsqueeze(0),
+        read_rows=torch.empty(0, dtype=torch.int64),
         sample_rows=torch.arange(0),
         query_lens=new_tokens,
         contexts=[context for _, context in lens],

@@ -34,6 +34,7 @@ def logits(model: PagedModel, num_tokens: int = 40) -> torch.Tensor:
         query_start=torch.tensor([0, num_tokens], dtype=torch.int32),
         context_lens=torch.tensor([num_tokens], dtype=torch.int32),
         block_tables=torch.arange(3, dtype=torch.int32).view(1, 1, -1),
+        read_rows=torch.empty(0, dtype=torch.int64),
         sample_rows=rows,
         query_lens=[num_tokens],
         contexts=[num_tokens],
@@ -41,7 +42,7 @@ def logits(model: PagedModel, num_tokens: int = 40) -> torch.Tensor:
     cache = KVCache(
         model.layers, TorchAttention(), num_blocks=3, block_size=16, dtype=model.module.dtype, device=CPU
     )
-    return model.forward(batch, cache).float()
+    return model.forward(batch, cache).logits.float()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -72,7 +72,7 @@ def test_a_bad_line_gets_its_error_once_and_stops_no_other(server: Server, tmp_p
         line("good"),
         "{not JSON",
         line("good", prompt="Again"),
-        line("elsewhere", url="/v1/embeddings"),
+        line("elsewhere", url="/v1/moderations"),
         line("streamed", stream=True),
         line("refused", max_tokens=-1),
         '{"custom_id": "empty", "method": "POST", "url": "/v1/completions"}',

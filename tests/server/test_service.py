@@ -6,7 +6,6 @@ import socket
 from urllib.parse import urlsplit
 
 import aiohttp
-import openai
 import pytest
 from openai import OpenAI
 
@@ -106,11 +105,6 @@ async def test_a_browsers_preflight(dressed_server: Server, server: Server) -> N
             assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
     async with aiohttp.ClientSession(server.url) as session, session.options(chat, headers=asks) as response:
         assert "Access-Control-Allow-Origin" not in response.headers
-
-
-def test_embeddings_are_refused_in_a_sentence(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="embeddings are not served here"):
-        client.embeddings.create(model=MODEL, input="a")
 
 
 async def test_head(server: Server) -> None:

@@ -1,0 +1,81 @@
+"""POST /v1/embeddings: what the model makes of a text, as a vector."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from aiohttp import web
+
+from scheduler.embedding import Embedding
+from scheduler.engine.client import Delta
+from server.api.embedding_request import EmbeddingRequest
+from server.api.generation import Asked, answer, known_fields, truncated
+from server.api.models import check_model, longest_sequence
+from server.api.responses import EmbeddingAnswer, EmbeddingList, EmbeddingUsage, Usage
+from server.api.shape import check_embedding
+from server.api.wording import ChunkedWording
+from server.app_keys import CONFIG, ENGINE, LIMITS
+
+
+async def create_embeddings(request: web.Request) -> web.StreamResponse:
+    return await answer(request, understand_embedding, prompt_field="input")
+
+
+def understand_embedding(app: web.Application, content: bytes) -> Asked:
+    """Raises whatever is wrong with the request. May be called in a thread."""
+    tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
+    longest = longest_sequence(info)
+    content = known_fields(app, content, EmbeddingRequest)
+    check_embedding(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
+    body = EmbeddingRequest.model_validate_json(content)
+    check_model(app, body.model)
+    params = body.pooling_params(info.hidden_size, info.pooling)
+
+    def tokens(item: str | list[int]) -> list[int]:
+        if isinstance(item, str):
+            special = body.add_special_tokens is not False
+            item = tokenizer.encode(item, special, longest=None if body.truncate_prompt_tokens else longest)
+        return truncated(body, item, longest)
+
+    prompts = list(map(tokens, body.input))
+    assert params.pooling is not None
+    embeddings = [Embedding(params.pooling, len(prompt)) for prompt in prompts]
+    wording = EmbeddingWording(body.model or app[CONFIG].model_name, body, embeddings)
+    return Asked(body, prompts, params, wording, None)
+
+
+class EmbeddingWording(ChunkedWording):
+    """Words the answers of /v1/embeddings."""
+
+    def __init__(self, model: str, body: EmbeddingRequest, embeddings: Sequence[Embedding]) -> None:
+        self.id = f"embd-{uuid.uuid4().hex}"
+        self._model = model
+        self._body = body
+        self._embeddings = embeddings
+
+    def take(self, choice: int, delta: Delta) -> None:
+        self._embeddings[choice].add(delta.pooled)
+
+    def whole(self, usage: Usage) -> EmbeddingList:
+        data = [
+            EmbeddingAnswer(place, self._worded(embedding.vector(normalize=self._body.normalize)))
+            for place, embedding in enumerate(self._embeddings)
+        ]
+        return EmbeddingList(data, self._model, EmbeddingUsage(usage.prompt_tokens, usage.total_tokens))
+
+    def _worded(self, vector: npt.NDArray[np.float32]) -> str | list[float]:
+        if self._body.encoding_format == "base64":
+            return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        numbers: list[float] = vector.tolist()
+        return numbers
+
+    def chunk(self, choice: int, delta: Delta, usage: object) -> Sequence[msgspec.Struct]:
+        raise AssertionError("embeddings are not streamed")
+
+    def closing(self, usage: Usage) -> Sequence[msgspec.Struct]:
+        raise AssertionError("embeddings are not streamed")
