@@ -3,7 +3,7 @@
 import json
 
 from checks import ASK, MODEL, SAY, TOOLS_MODEL, TOOLS_URL, URL, WEATHER, check
-from openai import APIStatusError, BadRequestError, OpenAI
+from openai import BadRequestError, OpenAI
 from pydantic import BaseModel
 
 
