@@ -49,7 +49,8 @@ def understand_chat(app: web.Application, content: bytes) -> Asked:
     check_chat(content, longest=longest_sequence(app[ENGINE].info))
     conversation = understand(app, ChatRequest.model_validate_json(content))
     wording = ChatWording(app[CONFIG].model_name, app[ENGINE].tokenizer, conversation)
-    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+    beams = conversation.body.beams(conversation.params)
+    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form, beams)
 
 
 class ChatWording(ChunkedWording):

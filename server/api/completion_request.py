@@ -61,6 +61,8 @@ class CompletionRequest(GenerationRequest):
             max_tokens=self.max_tokens,
             n=best_of,
             # What is chosen by its logprobs needs them.
-            logprobs=0 if self.logprobs is None and best_of > self.n else self.logprobs,
+            logprobs=0
+            if self.logprobs is None and best_of > self.n and not self.use_beam_search
+            else self.logprobs,
             prompt_logprobs=self.logprobs if self.echo and self.prompt_logprobs is None else None,
         )

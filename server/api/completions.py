@@ -54,7 +54,7 @@ def understand_completion(app: web.Application, content: bytes) -> Asked:
             text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)
         prompts.append(Prompt(kept, text))
     wording = CompletionWording(body.model or app[CONFIG].model_name, tokenizer, body, prompts, params.n)
-    return Asked(body, [prompt.token_ids for prompt in prompts], params, wording, body.form())
+    return Asked(body, [prompt.token_ids for prompt in prompts], params, wording, body.form(), body.beams(params))
 
 
 @dataclass(frozen=True, slots=True)

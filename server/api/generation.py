@@ -14,6 +14,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 
+from scheduler.engine.beam_search import BeamOptions, search_beams
 from scheduler.engine.client import AsyncEngine, Delta
 from scheduler.engine.stream import Ownership
 from scheduler.request import FinishReason
@@ -58,6 +59,8 @@ class Asked:
     wording: Wording
     form: Form | None
     """What the answer is held to."""
+    beams: BeamOptions | None = None
+    """How the best answers are searched, if they are not sampled."""
 
 
 Understand = Callable[[web.Application, bytes], Asked]
@@ -236,8 +239,9 @@ async def _generate(
 ) -> AsyncGenerator[tuple[int, Delta], None]:
     """What each step adds to each choice, counted as it comes. A failed sequence fails the whole request."""
     params = asked.params
+    generate = engine.generate if asked.beams is None else partial(search_beams, engine, options=asked.beams)
     streams = [
-        engine.generate(prompt, params, request_id=f"{record.response_id}-{place}", **ownership)
+        generate(prompt, params, request_id=f"{record.response_id}-{place}", **ownership)
         for place, prompt in enumerate(asked.prompts)
     ]
     async with aclosing(_interleaved(streams)) as deltas:

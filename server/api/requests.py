@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from scheduler.engine.beam_search import BeamOptions, check_beams
 from scheduler.sampling_params import MODEL_DEFAULTS, InvalidRequestError, SamplingParams
 from server.api.fields import (
     MAX_BAD_WORDS,
@@ -104,6 +105,12 @@ class GenerationRequest(ServedRequest, StructuredFields):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     stop_token_ids: TokenIds = []
+    use_beam_search: bool = False
+    """Search for the likeliest answers as wholes, with `n` beams; temperature and truncation do not count."""
+    early_stopping: bool = False
+    """Of a beam search: end with `n` answers, whatever the others may still become."""
+    length_penalty: Annotated[float, Field(allow_inf_nan=False, ge=-10, le=10)] = 1.0
+    """Of a beam search: above 0 prefers longer answers."""
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
 
     # These change nothing in the answer.
@@ -115,12 +122,9 @@ class GenerationRequest(ServedRequest, StructuredFields):
     service_tier: Annotated[str, only("auto", "default", "flex", "priority")] = "auto"
 
     # Not implemented.
-    early_stopping: Annotated[Any, only(False)] = False
     kv_transfer_params: Annotated[Any, only({})] = {}
-    length_penalty: Annotated[Any, only(1)] = 1
     logits_processors: Annotated[Any, only([])] = []
     typical_p: Annotated[Any, only(1)] = 1
-    use_beam_search: Annotated[Any, only(False)] = False
     vllm_xargs: Annotated[Any, only({})] = {}
 
     @property
@@ -130,6 +134,18 @@ class GenerationRequest(ServedRequest, StructuredFields):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def beams(self, params: SamplingParams) -> BeamOptions | None:
+        """If a beam search is asked for. Raises `InvalidRequestError` for what it does not go with."""
+        if not self.use_beam_search:
+            for field in ("early_stopping", "length_penalty"):
+                if getattr(self, field) != type(self).model_fields[field].default:
+                    raise InvalidRequestError(f"{field} is for use_beam_search: true only", field)
+            return None
+        if self.stream:
+            raise InvalidRequestError("a beam search cannot be streamed: the best are known at the end", "stream")
+        check_beams(params)
+        return BeamOptions(self.length_penalty, self.early_stopping)
 
     def _sampling_params(
         self,

@@ -58,7 +58,11 @@ HELLO = [{"role": "user", "content": "Hello"}]
         (COMPLETIONS, {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "above 0"),
         (COMPLETIONS, {"prompt": "a", "bad_words": [""]}, "bad_words", "non-empty"),
         (COMPLETIONS, {"prompt": "a", "bad_words": ["x"] * 129}, "bad_words", "at most 128"),
-        (COMPLETIONS, {"prompt": "a", "use_beam_search": True}, "use_beam_search", "not implemented"),
+        (COMPLETIONS, {"prompt": "a", "use_beam_search": True, "n": 11}, "n", "10 beams at most"),
+        (COMPLETIONS, {"prompt": "a", "use_beam_search": True, "stream": True}, "stream", "cannot be streamed"),
+        (COMPLETIONS, {"prompt": "a", "use_beam_search": True, "logprobs": 1}, "logprobs", "does not go with"),
+        (COMPLETIONS, {"prompt": "a", "use_beam_search": True, "max_tokens": 0}, "max_tokens", "a token at least"),
+        (COMPLETIONS, {"prompt": "a", "length_penalty": 2}, "length_penalty", "use_beam_search: true only"),
         (
             COMPLETIONS,
             {"prompt": "a", "logprobs": 20, "n": 128, "max_tokens": 4000},

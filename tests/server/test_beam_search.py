@@ -1,0 +1,76 @@
+"""Beam search through the openai SDK: the answers that transformers' generate finds, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from openai import OpenAI
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from scheduler.text.tokenizer import Tokenizer
+from tests.server.conftest import MODEL
+
+PROMPT = "Alice was beginning to get very tired of sitting by her sister on the bank, and"
+FULL_STOP = "."
+
+
+@pytest.fixture(scope="module")
+def model(float32_path: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(float32_path, dtype="float32")
+    return model
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("ends", [True, False], ids=["sentences", "of-full-length"])
+def test_the_beams_are_those_of_transformers(
+    client: OpenAI, model: PreTrainedModel, tokenizer: Tokenizer, length_penalty: float, ends: bool
+) -> None:
+    (stop,) = tokenizer.encode(FULL_STOP)
+    ids = tokenizer.encode(PROMPT)
+    fields: dict[str, Any] = {"stop_token_ids": [stop]} if ends else {}
+    answer = client.completions.create(
+        model=MODEL,
+        prompt=PROMPT,
+        n=3,
+        max_tokens=12,
+        extra_body={
+            "use_beam_search": True,
+            "length_penalty": length_penalty,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            **fields,
+        },
+    )
+    found = [choice.token_ids for choice in answer.choices]  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        expected = model.generate(  # type: ignore[operator]
+            torch.tensor([ids]),
+            num_beams=3,
+            num_return_sequences=3,
+            max_new_tokens=12,
+            do_sample=False,
+            length_penalty=length_penalty,
+            early_stopping=False,
+            repetition_penalty=1.0,
+            eos_token_id=stop if ends else tokenizer.vocab_size,
+            pad_token_id=0,
+        )[:, len(ids) :]
+    assert found == [[token for token in row if token != 0] for row in expected.tolist()]
+    assert [choice.text for choice in answer.choices] == [
+        tokenizer.decode(tokens[:-1] if tokens[-1] == stop else tokens) for tokens in found
+    ]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == sum(map(len, found))
+
+
+def test_the_best_of_more_beams_and_in_a_chat(client: OpenAI) -> None:
+    search: dict[str, Any] = {"use_beam_search": True}
+    three = client.completions.create(model=MODEL, prompt=PROMPT, n=3, max_tokens=6, extra_body=search)
+    best = client.completions.create(model=MODEL, prompt=PROMPT, best_of=3, max_tokens=6, extra_body=search)
+    assert [choice.text for choice in best.choices] == [three.choices[0].text]
+    said = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Name a colour."}], n=2, max_tokens=5, extra_body=search
+    )
+    assert len({choice.message.content for choice in said.choices}) == 2
