@@ -1,9 +1,8 @@
 """Beam search over an engine: the likeliest answers as wholes, rather than token by token.
 
 Each beam's next token is a request of its own, whose prompt is what the beam has so far: what beams share is in
-the prefix cache, so that they share its blocks. Scores and ends are those of transformers' generate: the sum of the
-log-probabilities over the length to the power of the length penalty (Wu et al., arXiv 1609.08144, without alpha's
-offset).
+the prefix cache, so that they share its blocks. Scores and ends are those of transformers' generate: the sum of
+the log-probabilities over the length to the power of the length penalty (after Wu et al., arXiv 1609.08144).
 """
 
 from __future__ import annotations

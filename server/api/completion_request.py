@@ -56,13 +56,11 @@ class CompletionRequest(GenerationRequest):
             )
         if self.suffix and self.echo:
             raise InvalidRequestError("echo is not possible with a suffix", "echo")
+        is_chosen = best_of > self.n and not self.use_beam_search  # by its logprobs
         return self._sampling_params(
             defaults,
             max_tokens=self.max_tokens,
             n=best_of,
-            # What is chosen by its logprobs needs them.
-            logprobs=0
-            if self.logprobs is None and best_of > self.n and not self.use_beam_search
-            else self.logprobs,
+            logprobs=0 if self.logprobs is None and is_chosen else self.logprobs,
             prompt_logprobs=self.logprobs if self.echo and self.prompt_logprobs is None else None,
         )
