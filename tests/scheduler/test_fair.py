@@ -289,7 +289,7 @@ def test_a_deadline_ends_a_request_in_the_queue_and_on_its_seat() -> None:
     assert users.scheduler.num_running == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_two_backlogged_users_never_drift_apart_by_more_than_the_bound(data: st.DataObject) -> None:
     seats = data.draw(st.integers(1, 12))

@@ -14,6 +14,7 @@ from tests.server.conftest import MODEL
 
 PROMPT = "Alice was beginning to get very tired of sitting by her sister on the bank, and"
 FULL_STOP = "."
+NUM_TOKENS = 10
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,11 @@ def model(float32_path: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("ends", [True, False], ids=["sentences", "of-full-length"])
+@pytest.mark.parametrize(
+    ("ends", "length_penalty"),
+    [(True, 0.0), (True, 1.0), (False, 1.0)],
+    ids=["short", "sentences", "of-full-length"],
+)
 def test_the_beams_are_those_of_transformers(
     client: OpenAI, model: PreTrainedModel, tokenizer: Tokenizer, length_penalty: float, ends: bool
 ) -> None:
@@ -34,7 +38,7 @@ def test_the_beams_are_those_of_transformers(
         model=MODEL,
         prompt=PROMPT,
         n=3,
-        max_tokens=12,
+        max_tokens=NUM_TOKENS,
         extra_body={
             "use_beam_search": True,
             "length_penalty": length_penalty,
@@ -49,7 +53,7 @@ def test_the_beams_are_those_of_transformers(
             torch.tensor([ids]),
             num_beams=3,
             num_return_sequences=3,
-            max_new_tokens=12,
+            max_new_tokens=NUM_TOKENS,
             do_sample=False,
             length_penalty=length_penalty,
             early_stopping=False,
