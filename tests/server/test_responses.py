@@ -137,6 +137,15 @@ def test_a_response_follows_another_where_they_are_kept(keeping: OpenAI) -> None
     assert not respond(keeping, model="fast", input=QUESTION, store=False).store
 
 
+def test_what_is_kept_may_have_logprobs(keeping: OpenAI) -> None:
+    fields = {"model": "fast", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    first = respond(keeping, input=QUESTION, **fields)
+    assert len(first.output[0].content[0].logprobs[0].top_logprobs) == 2
+    assert keeping.responses.retrieve(first.id).output == first.output
+    *_, last = respond(keeping, input="And of Italy?", previous_response_id=first.id, stream=True, **fields)
+    assert keeping.responses.retrieve(last.response.id).output == last.response.output
+
+
 def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
     assert not respond(client, input=QUESTION, max_output_tokens=1).store
     for fields in ({"store": True}, {"previous_response_id": "resp_1"}):

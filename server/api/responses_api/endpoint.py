@@ -48,8 +48,9 @@ def understand_response(user: str, app: web.Application, content: bytes) -> Aske
 
     def keep(response: Response) -> None:
         if is_stored and store is not None:
-            said = [msgspec.to_builtins(item) for item in response.output]
-            store.keep(response.id, user, encode(response), [*before, *body.items, *said])
+            content = encode(response)
+            said = msgspec.json.decode(content)["output"]  # logprobs are JSON already
+            store.keep(response.id, user, content, [*before, *body.items, *said])
 
     wording = ResponsesWording(
         app[CONFIG].model_name, app[ENGINE].tokenizer, body, conversation, is_stored=is_stored, on_end=keep
