@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from server.app_keys import CONFIG, user_of
 from server.batches.store import (
@@ -26,7 +27,8 @@ MAX_FILE_BYTES = 200 * 1024 * 1024
 """As in OpenAI's API."""
 
 _CHUNK_BYTES = 64 * 1024
-
+_PURPOSE_BYTES = 128
+"""aiohttp reads no fewer than a boundary has, and that may have 70."""
 
 MAX_PAGE = 10_000
 
@@ -119,8 +121,8 @@ async def _receive(request: web.Request, store: BatchStore, file_id: str) -> tup
                 filename = (part.filename or "batch.jsonl")[:200]
                 await _copy(part, store, file_id, request.app[CONFIG].slow_body_seconds)
             elif part.name == "purpose":
-                purpose = (await part.read_chunk(64)).decode(errors="replace")
-    except ValueError as error:
+                purpose = (await part.read_chunk(_PURPOSE_BYTES)).decode(errors="replace")
+    except (ValueError, HttpProcessingError) as error:
         raise ApiError(400, f"the form cannot be read: {error}") from None
     except TimeoutError:
         raise ApiError(408, "the file did not arrive in time", type="timeout", code="body_timeout") from None

@@ -16,12 +16,13 @@ from checks import ASK, MODEL, SAY, TOOLS_MODEL, TOOLS_URL, URL, WEATHER, check
 
 START_SECONDS = 90
 KEY = "sk-of-this-test-alone-" + "0" * 32  # the proxy does not start without one
+places = (("small", MODEL, URL), ("tools", TOOLS_MODEL, TOOLS_URL))
 models = [
     {
         "model_name": name,
         "litellm_params": {"model": f"hosted_vllm/{model}", "api_base": f"{url}/v1", "api_key": "none"},
     }
-    for name, model, url in (("small", MODEL, URL), ("tools", TOOLS_MODEL, TOOLS_URL))
+    for name, model, url in places
 ]
 
 

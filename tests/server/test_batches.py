@@ -6,8 +6,10 @@ import json
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import openai
 import pytest
 from openai import OpenAI
@@ -18,6 +20,13 @@ from tests.server.test_batch_command import line
 from tests.server.users_server import UsersServer
 
 NUM_LINES = 16
+
+
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("keeping")
+    with Server(folder / "log", "--batches", str(folder / "batches"), "--kv-cache-memory", "64MB") as server:
+        yield server
 
 
 def client_of(server: UsersServer, name: str) -> OpenAI:
@@ -119,3 +128,23 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
 def test_without_a_folder_it_is_said_how_to_have_one(server: Server) -> None:
     with server.client() as client, pytest.raises(openai.NotFoundError, match="--batches FOLDER"):
         client.batches.list()
+
+
+@pytest.mark.parametrize(
+    ("boundary", "more", "status"),
+    [
+        ("b" * 70, b"", 200),
+        ("b", b'--b\r\nContent-Disposition: form-data; name="\x0b"\r\n\r\n{}\r\n', 400),
+        ("b" * 71, b"", 400),
+    ],
+)
+async def test_forms_that_no_sdk_makes(keeping: Server, boundary: str, more: bytes, status: int) -> None:
+    part = f'--{boundary}\r\nContent-Disposition: form-data; name="{{}}"\r\n\r\n{{}}\r\n'
+    fields = part.format("purpose", "batch") + part.format("file", "{}")
+    content = more + fields.encode() + f"--{boundary}--\r\n".encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{keeping.url}/v1/files", data=content, headers=headers) as answer,
+    ):
+        assert answer.status == status, await answer.text()
