@@ -1,4 +1,4 @@
-"""lm-eval: log-likelihoods, and a task of our own, which scores as it does with transformers on the same weights."""
+"""lm-eval: log-likelihoods, and a task of our own, which scores as with transformers on the same weights."""
 
 import json
 import os
