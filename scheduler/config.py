@@ -67,6 +67,11 @@ class EngineConfig(BaseModel):
     """How attention reads the block pool: native is the C++ kernel for CPU, flex torch's FlexAttention for CUDA,
     torch the plain reference; auto is native on a CPU where it can be built, and flex on CUDA."""
 
+    speculative: Literal["auto", "off", "ngram"] = "auto"
+    """Guess the next tokens from what the prompt and the answer have said before, and compute several in one step
+    where that is faster: no bit of an answer changes. auto is ngram where the native decoder runs, and off
+    elsewhere."""
+
     cuda_graphs: bool = True
     """On CUDA with flex attention, replay steps that only decode as CUDA graphs: far less work for the CPU."""
 

@@ -80,6 +80,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     """Of the next tokens of the prompt, if they are wanted; the first token has none."""
     pooled: list[float] = []
     """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
+    drafted: list[int] = []
+    """Tokens that were guessed in this step; those that were right are the first of `tokens`."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -145,6 +147,10 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     phases: Phases
     users: dict[str, Received]
     """What the users whose sequences took part received."""
+    num_drafted: int = 0
+    """Tokens that were guessed, and computed."""
+    num_accepted: int = 0
+    """Those among them that were right."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag=True):

@@ -31,6 +31,7 @@ from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.scheduler import Gain, Scheduler
+from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
@@ -79,6 +80,7 @@ class EngineCore:
             share_prefixes=config.share_prefixes,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
+            speculation=Speculation(self.cost, loaded.info.max_model_len) if _speculates(config, loaded) else None,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
@@ -214,6 +216,8 @@ class EngineCore:
             num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
             phases=phases,
             users=self._received(plan, clock.total),
+            num_drafted=plan.num_drafted,
+            num_accepted=plan.num_drafted - sum(work.refused for work in plan.work),
         )
         self._forget(ended)
         for observer in self.observers:
@@ -251,7 +255,7 @@ class EngineCore:
         for chunk, work in zip(plan.chunks, plan.work, strict=True):
             user = chunk.sequence.request.user
             service[user] = service.get(user, 0.0) + self._prices.service(work)
-            tokens[user] = tokens.get(user, 0) + chunk.length
+            tokens[user] = tokens.get(user, 0) + chunk.num_computed
         per_token = duration / max(1, plan.num_tokens)
         return {user: Received(service[user], per_token * count) for user, count in tokens.items()}
 
@@ -306,6 +310,10 @@ class EngineCore:
         return _output(chunk.sequence, error=message)
 
 
+def _speculates(config: EngineConfig, loaded: LoadedModel) -> bool:
+    return config.speculative == "ngram" or (config.speculative == "auto" and bool(loaded.info.instruction_set))
+
+
 def _refused(request: Request, reason: FinishReason, error: str | None) -> list[SequenceOutput]:
     """A request that was never queued."""
     return [
@@ -332,6 +340,7 @@ def _output(
         error=error,
         prompt_logprobs=gain.scored if gain else [],
         pooled=gain.pooled if gain else [],
+        drafted=gain.drafted if gain else [],
     )
 
 

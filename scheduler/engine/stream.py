@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Delta:
     """Of the next tokens of the prompt, if they are wanted."""
     pooled: Sequence[float] = ()
     """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
+    num_drafted: int = 0
+    """Tokens that were guessed in this step."""
+    num_accepted: int = 0
+    """Those among them that were right."""
 
 
 class Ownership(TypedDict, total=False):
@@ -122,15 +127,7 @@ class RequestStream:
         if output.index not in self._open:
             return None
         detokenizer = self._detokenizers[output.index]
-        self._num_tokens[output.index] += len(output.token_ids)
-        token_ids = output.token_ids
-        if output.finish_reason is FinishReason.STOP and not self.request.params.include_stop_str_in_output:
-            token_ids = token_ids[:-1]  # the one that ended it is no part of the text
-        text = detokenizer.push(
-            token_ids,
-            last=output.finish_reason is not None,
-            match_stop=self._num_tokens[output.index] >= self.request.params.min_tokens,
-        )
+        text, num_tokens = self._read(output)
         finish_reason = output.finish_reason
         stop_reason: int | str | None = output.stop_reason
         if detokenizer.stop_reason is not None:
@@ -140,12 +137,43 @@ class RequestStream:
         return Delta(
             index=output.index,
             text=text,
-            token_ids=output.token_ids,
-            logprobs=output.logprobs,
+            token_ids=output.token_ids[:num_tokens],
+            logprobs=output.logprobs[:num_tokens] if output.logprobs is not None else None,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
             num_cached_tokens=output.num_cached_tokens,
             error=output.error,
             prompt_logprobs=output.prompt_logprobs,
             pooled=output.pooled,
+            num_drafted=len(output.drafted),
+            num_accepted=_num_alike(output.drafted, output.token_ids),
         )
+
+    def _read(self, output: SequenceOutput) -> tuple[str, int]:
+        """The output's text, and how many of its tokens there are up to a stop string: it may come in the middle
+        of what one step gave."""
+        detokenizer = self._detokenizers[output.index]
+        params = self.request.params
+        token_ids = output.token_ids
+        if output.finish_reason is FinishReason.STOP and not params.include_stop_str_in_output:
+            token_ids = token_ids[:-1]  # the one that ended it is no part of the text
+        text = ""
+        for count, token_id in enumerate(token_ids[:-1], 1):
+            self._num_tokens[output.index] += 1
+            matches = self._num_tokens[output.index] >= params.min_tokens
+            text += detokenizer.push([token_id], last=False, match_stop=matches)
+            if detokenizer.stop_reason is not None:
+                return text, count
+        self._num_tokens[output.index] += len(output.token_ids) - max(0, len(token_ids) - 1)
+        text += detokenizer.push(
+            token_ids[-1:],
+            last=output.finish_reason is not None,
+            match_stop=self._num_tokens[output.index] >= params.min_tokens,
+        )
+        return text, len(output.token_ids)
+
+
+def _num_alike(drafted: list[int], token_ids: list[int]) -> int:
+    """How many tokens at the beginning of both are the same."""
+    alike = (one == other for one, other in zip(drafted, token_ids, strict=False))
+    return sum(1 for _ in itertools.takewhile(bool, alike))

@@ -85,6 +85,10 @@ class EngineMetrics:
         self._recomputed = counter(
             "recomputed_tokens_total", "Tokens computed again, of sequences that had lost their seat."
         ).labels(model)
+        self._drafted = counter(
+            "drafted_tokens_total", "Tokens that were guessed, and computed to see whether they are right."
+        ).labels(model)
+        self._accepted = counter("accepted_tokens_total", "Guessed tokens that were right.").labels(model)
         preemptions = counter(
             "preemptions_total", "Sequences that lost their seat: for want of blocks, or to another user.", "cause"
         )
@@ -175,6 +179,8 @@ class EngineMetrics:
         self._lookups.inc(step.num_lookup_tokens)
         self._hits.inc(step.num_cached_tokens)
         self._recomputed.inc(step.num_recomputed_tokens)
+        self._drafted.inc(step.num_drafted)
+        self._accepted.inc(step.num_accepted)
         self._preemptions["yielded"].inc(step.num_yielded)
         self._preemptions["blocks"].inc(step.num_preemptions - step.num_yielded)
         for user, received in step.users.items():

@@ -63,7 +63,8 @@ class Prices:
     cached: float = 0.05
 
     def service(self, work: Work) -> float:
-        return work.prompt + self.cached * work.cached + self.output * work.output
+        """A wrong guess costs what it takes to compute it."""
+        return work.prompt + self.cached * work.cached + self.output * work.output + work.refused
 
 
 @dataclass(slots=True)

@@ -68,9 +68,14 @@ class Chunk(NamedTuple):
         return self.start + self.length
 
     @property
+    def num_computed(self) -> int:
+        """Its tokens with the guessed ones."""
+        return self.length + len(self.drafted)
+
+    @property
     def attended(self) -> int:
         """Keys that its queries look at."""
-        return self.length * (self.start + self.end + 1) // 2
+        return self.num_computed * (2 * self.start + self.num_computed + 1) // 2
 
 
 @dataclass(slots=True)
@@ -96,7 +101,12 @@ class Plan:
 
     @property
     def num_tokens(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)
+        """That are computed, guessed ones too."""
+        return sum(chunk.num_computed for chunk in self.chunks)
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(len(chunk.drafted) for chunk in self.chunks)
 
     @property
     def attended(self) -> int:
@@ -178,5 +188,6 @@ class PlanBuilder:
             self._num_tokens -= chunk.length
             self._attended -= chunk.attended
 
-    def plan(self, tables: list[TableChange]) -> Plan:
-        return Plan(list(self._chunks.values()), self.admitted, self.preempted, self.num_yielded, tables)
+    def plan(self) -> Plan:
+        """Without what is new in the block tables."""
+        return Plan(list(self._chunks.values()), self.admitted, self.preempted, self.num_yielded)

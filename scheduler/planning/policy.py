@@ -23,6 +23,8 @@ class Work(NamedTuple):
     output: int = 0
     recomputed: int = 0
     """Tokens that were computed before; they are no service."""
+    refused: int = 0
+    """Tokens that were guessed for it, and wrongly."""
 
 
 class Policy(Protocol):

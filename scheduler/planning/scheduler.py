@@ -16,6 +16,7 @@ from scheduler.planning.plan import Chunk, Pace, Plan, PlanBuilder
 from scheduler.planning.policy import Policy, Work
 from scheduler.planning.ranked import Ranked
 from scheduler.planning.seating import Seating
+from scheduler.planning.speculation import Speculation
 from scheduler.planning.turns import Turns
 from scheduler.request import FinishReason, Request, Sequence, Status, check_fits
 from scheduler.sampling_params import InvalidRequestError
@@ -37,6 +38,8 @@ class Gain(NamedTuple):
     """Of its prompt."""
     pooled: list[float]
     """The chunk's part of its embedding."""
+    drafted: list[int]
+    """What was guessed; as far as it was right it is the first of `tokens`."""
 
 
 class Scheduler:
@@ -61,6 +64,7 @@ class Scheduler:
         share_prefixes: bool = False,
         pace: Pace | None = None,
         turns: Turns | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -81,6 +85,7 @@ class Scheduler:
         self._longest = self.seating.holdings.longest(pool.num_blocks)
         self.pace = pace
         self.turns = turns
+        self.speculation = speculation
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
         self._num_steps_since_express = EXPRESS_EVERY
@@ -227,11 +232,15 @@ class Scheduler:
             if sequence.status is Status.RUNNING:
                 length = step.prefill(sequence, most)
                 leftovers -= length if gets_leftovers else 0
-        plan = step.plan(self.seating.take_changes())
+        plan = step.plan()
         self._num_steps_since_express += 1
         if self._num_steps_since_express > EXPRESS_EVERY and (express := self._express(plan)):
             plan.chunks = express
             self._num_steps_since_express = 0
+        elif self.speculation is not None:
+            longest = None if pace is None else pace.seconds
+            self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
+        plan.tables = self.seating.take_changes()
         return plan
 
     def _divide(
@@ -340,10 +349,14 @@ class Scheduler:
                     break
             if sequence.request.params.max_tokens == 0 and chunk.end == sequence.num_tokens:
                 ended.append((sequence, FinishReason.LENGTH))
-            plan.work.append(self._work(chunk, len(taken)))
+            plan.work.append(self._work(chunk, len(taken), len(chunk.drafted) + 1 - len(tokens)))
+            if self.speculation is not None and tokens:
+                self.speculation.learn(chunk, len(tokens))
             sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
+            sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
             self.seating.settle(sequence)
-            gains.append(Gain(sequence, taken, result.scored.get(index, []), result.pooled.get(index, [])))
+            scored, pooled = result.scored.get(index, []), result.pooled.get(index, [])
+            gains.append(Gain(sequence, taken, scored, pooled, list(chunk.drafted)))
             if tokens and self._followers and sequence.index == 0:
                 self._let_follow(sequence)
         self.policy.charge(plan.work)
@@ -351,7 +364,7 @@ class Scheduler:
             self.finish(sequence, reason)
         return gains
 
-    def _work(self, chunk: Chunk, num_sampled: int) -> Work:
+    def _work(self, chunk: Chunk, num_sampled: int, num_refused: int) -> Work:
         """What a computed chunk did for its sequence."""
         sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.length
         recomputed = prompt = cached = 0
@@ -365,7 +378,7 @@ class Scheduler:
             charged = max(sequence.num_charged_tokens, min(end, sequence.num_prompt_tokens))
             prompt = charged - sequence.num_charged_tokens
             sequence.num_charged_tokens = charged
-        return Work(sequence, prompt, cached, num_sampled, recomputed)
+        return Work(sequence, prompt, cached, num_sampled, recomputed, num_refused if chunk.drafted else 0)
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.request.params
@@ -395,6 +408,8 @@ class Scheduler:
             self._let_follow(sequence)
         if sequence in self._deadlines:
             self._deadlines.remove(sequence)
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         siblings = self._live[sequence.request.request_id]

@@ -111,11 +111,24 @@ class Seating:
                 self._extend(sequence, group, self.pool.allocate(count))
         return True
 
+    def reserve(self, sequence: Sequence, num_drafted: int) -> bool:
+        """Give a running sequence the blocks for guessed tokens; False if there are none to spare: nobody is
+        preempted for a guess, in the next step neither."""
+        missing = self._missing(sequence.tables, sequence.num_tokens + num_drafted)
+        if sum(missing) > self.pool.num_free - len(self.pool.windows) * len(self.running):
+            return False
+        for group, count in enumerate(missing):
+            if count > 0:
+                self._extend(sequence, group, self.pool.allocate(count))
+        return True
+
     def _missing(self, tables: list[BlockTable], num_tokens: int) -> list[int]:
         """How many blocks each group lacks for so many tokens, or for as many as it can hold of them now."""
         end = self.pool.blocks_for(num_tokens)
         limits = self.holdings.limits
-        return [min(end, table.first + limit) - table.end for table, limit in zip(tables, limits, strict=True)]
+        return [
+            max(0, min(end, table.first + limit) - table.end) for table, limit in zip(tables, limits, strict=True)
+        ]
 
     def _extend(self, sequence: Sequence, group: int, blocks: list[int]) -> None:
         assert sequence.seat is not None

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UnsetType
 
 from scheduler.engine.client import Delta
-from server.api.responses import PromptTokensDetails, Usage
+from server.api.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.http.errors import ApiError
 from server.http.record import RequestRecord
 
@@ -61,4 +61,8 @@ def usage_of(record: RequestRecord) -> Usage:
         completion_tokens=record.completion_tokens,
         total_tokens=record.prompt_tokens + record.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=record.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(
+            accepted_prediction_tokens=record.accepted_tokens,
+            rejected_prediction_tokens=record.drafted_tokens - record.accepted_tokens,
+        ),
     )

@@ -25,6 +25,10 @@ class RequestRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    drafted_tokens: int = 0
+    """Guessed for it."""
+    accepted_tokens: int = 0
+    """Those among them that were right."""
     ttft: float | None = None
     """Seconds to the first token."""
     prompts: list[str] = field(default_factory=list)
