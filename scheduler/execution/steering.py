@@ -311,6 +311,11 @@ class Steerings:
             first += chunk.num_sampled
         return SteeredStep(Steered.of(rows, changes), processed) if rows else None
 
+    def accept(self, chunk: ChunkInput, guessed: Sequence[int]) -> None:
+        """So many of a chunk's guessed tokens were right: the sequence's next chunk begins behind them."""
+        steering = self._of_seats[chunk.seat]
+        steering.extend(chunk.start + len(chunk.token_ids) - chunk.num_drafted, guessed)
+
     def forget(self, request_id: str) -> None:
         """It has ended."""
         self.grammars.pop(request_id, None)

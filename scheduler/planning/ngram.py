@@ -1,7 +1,7 @@
 """What follows the end of a text, as far as the text itself has said it before.
 
-After "prompt lookup" (Saxena, 2023): who edits, extracts or translates a list repeats much of the prompt. Where the
-last few tokens occurred before, what followed them there is a guess of what follows them now.
+After "prompt lookup" (Saxena, 2023): who edits, extracts or translates a list repeats much of the prompt. Where
+the last few tokens occurred before, what followed them there is a guess of what follows them now.
 """
 
 from __future__ import annotations

@@ -143,10 +143,8 @@ class Speculation:
         found = []
         for place, chunk in enumerate(chunks):
             sequence = chunk.sequence
-            most = min(MOST_DRAFTED, room, self._max_model_len - sequence.num_tokens - 1)
-            if (max_tokens := sequence.request.params.max_tokens) is not None:
-                most = min(most, max_tokens - sequence.num_output_tokens - 1)
-            if not chunk.samples or most <= 0:
+            most = min(room, self.most(chunk))
+            if most <= 0:
                 continue
             draftee = self._draftees.setdefault(sequence.key, _Draftee())
             draftee.index.extend(sequence.token_ids)
@@ -156,6 +154,16 @@ class Speculation:
                 probability = draftee.records[match.size].probability(match.size)
                 found.append(_Candidate(place, match.place, probability, most))
         return found
+
+    def most(self, chunk: Chunk) -> int:
+        """How many guesses may be behind a chunk: none but those that can become part of the answer."""
+        if not chunk.samples:
+            return 0
+        sequence = chunk.sequence
+        left = self._max_model_len - sequence.num_tokens
+        if (max_tokens := sequence.request.params.max_tokens) is not None:
+            left = min(left, max_tokens - sequence.num_output_tokens)
+        return min(MOST_DRAFTED, left - 1)
 
     def _allot(self, plan: Plan, candidates: list[_Candidate], room: int, longest: float) -> list[float]:
         """Decide how many tokens are guessed for each: the likeliest first, for as long as a guess raises the

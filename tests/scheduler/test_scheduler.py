@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import pytest
 
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices
-from scheduler.planning.plan import Plan
+from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy
 from scheduler.planning.scheduler import Scheduler
 from scheduler.request import FinishReason, Request, Sequence
@@ -65,10 +66,13 @@ def run_step(scheduler: Scheduler, token: int = 7) -> Plan:
 
 
 def sampled(plan: Plan, token: Callable[[Sequence], int] = lambda _: 7) -> StepResult:
-    """The result of a step in which each sequence samples `token(sequence)`."""
-    return StepResult(
-        [[SampledToken(token(chunk.sequence))] if chunk.samples else [] for chunk in plan.chunks], []
-    )
+    """The result of a step in which each sequence samples `token(sequence)`, and again after each right guess."""
+    return StepResult([_kept(chunk, token(chunk.sequence)) if chunk.samples else [] for chunk in plan.chunks], [])
+
+
+def _kept(chunk: Chunk, token: int) -> list[SampledToken]:
+    right = itertools.takewhile(lambda guess: guess == token, chunk.drafted)
+    return [SampledToken(token) for _ in (None, *right)]
 
 
 def shape(plan: Plan) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -11,11 +12,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.speculation import Reserve, Speculation
+from scheduler.planning.step_cost import StepCost
 from scheduler.planning.windows import Holdings
 from scheduler.request import FinishReason, Sequence, Status
 from scheduler.sampling_params import InvalidRequestError
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
+
+
+class RandomGuesses(Speculation):
+    """Guesses anything, as many tokens as there may be."""
+
+    def __init__(self, max_model_len: int, seed: int) -> None:
+        super().__init__(StepCost(), max_model_len)
+        self._random = random.Random(seed)
+
+    def draft(self, plan: Plan, room: int, reserve: Reserve, longest: float | None = None) -> None:
+        for place, chunk in enumerate(plan.chunks):
+            count = self._random.randint(0, max(0, min(room, self.most(chunk))))
+            if count and reserve(chunk.sequence, count):
+                room -= count
+                drafted = tuple(self._random.randint(0, 2) for _ in range(count))
+                plan.chunks[place] = chunk._replace(drafted=drafted)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -35,6 +55,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         windows=st.sampled_from([(None,), (None,), (5,), (None, 3), (None, 8, 8, 1)]),
         policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
+        guesses=st.none() | st.integers(0, 99),
     )
     def start(
         self,
@@ -45,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         windows: tuple[int | None, ...],
         policy: Callable[[], Policy],
+        guesses: int | None,
     ) -> None:
         self.holdings = Holdings(windows, block_size, max_batched_tokens)
         self.capacity = min(80, self.holdings.longest(num_blocks))
@@ -58,6 +80,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             policy=policy(),
             windows=windows,
         )
+        if guesses is not None:
+            self.scheduler.speculation = RandomGuesses(self.capacity, guesses)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
         self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
         self.sequences: list[Sequence] = []
@@ -102,13 +126,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         for change in plan.tables:
             self.tables[change.seat, change.group].update(enumerate(change.blocks, change.start))
         for chunk in plan.chunks:
-            self._compute(chunk.sequence, chunk.start, chunk.end)
+            self._compute(chunk)
         # Sequences that differ in index draw different tokens.
         self.scheduler.commit(plan, sampled(plan, lambda sequence: (tokens + sequence.index) % 3))
 
-    def _compute(self, sequence: Sequence, start: int, end: int) -> None:
+    def _compute(self, chunk: Chunk) -> None:
         pool = self.scheduler.pool
         size = pool.block_size
+        sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.num_computed
+        token_ids = [*sequence.token_ids[: chunk.end], *chunk.drafted]
         assert start == sequence.num_computed_tokens
         assert sequence.seat is not None
         for group, window in enumerate(pool.windows):
@@ -116,10 +142,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             for place in range(start, end):
                 block = table[place // size]
                 assert pool.references(block) == 1, "a shared block is written"
-                self.kv[block * size + place % size] = sequence.token_ids[place]
+                self.kv[block * size + place % size] = token_ids[place]
             oldest = 0 if window is None else max(0, start - window + 1)
             seen = [self.kv[table[place // size] * size + place % size] for place in range(oldest, end)]
-            assert seen == sequence.token_ids[oldest:end], "the KV pool does not hold this sequence's tokens"
+            assert seen == token_ids[oldest:end], "the KV pool does not hold this sequence's tokens"
 
     @invariant()
     def accounts_are_exact(self) -> None:

@@ -1,0 +1,133 @@
+"""Guessed tokens: fewer steps, and not a bit of any answer is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from scheduler.engine.core import EngineCore
+from scheduler.llm import LLM, Completion
+from scheduler.planning.plan import Chunk, Plan
+from scheduler.planning.speculation import Speculation
+from scheduler.planning.step_cost import StepCost
+from scheduler.request import Sequence, Status
+from scheduler.sampling_params import SamplingParams
+from tests.scheduler.engine_runs import ANY
+from tests.scheduler.test_scheduler import request
+
+LIST = "apple, pear, plum, cherry, apple, pear, plum, cherry, apple, pear,"
+CODE = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef mul(a, b):\n    return"
+
+PLAIN = SamplingParams(temperature=0, max_tokens=32, seed=3, logprobs=2)
+WISHES = [
+    PLAIN,
+    msgspec.structs.replace(PLAIN, temperature=0.7),
+    msgspec.structs.replace(PLAIN, temperature=1.2, top_p=0.9, n=2),
+    msgspec.structs.replace(PLAIN, repetition_penalty=1.1, frequency_penalty=0.3, min_tokens=24),
+    msgspec.structs.replace(PLAIN, stop=("cherry, apple", "\n\n")),
+]
+
+
+@pytest.fixture(autouse=True)
+def _costs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many tokens are guessed depends on how long steps take: here it must not depend on the machine."""
+    monkeypatch.setattr(StepCost, "observe", lambda *_: None)
+
+
+def answers(llm: LLM, *, alone: bool = False) -> list[list[Completion]]:
+    """Texts, tokens and logprobs."""
+    pairs = [(prompt, params) for prompt in (LIST, CODE) for params in WISHES]
+    if alone:
+        return [llm.generate([prompt], params, progress=False)[0].completions for prompt, params in pairs]
+    prompts, params = zip(*pairs, strict=True)
+    return [result.completions for result in llm.generate(prompts, params, progress=False)]
+
+
+def counted(core: EngineCore) -> list[tuple[int, int, int]]:
+    """By step: tokens guessed, those that were right, preemptions. Filled as the engine runs."""
+    counts: list[tuple[int, int, int]] = []
+
+    class Counter:
+        def step(self, plan: Plan, started: float, stats: Any, ended: object) -> None:
+            counts.append((stats.num_drafted, stats.num_accepted, stats.num_preemptions))
+
+    core.observers.append(Counter())
+    return counts
+
+
+@pytest.fixture(scope="module", params=["auto", "bfloat16", "float32"])
+def knobs(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    yield {"dtype": request.param, "longest_step_ms": ANY}
+
+
+def test_the_same_bits_alone_among_others_and_preempted(knobs: dict[str, Any]) -> None:
+    expected = answers(LLM(speculative="off", **knobs))
+    llm = LLM(speculative="ngram", **knobs)
+    counts = counted(llm.engine)
+    assert answers(llm, alone=True) == expected
+    assert sum(right for _, right, _ in counts) > 50
+    assert answers(llm) == expected
+    crowded = LLM(speculative="ngram", kv_cache_memory="12MB", max_model_len=160, prefix_caching=False, **knobs)
+    counts = counted(crowded.engine)
+    assert answers(crowded) == expected
+    assert sum(right for _, right, _ in counts) > 10
+    assert sum(num_preempted for _, _, num_preempted in counts) > 0
+
+
+def chunk_of(name: str, tokens: list[int]) -> Chunk:
+    """A sequence that is about to decode."""
+    sequence = Sequence(request(name, tokens, 100))
+    sequence.seat, sequence.status = 0, Status.RUNNING
+    sequence.num_computed_tokens = len(tokens) - 1
+    return Chunk.of(sequence, 1)
+
+
+def test_guesses_are_many_where_they_are_right_and_end_where_they_are_not() -> None:
+    speculation = Speculation(StepCost(), max_model_len=1000)
+    chunk = chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2)
+
+    def num_guesses() -> int:
+        plan = Plan([chunk])
+        speculation.draft(plan, 100, lambda *_: True)
+        return plan.num_drafted
+
+    first = num_guesses()
+    assert first > 0
+    for _ in range(5):
+        plan = Plan([chunk])
+        speculation.draft(plan, 100, lambda *_: True)
+        assert plan.chunks[0].drafted == tuple(([1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2)[: plan.num_drafted])
+        speculation.learn(plan.chunks[0], plan.num_drafted + 1)
+    assert num_guesses() > first
+    for _ in range(40):
+        plan = Plan([chunk])
+        speculation.draft(plan, 100, lambda *_: True)
+        speculation.learn(plan.chunks[0], 1)
+    assert num_guesses() <= 1
+
+
+def test_no_guess_without_blocks_to_spare_nor_beyond_the_budget() -> None:
+    speculation = Speculation(StepCost(), max_model_len=1000)
+    plan = Plan([chunk_of("a", [1, 2, 3, 4] * 4)])
+    speculation.draft(plan, 100, lambda *_: False)
+    assert plan.num_drafted == 0
+    speculation.draft(plan, 2, lambda *_: True)
+    assert plan.num_drafted == 2
+
+
+def test_nobody_waits_for_the_guesses_of_others() -> None:
+    """One repeats itself beside three that do not: the step is hardly longer than without guesses."""
+    cost = StepCost()
+    speculation = Speculation(cost, max_model_len=1000)
+    plan = Plan([chunk_of("a", [1, 2, 3, 4] * 4), *(chunk_of(name, [5, 6, 7]) for name in "bcd")])
+    for _ in range(60):  # by now it is known what each gains
+        speculation.draft(plan, 100, lambda *_: True)
+        for chunk in plan.chunks:
+            speculation.learn(chunk, len(chunk.drafted) + 1)
+        plan = Plan([chunk._replace(drafted=()) for chunk in plan.chunks])
+    before = cost.predict(plan.num_tokens, plan.attended)
+    speculation.draft(plan, 100, lambda *_: True)
+    assert cost.predict(plan.num_tokens, plan.attended) <= 1.1 * before
