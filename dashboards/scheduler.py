@@ -163,6 +163,19 @@ def scheduler() -> Dashboard:
                 width=8,
             )
         )
+        .with_panel(
+            lines(
+                "Guessed tokens",
+                "Tokens that were guessed from what a text had said before, and those of them that were right: "
+                "each of these is one step less for its sequence.",
+                TOKENS_A_SECOND,
+                {
+                    "guessed": ALL.rate("carousel_drafted_tokens_total"),
+                    "right": ALL.rate("carousel_accepted_tokens_total"),
+                },
+                width=8,
+            )
+        )
         .with_row(Row("The HTTP process"))
         .with_panel(
             lines(

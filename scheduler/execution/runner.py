@@ -87,9 +87,9 @@ class Runner:
             if kept is None or not all(map(math.isfinite, result.pooled.get(place, ()))):
                 result.broken.append(place)
             result.tokens.append(kept or [])
-        for chunk, tokens in zip(chunks, result.tokens, strict=True):
+        for chunk, gained in zip(chunks, result.tokens, strict=True):
             if chunk.num_drafted and chunk.params.is_steered:
-                self.steerings.accept(chunk, [token.token_id for token in tokens[:-1]])
+                self.steerings.accept(chunk, [token.token_id for token in gained[:-1]])
         return result
 
     def _score(

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from scheduler.engine.core import EngineCore
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.llm import LLM, Completion
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.speculation import Speculation
@@ -28,6 +29,7 @@ WISHES = [
     msgspec.structs.replace(PLAIN, temperature=1.2, top_p=0.9, n=2),
     msgspec.structs.replace(PLAIN, repetition_penalty=1.1, frequency_penalty=0.3, min_tokens=24),
     msgspec.structs.replace(PLAIN, stop=("cherry, apple", "\n\n")),
+    msgspec.structs.replace(PLAIN, grammar=GrammarSpec(GrammarKind.REGEX, r"( (apple|pear|plum),)+\.")),
 ]
 
 
