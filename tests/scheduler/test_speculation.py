@@ -72,7 +72,7 @@ def test_the_same_bits_alone_among_others_and_preempted(knobs: dict[str, Any]) -
     assert answers(llm, alone=True) == expected
     assert sum(right for _, right, _ in counts) > 50
     assert answers(llm) == expected
-    crowded = LLM(speculative="ngram", kv_cache_memory="12MB", max_model_len=160, prefix_caching=False, **knobs)
+    crowded = LLM(speculative="ngram", kv_cache_memory="8MB", max_model_len=160, prefix_caching=False, **knobs)
     counts = counted(crowded.engine)
     assert answers(crowded) == expected
     assert sum(right for _, right, _ in counts) > 10

@@ -1,0 +1,140 @@
+"""Output tokens/s with guessed tokens and without, on answers that repeat their prompt and on ordinary chat.
+
+    python -m benchmarks.speculation
+
+The prompts are parts of the public-domain book in the repository and of the standard library's source code (both
+to be copied with a change), and questions. All are answered greedily, in the engine core of this process, with
+`--speculative off` and `ngram` in turns. Both must give the same tokens. Answers of a small model that go round in
+circles would flatter the guesses: they are left out of the chat, and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import shutil
+import statistics
+import sys
+import textwrap
+import time
+
+from tqdm import tqdm
+
+from benchmarks.builds import add_cpu_flag, in_each_build
+from scheduler.config import DEFAULT_MODEL
+from scheduler.llm import LLM
+from scheduler.models.quantization import TEXT
+from scheduler.sampling_params import SamplingParams
+
+MODES = ("off", "ngram")
+QUESTIONS = (
+    "Tell me about the moon and its phases.", "Why is the sky blue?", "How does bread rise?",
+    "Give me advice for a first day at a new job.", "What is a good way to learn the piano?",
+    "Explain how a bicycle stays upright.", "Write a short letter to a friend about spring.",
+    "What should I see in Rome?", "How do vaccines work?", "Describe a market in the morning.",
+    "What is inflation?", "How can I sleep better?", "Why do cats purr?", "How is glass made?",
+    "Tell me a story about a lighthouse.", "What makes a good teacher?",
+)  # fmt: skip
+CIRCLE = 48
+"""Tokens at the end of an answer that a shorter period explains: it goes round in a circle."""
+
+
+def copied(number: int) -> str:
+    """A prompt whose answer is its own text with a small change: prose and code in turns."""
+    if number % 2:
+        functions = (shutil.copytree, textwrap.TextWrapper, shutil.rmtree, textwrap.dedent, shutil.which)
+        code = inspect.getsource(functions[number // 2 % len(functions)])[:1400]
+        return f"Repeat this code exactly as it is:\n\n```python\n{code}\n```"
+    text = TEXT.read_text()
+    start = text.index("\n\n", 2000 + 1500 * number)
+    return f"Repeat this text exactly as it is:\n\n{text[start : start + 1000].strip()}"
+
+
+def circles(tokens: list[int]) -> bool:
+    """Whether the answer's end repeats itself."""
+    end = tokens[-CIRCLE:]
+    return len(end) == CIRCLE and any(end[period:] == end[:-period] for period in range(1, CIRCLE // 2 + 1))
+
+
+class Load:
+    """Prompts that are answered `concurrency` at a time."""
+
+    def __init__(self, llms: dict[str, LLM], texts: list[str], max_tokens: int) -> None:
+        tokenizer = llms["off"].tokenizer
+        self._llms = llms
+        self._prompts = [tokenizer.apply_chat_template([{"role": "user", "content": text}]) for text in texts]
+        self._params = SamplingParams(temperature=0, max_tokens=max_tokens, seed=0)
+        self.num_circling = 0
+
+    def without_circles(self) -> None:
+        answers = self._llms["off"].generate(self._prompts, self._params, progress=False)
+        good = [not circles(answer.completions[0].token_ids) for answer in answers]
+        self.num_circling = good.count(False)
+        self._prompts = [prompt for prompt, is_good in zip(self._prompts, good, strict=True) if is_good]
+
+    def run(self, mode: str, concurrency: int) -> tuple[float, list[list[int]]]:
+        """Output tokens/s, and the answers."""
+        prompts = (self._prompts * concurrency)[: max(concurrency, min(len(self._prompts), 8))]
+        answers: list[list[int]] = []
+        started = time.perf_counter()
+        for first in range(0, len(prompts), concurrency):
+            results = self._llms[mode].generate(prompts[first : first + concurrency], self._params, progress=False)
+            answers += [result.completions[0].token_ids for result in results]
+        return sum(map(len, answers)) / (time.perf_counter() - started), answers
+
+
+def measure(model: str, rounds: int, max_tokens: int) -> list[dict[str, object]]:
+    llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
+    chat = Load(llms, list(QUESTIONS), max_tokens)
+    chat.without_circles()
+    loads = {"repeats its prompt": (Load(llms, [copied(number) for number in range(8)], max_tokens), (1, 8))}
+    loads["chat"] = (chat, (1, 8, 32))
+    rows: list[dict[str, object]] = []
+    num_runs = sum(len(sizes) for _, sizes in loads.values()) * rounds
+    with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
+        for kind, (load, sizes) in loads.items():
+            for size in sizes:
+                speeds: dict[str, list[float]] = {mode: [] for mode in MODES}
+                for turn in range(rounds):
+                    order = MODES if turn % 2 == 0 else MODES[::-1]
+                    found = {mode: load.run(mode, size) for mode in order}
+                    assert found["off"][1] == found["ngram"][1], "guesses changed an answer"
+                    for mode in MODES:
+                        speeds[mode].append(found[mode][0])
+                    bar.update()
+                ratios = [guessed / plain for plain, guessed in zip(speeds["off"], speeds["ngram"], strict=True)]
+                rows.append(
+                    {
+                        "answers": kind,
+                        "concurrency": size,
+                        "off": round(statistics.median(speeds["off"]), 1),
+                        "ngram": round(statistics.median(speeds["ngram"]), 1),
+                        "ratio": round(statistics.median(ratios), 2),
+                        "left out": load.num_circling,
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"(default: {DEFAULT_MODEL})")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each mode, in turns (default: 3)")
+    parser.add_argument("--max-tokens", type=int, default=192, help="longest answer (default: 192)")
+    parser.add_argument("--json", action="store_true", help="measure this build only, and print JSON")
+    add_cpu_flag(parser)
+    args = parser.parse_args()
+    if args.json:
+        print(json.dumps(measure(args.model, args.rounds, args.max_tokens)))
+        return
+    flags = ["--json", "--model", args.model, "--rounds", str(args.rounds), "--max-tokens", str(args.max_tokens)]
+    for cpu, rows in in_each_build("benchmarks.speculation", args.cpu, flags):
+        print(f"\n{args.model}, {cpu}: output tokens/s\n")
+        print("| answers | at once | off | ngram | ratio | left out |\n| --- | --- | --- | --- | --- | --- |")
+        for row in rows:
+            print("| " + " | ".join(map(str, row.values())) + " |")
+
+
+if __name__ == "__main__":
+    main()
