@@ -88,8 +88,11 @@ def measure(model: str, rounds: int, max_tokens: int) -> list[dict[str, object]]
     llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
     chat = Load(llms, list(QUESTIONS), max_tokens)
     chat.without_circles()
-    loads = {"repeats its prompt": (Load(llms, [copied(number) for number in range(8)], max_tokens), (1, 8))}
-    loads["chat"] = (chat, (1, 8, 32))
+    copies = Load(llms, [copied(number) for number in range(8)], max_tokens)
+    loads: dict[str, tuple[Load, tuple[int, ...]]] = {
+        "repeats its prompt": (copies, (1, 8)),
+        "chat": (chat, (1, 8, 32)),
+    }
     rows: list[dict[str, object]] = []
     num_runs = sum(len(sizes) for _, sizes in loads.values()) * rounds
     with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
