@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.server.serving import Server
 
 ALICE = (Path(scheduler.__file__).parent / "data" / "alice.txt").read_text()
-NUM_TOKENS = 32
+NUM_TOKENS = 24
 TIE = 1e-4
 """Two logits closer than this are a tie: another order of the same float32 sums may pick either."""
 
@@ -115,12 +115,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterato
 
 @pytest.fixture(scope="session")
 def prompts(model_path: str) -> list[list[int]]:
-    """32 prompts of 3 to 600 tokens, cut out of a book, no two alike."""
+    """24 prompts of 3 to 600 tokens, cut out of a book, no two alike."""
     from scheduler.text.tokenizer import Tokenizer
 
     book = Tokenizer(model_path).encode(ALICE)
     rng = random.Random(0)
-    lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(30))]
+    lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(22))]
     starts = [rng.randrange(len(book) - 600) for _ in lengths]
     return [book[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 

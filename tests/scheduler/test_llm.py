@@ -24,7 +24,7 @@ def llm(model_path: str) -> LLM:
 
 def test_256_prompts_in_one_call_with_a_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     results = llm.generate(
-        [f"{number} plus 1 equals" for number in range(256)], SamplingParams(temperature=0, max_tokens=4)
+        [f"{number} plus 1 equals" for number in range(256)], SamplingParams(temperature=0, max_tokens=2)
     )
     assert len(results) == 256
     assert results[1].text.startswith(" 2")
@@ -87,13 +87,13 @@ def test_a_grammar_gives_the_same_bits_in_any_company(llm: LLM, model_path: str)
     held = SamplingParams(
         grammar=form,
         temperature=1.2,
-        max_tokens=40,
+        max_tokens=24,
         seed=4,
         logprobs=2,
         frequency_penalty=0.4,
         logit_bias={33: 2.0},
     )
-    free = SamplingParams(temperature=1.0, max_tokens=40, seed=5, ignore_eos=True)
+    free = SamplingParams(temperature=1.0, max_tokens=24, seed=5, ignore_eos=True)
     prompt = "Some numbers, as JSON: "
     others = [f"{number} is a number that " * 8 for number in range(15)]
     (alone,) = llm.generate([prompt], held, progress=False)
