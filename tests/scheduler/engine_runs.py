@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.engine.core import EngineCore
 from scheduler.messages import StepStats
-from scheduler.request import Request
+from scheduler.request import Request, Sequence
 from scheduler.sampling_params import SamplingParams
 
 ANY = 1e9
@@ -44,3 +45,20 @@ def run_all(core: EngineCore, prompts: list[list[int]], params: SamplingParams, 
             run.tokens[int(output.request_id.removeprefix(name))] += output.token_ids
     assert core.pool.num_used == 0, "blocks leaked"
     return run
+
+
+class Preempting:
+    """Takes the seat from each sequence once, when it has generated `after` tokens, however much room there is."""
+
+    def __init__(self, core: EngineCore, after: int = 8) -> None:
+        self.victims: set[Sequence] = set()
+        self._core = core
+        self._after = after
+        core.observers.append(self)
+
+    def step(self, plan: Any, started: float, stats: StepStats, ended: object) -> None:
+        scheduler = self._core.scheduler
+        for sequence in list(scheduler.running.values()):
+            if sequence not in self.victims and sequence.num_output_tokens >= self._after:
+                scheduler._preempt(sequence)
+                self.victims.add(sequence)

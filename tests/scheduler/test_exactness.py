@@ -8,7 +8,7 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import NUM_TOKENS, Reference, count_ties
-from tests.scheduler.engine_runs import ANY, run_all
+from tests.scheduler.engine_runs import ANY, Preempting, run_all
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
 
@@ -52,14 +52,14 @@ def test_prompts_together(
     report(count_ties(run.tokens, references))  # type: ignore[operator]
 
 
-def test_with_a_pool_so_small_that_sequences_are_preempted(
+def test_with_preemptions_in_a_small_pool(
     model_path: str, prompts: list[list[int]], references: list[Reference], report: object
 ) -> None:
-    core = EngineCore(
-        EngineConfig(dtype="float32", kv_cache_memory="40MB", max_model_len=700, longest_step_ms=ANY), model_path
-    )
+    knobs = {"kv_cache_memory": "40MB", "max_model_len": 700, "longest_step_ms": ANY, "prefix_caching": False}
+    core = EngineCore(EngineConfig(dtype="float32", **knobs), model_path)
+    preempting = Preempting(core)
     run = run_all(core, prompts[:16], GREEDY)
-    assert run.num_preemptions > 0
+    assert len(preempting.victims) == 16
     report(count_ties(run.tokens, references[:16]))  # type: ignore[operator]
 
 
