@@ -8,7 +8,7 @@ import msgspec
 
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import Pooling
-from scheduler.step import SampledToken, TokenLogprobs
+from scheduler.step import Choice, SampledToken, TokenLogprobs
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -64,6 +64,19 @@ class RecordTrace(msgspec.Struct, frozen=True, tag=True):
 ToEngine = AddRequest | AbortRequest | LearnTokenizer | Watch | RecordTrace | Shutdown
 
 
+class StepPart(msgspec.Struct, frozen=True, array_like=True):
+    """What a step was for one sequence whose request wants it explained."""
+
+    start: int
+    """Tokens whose keys and values were in the cache before."""
+    length: int
+    """Known tokens that were computed, behind those. Guessed ones follow them."""
+    num_sequences: int
+    """How many shared the step."""
+    seconds: float
+    """That the forward pass and the choice of tokens took, for all of them together."""
+
+
 class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     """What one step did for one sequence."""
 
@@ -82,10 +95,17 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
     drafted: list[int] = []
     """Tokens that were guessed in this step; those that were right are the first of `tokens`."""
+    part: StepPart | None = None
+    """For requests that want it explained."""
 
     @property
     def token_ids(self) -> list[int]:
         return [token.token_id for token in self.tokens]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """One for each token, if it is to be explained."""
+        return [token.choice for token in self.tokens if token.choice is not None]
 
     @property
     def logprobs(self) -> list[TokenLogprobs] | None:

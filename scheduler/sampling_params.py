@@ -70,6 +70,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """The same for each token of the prompt but the first."""
     n: int = 1
     """How many sequences to sample from the same prompt."""
+    explain: bool = False
+    """Report how each token was chosen, and what each step was for the answer."""
     pooling: Pooling | None = None
     """Of what an embedding of the prompt is made, in place of an answer: the last hidden states of all tokens,
     or of the last one."""

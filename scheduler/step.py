@@ -74,9 +74,24 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class Choice(msgspec.Struct, frozen=True, array_like=True):
+    """How a token was chosen from its steered logits."""
+
+    num_candidates: int
+    """Tokens that truncation left to choose from."""
+    probability: float
+    """The token's among them, after temperature."""
+    low: float
+    """The candidates' probabilities lie side by side between 0 and 1: the token's own part begins here."""
+    number: float | None
+    """What was drawn, between 0 and 1: it fell on the token's part. None: the likeliest was taken."""
+
+
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     logprobs: TokenLogprobs | None = None
+    choice: Choice | None = None
+    """For requests that want it explained."""
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):

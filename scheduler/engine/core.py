@@ -23,6 +23,7 @@ from scheduler.messages import (
     SequenceOutput,
     Snapshot,
     StepOutputs,
+    StepPart,
     StepStats,
 )
 from scheduler.models.loading import LoadedModel, load, usable_cpus
@@ -195,10 +196,11 @@ class EngineCore:
             if gain.tokens and gain.sequence.first_token_time is None:
                 gain.sequence.first_token_time = now
         outputs = late + [_output(sequence) for sequence in expired] + failed
+        seconds = executing + sampling_time
         outputs += [
-            _output(gain.sequence, gain)
+            _output(gain.sequence, gain, part=_part(gain.chunk, len(plan.chunks), seconds))
             for gain in gains
-            if gain.tokens or gain.scored or gain.pooled or gain.sequence.finish_reason is not None
+            if gain.is_news
         ]
         if not self.has_work and self.pool.num_used > 0:
             logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
@@ -326,6 +328,7 @@ def _output(
     sequence: Sequence,
     gain: Gain | None = None,
     error: str | None = None,
+    part: StepPart | None = None,
 ) -> SequenceOutput:
     return SequenceOutput(
         request_id=sequence.request.request_id,
@@ -340,8 +343,16 @@ def _output(
         error=error,
         prompt_logprobs=gain.scored if gain else [],
         pooled=gain.pooled if gain else [],
-        drafted=gain.drafted if gain else [],
+        drafted=list(gain.chunk.drafted) if gain else [],
+        part=part,
     )
+
+
+def _part(chunk: Chunk, num_sequences: int, seconds: float) -> StepPart | None:
+    """What the step was for the chunk's sequence, if that is to be explained."""
+    if not chunk.sequence.request.params.explain:
+        return None
+    return StepPart(chunk.start, chunk.length, num_sequences, seconds)
 
 
 def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:

@@ -10,10 +10,10 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
-from scheduler.messages import EngineInfo, SequenceOutput
+from scheduler.messages import EngineInfo, SequenceOutput, StepPart
 from scheduler.request import FinishReason, Request, check_fits
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import TokenLogprobs
+from scheduler.step import Choice, TokenLogprobs
 from scheduler.text.detokenizer import Decoder, IncrementalDetokenizer, SpecialTokensShown
 from scheduler.text.tokenizer import Tokenizer
 
@@ -41,10 +41,14 @@ class Delta:
     """Of the next tokens of the prompt, if they are wanted."""
     pooled: Sequence[float] = ()
     """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
-    num_drafted: int = 0
+    drafted: Sequence[int] = ()
     """Tokens that were guessed in this step."""
     num_accepted: int = 0
     """Those among them that were right."""
+    part: StepPart | None = None
+    """What the step was for the sequence, if that is to be explained."""
+    choices: Sequence[Choice] = ()
+    """And how each token was chosen."""
 
 
 class Ownership(TypedDict, total=False):
@@ -145,8 +149,10 @@ class RequestStream:
             error=output.error,
             prompt_logprobs=output.prompt_logprobs,
             pooled=output.pooled,
-            num_drafted=len(output.drafted),
+            drafted=output.drafted,
             num_accepted=_num_alike(output.drafted, output.token_ids),
+            part=output.part,
+            choices=output.choices[:num_tokens],
         )
 
     def _read(self, output: SequenceOutput) -> tuple[str, int]:

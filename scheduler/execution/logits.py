@@ -170,15 +170,12 @@ def invert(weights: Tensor, numbers: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
 
 
-def _draw_from_likeliest(
-    scaled: Tensor, ids: Tensor, log_total: Tensor, numbers: Tensor, truncation: Truncation, vocabulary: int
-) -> tuple[Tensor, Tensor]:
-    """Draw from each row's likeliest tokens `ids`, whose logits over temperature are `scaled`, in falling order;
-    the second result says for which rows the truncation lay within them, so that the draw is the right one."""
-    candidates = scaled.shape[1]
+def narrowed(scaled: Tensor, log_total: Tensor, truncation: Truncation, vocabulary: int) -> Tensor:
+    """The probabilities of each row's likeliest tokens, whose logits over temperature are `scaled`, [rows,
+    candidates] float64; 0 for those that truncation leaves out."""
     top_k = torch.where(truncation.top_k > 0, truncation.top_k, vocabulary).unsqueeze(1)
     top_p, min_p = truncation.top_p.unsqueeze(1), truncation.min_p.unsqueeze(1)
-    rank = torch.arange(candidates, device=scaled.device).unsqueeze(0)
+    rank = torch.arange(scaled.shape[1], device=scaled.device).unsqueeze(0)
     kept = rank < top_k
     weights = torch.where(kept, (scaled.double() - log_total.double().unsqueeze(1)).exp(), 0.0)
     cumulative = weights.cumsum(dim=-1)
@@ -186,6 +183,17 @@ def _draw_from_likeliest(
     total = torch.where(top_k < vocabulary, cumulative[:, -1:], torch.ones_like(cumulative[:, -1:]))
     kept &= (cumulative - weights < top_p * total) | (rank == 0)
     kept &= weights >= min_p * weights[:, :1]
-    enough = ~kept[:, -1] | (candidates == vocabulary) | (top_k.squeeze(1) <= candidates)
-    places = invert(torch.where(kept, weights, 0.0), numbers)
+    return torch.where(kept, weights, 0.0)
+
+
+def _draw_from_likeliest(
+    scaled: Tensor, ids: Tensor, log_total: Tensor, numbers: Tensor, truncation: Truncation, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Draw from each row's likeliest tokens `ids`, whose logits over temperature are `scaled`, in falling order;
+    the second result says for which rows the truncation lay within them, so that the draw is the right one."""
+    candidates = scaled.shape[1]
+    weights = narrowed(scaled, log_total, truncation, vocabulary)
+    within_top_k = (truncation.top_k > 0) & (truncation.top_k <= candidates)
+    enough = (weights[:, -1] == 0) | (candidates == vocabulary) | within_top_k
+    places = invert(weights, numbers)
     return ids.gather(1, places.unsqueeze(1)).squeeze(1), enough

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scheduler.execution.logits import LogitScans, TorchScans, Truncation
+from scheduler.execution.logits import LogitScans, TorchScans, Truncation, narrowed
 from scheduler.execution.steering import SteeredStep
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import SampledToken, TokenLogprobs
+from scheduler.step import Choice, SampledToken, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,12 @@ def sample(
     counts = [rows[i].params.logprobs or 0 for i in reported]
     found = iter(logprobs(raw, tokens[reported], counts, scans) if reported else [])
     of_rows = {i: next(found) for i in reported}
-    return [None if broken[i] else SampledToken(ids[i], of_rows.get(i)) for i in range(len(rows))]
+    explained = {
+        i: choice_of(logits[i], ids[i], row) for i, row in enumerate(rows) if row.params.explain and not broken[i]
+    }
+    return [
+        None if broken[i] else SampledToken(ids[i], of_rows.get(i), explained.get(i)) for i in range(len(rows))
+    ]
 
 
 def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
@@ -76,6 +81,30 @@ def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state ^= state >> np.uint64(31)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def choice_of(logits: torch.Tensor, token_id: int, row: SamplingRow) -> Choice:
+    """How a token came to be chosen from one row of steered logits, [vocabulary]. Candidates lie side by side as
+    they did when the number was drawn: in the vocabulary's order, or where truncation narrowed them the likeliest
+    first."""
+    params = row.params
+    if params.is_greedy:
+        probability = float(logits.double().softmax(dim=-1)[token_id])
+        return Choice(1, probability, 0.0, None)
+    temperature = torch.tensor([params.temperature], dtype=torch.float32, device=logits.device)
+    scaled = (logits / temperature).unsqueeze(0)
+    log_total = scaled.logsumexp(dim=-1)
+    if _is_truncated(params):
+        scaled, ids = scaled.sort(dim=-1, descending=True, stable=True)
+        weights = narrowed(scaled, log_total, Truncation.of([params], logits.device), len(logits))[0]
+        place = int(torch.nonzero(ids[0] == token_id))
+    else:
+        weights = (scaled[0].double() - log_total.double()).exp()
+        place = token_id
+    total = float(weights.sum())
+    low = float(weights[:place].sum()) / total
+    number = float(uniform([row])[0])
+    return Choice(int((weights > 0).sum()), float(weights[place]) / total, low, number)
 
 
 def _rows_of(logits: torch.Tensor, chosen: list[int]) -> torch.Tensor:

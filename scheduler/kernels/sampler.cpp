@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "simd.h"
@@ -157,19 +158,15 @@ size_t take_mass(std::vector<Weighted>& tokens, double mass) {
   return std::max<size_t>(begin, 1);
 }
 
-// Where the number falls among the tokens that are left, in the order in which they stand.
-int64_t pick(const std::vector<Weighted>& tokens, size_t count, double min_p, double number) {
-  double kept = 0;
-  for (size_t i = 0; i < count; ++i) kept += tokens[i].weight >= min_p ? tokens[i].weight : 0;
-  double target = number * kept;
-  int64_t likely = tokens.front().candidate.index;
-  for (size_t i = 0; i < count; ++i) {
-    if (tokens[i].weight < min_p || tokens[i].weight == 0) continue;
-    likely = tokens[i].candidate.index;
-    target -= tokens[i].weight;
-    if (target < 0) break;
-  }
-  return likely;
+// Where the number falls among the tokens that are left, the likeliest first.
+int64_t pick(std::vector<Weighted>& tokens, double min_p, double number) {
+  const int64_t any = tokens.front().candidate.index;  // where no weight is a number
+  std::erase_if(tokens, [&](const Weighted& token) { return !(token.weight >= min_p) || token.weight == 0; });
+  if (tokens.empty()) return any;
+  const double target = number * sum_of(tokens, 0, tokens.size());
+  // The first token with which the sum exceeds the target.
+  const double beyond = std::nextafter(target, std::numeric_limits<double>::infinity());
+  return tokens[take_mass(tokens, beyond) - 1].candidate.index;
 }
 
 constexpr int64_t kFew = 256;  // candidates that mostly are enough
@@ -190,7 +187,10 @@ int64_t draw_row(const float* logits, int64_t vocabulary, float temperature, int
     const double mass = top_p * (counted ? found : exponentials.total);
     const bool enough = counted || count == vocabulary || (top_p < 1.0 && found >= mass) ||
                         tokens.back().weight < min_p;
-    if (enough) return pick(tokens, top_p < 1.0 ? take_mass(tokens, mass) : tokens.size(), min_p, number);
+    if (enough) {
+      if (top_p < 1.0) tokens.resize(take_mass(tokens, mass));
+      return pick(tokens, min_p, number);
+    }
     tokens.clear();
   }
   tokens.reserve(vocabulary);
@@ -200,7 +200,8 @@ int64_t draw_row(const float* logits, int64_t vocabulary, float temperature, int
     tokens.resize(top_k);
   }
   const double mass = top_p * (counted ? sum_of(tokens, 0, tokens.size()) : exponentials.total);
-  return pick(tokens, top_p < 1.0 ? take_mass(tokens, mass) : tokens.size(), min_p, number);
+  if (top_p < 1.0) tokens.resize(take_mass(tokens, mass));
+  return pick(tokens, min_p, number);
 }
 
 }  // namespace

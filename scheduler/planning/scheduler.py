@@ -32,14 +32,24 @@ EXPRESS_EVERY = 4
 class Gain(NamedTuple):
     """What a step gave to one sequence."""
 
-    sequence: Sequence
+    chunk: Chunk
+    """What was computed for it. Guesses, as far as they were right, are the first of `tokens`."""
     tokens: list[SampledToken]
     scored: list[TokenLogprobs]
     """Of its prompt."""
     pooled: list[float]
     """The chunk's part of its embedding."""
-    drafted: list[int]
-    """What was guessed; as far as it was right it is the first of `tokens`."""
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.chunk.sequence
+
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to tell the client."""
+        sequence = self.sequence
+        has_ended = sequence.finish_reason is not None
+        return bool(self.tokens or self.scored or self.pooled or has_ended or sequence.request.params.explain)
 
 
 class Scheduler:
@@ -356,7 +366,7 @@ class Scheduler:
             sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
             self.seating.settle(sequence)
             scored, pooled = result.scored.get(index, []), result.pooled.get(index, [])
-            gains.append(Gain(sequence, taken, scored, pooled, list(chunk.drafted)))
+            gains.append(Gain(chunk, taken, scored, pooled))
             if tokens and self._followers and sequence.index == 0:
                 self._let_follow(sequence)
         self.policy.charge(plan.work)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from itertools import chain
 
 import msgspec
 from aiohttp import web
@@ -17,6 +16,7 @@ from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
 from server.api.conversation import Conversation, call_id, understand
+from server.api.explanation import Explainer
 from server.api.generation import Asked, answer, known_fields
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
@@ -66,11 +66,14 @@ class ChatWording(ChunkedWording):
         self._scored: list[TokenLogprobs] = []
         self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
         echoed = body.messages[-1].text if body.echo and body.continue_final_message else ""
-        self._voices = [_Voice(conversation, echoed) for _ in range(body.n)]
+        self._voices = [
+            _Voice(conversation, echoed, Explainer(tokenizer, conversation.prompt)) for _ in range(body.n)
+        ]
 
     def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Sequence[ChatCompletionChunk]:
         voice = self._voices[choice]
         events = voice.hear(delta)
+        voice.explainer.take(delta)
         self._scored.extend(delta.prompt_logprobs)
         wants_ids = self._body.return_token_ids
         if not (events or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
@@ -85,10 +88,11 @@ class ChatWording(ChunkedWording):
         last = ChatChunkChoice(
             index=choice,
             delta=deltas[-1],
-            logprobs=None if delta.logprobs is None else ChatLogprobs(self._words.of_chat(delta.logprobs)),
+            logprobs=self._logprobs(delta),
             finish_reason=voice.reason(delta),
             stop_reason=delta.stop_reason if delta.finish_reason is not None else UNSET,
             token_ids=delta.token_ids if wants_ids else UNSET,
+            explanation=voice.explainer.pop(),
         )
         return [*chunks, self._chunk([last], usage)]
 
@@ -99,8 +103,9 @@ class ChatWording(ChunkedWording):
         self._scored.extend(delta.prompt_logprobs)
         voice = self._voices[choice]
         voice.said += voice.hear(delta)
-        if delta.logprobs is not None:
-            voice.logprobs.append(self._words.of_chat(delta.logprobs))
+        if (logprobs := self._logprobs(delta)) is not None:
+            voice.logprobs += logprobs.content
+        voice.explainer.take(delta)
         voice.token_ids += delta.token_ids
         voice.last = delta
 
@@ -121,10 +126,11 @@ class ChatWording(ChunkedWording):
         return ChatChoice(
             index=choice,
             message=voice.message(),
-            logprobs=ChatLogprobs(list(chain.from_iterable(voice.logprobs))) if voice.logprobs else None,
+            logprobs=ChatLogprobs(voice.logprobs) if voice.logprobs else None,
             finish_reason=voice.reason(voice.last),
             stop_reason=voice.last.stop_reason,
             token_ids=voice.token_ids if self._body.return_token_ids else UNSET,
+            explanation=voice.explainer.pop(),
         )
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> ChatCompletionChunk:
@@ -137,6 +143,11 @@ class ChatWording(ChunkedWording):
             usage=usage,
         )
 
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        if not self._body.logprobs or delta.logprobs is None:
+            return None
+        return ChatLogprobs(self._words.of_chat(delta.logprobs))
+
     def _prompt_logprobs(self) -> list[msgspec.Raw] | None:
         if self._body.prompt_logprobs is None:
             return None
@@ -146,11 +157,12 @@ class ChatWording(ChunkedWording):
 class _Voice:
     """One of the answers."""
 
-    def __init__(self, conversation: Conversation, echoed: str) -> None:
+    def __init__(self, conversation: Conversation, echoed: str, explainer: Explainer) -> None:
+        self.explainer = explainer
         self.is_introduced = False
         """Whether its first chunk, which names the role, is out."""
         self.said: list[Event] = []
-        self.logprobs: list[list[msgspec.Raw]] = []
+        self.logprobs: list[msgspec.Raw] = []
         self.token_ids: list[int] = []
         self.last: Delta | None = None
         self._parser = conversation.new_parser()

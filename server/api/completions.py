@@ -17,6 +17,7 @@ from scheduler.engine.stream import with_phrases
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_request import CompletionRequest
+from server.api.explanation import Explainer
 from server.api.generation import Asked, answer, known_fields, truncated
 from server.api.logprobs import LogprobWords, TextOffsets
 from server.api.models import check_model, longest_sequence
@@ -85,6 +86,7 @@ class CompletionWording(ChunkedWording):
         self._num_sequences = num_sequences
         self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
         self._offsets = [TextOffsets() for _ in range(len(prompts) * num_sequences)]
+        self._explainers = [Explainer(tokenizer, each.token_ids) for each in prompts for _ in range(num_sequences)]
         self._parts: list[list[CompletionChoice]] = [[] for _ in self._offsets]
         """What was taken of each choice."""
         self._begun: set[int] = set()
@@ -134,6 +136,7 @@ class CompletionWording(ChunkedWording):
         prompt = self._prompts[choice // self._num_sequences]
         prompt.scored.extend(delta.prompt_logprobs)
         wants_ids = self._body.return_token_ids
+        self._explainers[choice].take(delta)
         if not (delta.text or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
             return None
         is_first = choice not in self._begun
@@ -147,6 +150,7 @@ class CompletionWording(ChunkedWording):
             prompt_logprobs=self._prompt_logprobs(prompt) if is_first else UNSET,
             token_ids=delta.token_ids if wants_ids else UNSET,
             prompt_token_ids=prompt.token_ids if wants_ids and is_first else UNSET,
+            explanation=self._explainers[choice].pop(),
         )
 
     def _logprobs(self, choice: int, delta: Delta, echoed: Prompt | None) -> CompletionLogprobs | None:
@@ -169,6 +173,7 @@ def _joined(index: int, parts: Sequence[CompletionChoice]) -> CompletionChoice:
     """All that one sequence produced, as if one step had."""
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
     token_ids = [part.token_ids for part in parts if not isinstance(part.token_ids, UnsetType)]
+    explained = [part.explanation for part in parts if not isinstance(part.explanation, UnsetType)]
     return CompletionChoice(
         index=index,
         text="".join(part.text for part in parts),
@@ -185,4 +190,5 @@ def _joined(index: int, parts: Sequence[CompletionChoice]) -> CompletionChoice:
         prompt_logprobs=parts[0].prompt_logprobs,
         token_ids=list(chain.from_iterable(token_ids)) if token_ids else UNSET,
         prompt_token_ids=parts[0].prompt_token_ids,
+        explanation=list(chain.from_iterable(explained)) if explained else UNSET,
     )

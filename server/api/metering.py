@@ -47,7 +47,7 @@ class Meter:
             self._record.cached_tokens += delta.num_cached_tokens
             self._ledger.add(self._user, cached_tokens=delta.num_cached_tokens)
         self._record.completion_tokens += num_tokens
-        self._record.drafted_tokens += delta.num_drafted
+        self._record.drafted_tokens += len(delta.drafted)
         self._record.accepted_tokens += delta.num_accepted
         self._admission.spend_tokens(num_tokens)
         self._ledger.add(self._user, completion_tokens=num_tokens)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.engine.beam_search import BeamOptions, check_beams
 from scheduler.sampling_params import MODEL_DEFAULTS, InvalidRequestError, SamplingParams
+from server.api.explanation import NUM_LIKELIEST
 from server.api.fields import (
     MAX_BAD_WORDS,
     MAX_STOP_CHARACTERS,
@@ -94,6 +95,8 @@ class GenerationRequest(ServedRequest, StructuredFields):
     # Beyond OpenAI's API, named as in other servers.
     allowed_token_ids: TokenIds = []
     bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] = []
+    explain: bool = False
+    """With each choice, what happened at each step (`ExplainedStep`)."""
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     min_p: float = 0.0
@@ -144,6 +147,8 @@ class GenerationRequest(ServedRequest, StructuredFields):
             return None
         if self.stream:
             raise InvalidRequestError("a beam search cannot be streamed: the best are known at the end", "stream")
+        if self.explain:
+            raise InvalidRequestError("the steps of a beam search are not explained", "explain")
         check_beams(params)
         return BeamOptions(self.length_penalty, self.early_stopping)
 
@@ -172,7 +177,8 @@ class GenerationRequest(ServedRequest, StructuredFields):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=frozenset(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
+            logprobs=NUM_LIKELIEST if self.explain and logprobs is None else logprobs,
+            explain=self.explain,
             prompt_logprobs=self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
             n=self.n if n is None else n,
             presence_penalty=self.presence_penalty,

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from scheduler.request import FinishReason
+from server.api.explanation import ExplainedStep
 
 
 def finite(logprob: float) -> float:
@@ -93,6 +94,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Of each token of the prompt: by token a `PromptLogprob`, as JSON; of the first null."""
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    explanation: list[ExplainedStep] | UnsetType = UNSET
 
 
 class Completion(Answer, frozen=True, kw_only=True):
@@ -156,6 +158,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None
     stop_reason: int | str | None = None
     token_ids: list[int] | UnsetType = UNSET
+    explanation: list[ExplainedStep] | UnsetType = UNSET
 
 
 class ChatCompletion(Answer, frozen=True, kw_only=True):
@@ -180,6 +183,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    explanation: list[ExplainedStep] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Answer, frozen=True, kw_only=True):

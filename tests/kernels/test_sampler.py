@@ -82,6 +82,7 @@ def test_narrowed_choices_have_the_right_probabilities(
     # One token at the edge may be let in by one way of rounding and not by another.
     assert ((wanted == 0) != (drawn == 0)).sum() <= 1
     assert (drawn - wanted).abs().max() <= wanted.max() * 0.01 + 3 / count
+    assert (logits[tokens].diff() <= 0).all(), "the likeliest first, as in torch"
 
 
 def test_the_ends_of_the_distribution() -> None:

@@ -6,6 +6,7 @@ import math
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -119,3 +120,22 @@ def test_logits_that_are_not_numbers_are_reported_for_their_row_only() -> None:
     logits = torch.tensor([[1.0, 2.0], [float("nan"), 2.0], [3.0, 2.0]])
     sampled = sample(logits, [row(temperature=0), row(), row(temperature=0)])
     assert [one and one.token_id for one in sampled] == [1, None, 0]
+
+
+def test_a_choice_that_is_explained_is_the_choice_that_was_made() -> None:
+    torch.manual_seed(2)
+    logits = 2 * torch.randn(60, VOCABULARY)
+    rows = [SamplingRow(each.params, each.index, each.position) for each in mixed_rows()][: len(logits)]
+    wishes = [
+        SamplingRow(msgspec.structs.replace(each.params, explain=True), each.index, i)
+        for i, each in enumerate(rows)
+    ]
+    for wish, token in zip(wishes, sample(logits[: len(wishes)].clone(), wishes), strict=True):
+        assert token is not None
+        assert token.choice is not None
+        choice = token.choice
+        if wish.params.is_greedy:
+            assert (choice.number, choice.num_candidates) == (None, 1)
+        else:
+            assert choice.number == uniform([wish])[0]
+            assert choice.low - 1e-6 <= choice.number <= choice.low + choice.probability + 1e-6
