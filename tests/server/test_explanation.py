@@ -10,7 +10,7 @@ from openai import OpenAI
 
 from scheduler.text.tokenizer import Tokenizer
 from tests.server.conftest import MODEL
-from tests.server.test_cli import carousel
+from tests.server.serving import carousel
 
 PROMPT = "apple, pear, plum, cherry, apple, pear, plum, cherry, apple, pear,"
 
@@ -57,7 +57,7 @@ def test_the_steps_make_the_answer(client: OpenAI, tokenizer: Tokenizer) -> None
 @pytest.mark.parametrize(
     "narrowed", [{}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.02}, {"frequency_penalty": 0.5}]
 )
-def test_a_drawn_number_falls_on_the_part_of_its_token(client: OpenAI, narrowed: dict[str, float]) -> None:
+def test_a_drawn_number_falls_on_the_part_of_its_token(client: OpenAI, narrowed: dict[str, Any]) -> None:
     _, steps = explained(client, temperature=0.8, seed=5, max_tokens=40, **narrowed)
     tokens = [token for step in steps for token in step["tokens"]]
     assert len(tokens) > 5

@@ -198,6 +198,31 @@ async def test_a_ride(browser: Browser, server: Server) -> None:
 
 
 @needs_chromium
+async def test_what_happened_here(browser: Browser, server: Server) -> None:
+    """The steps of one's own answer: every token can be looked at, and says what else could have come."""
+    await server.until_idle()
+    async with quiet_page(browser, server) as page:
+        await page.unroute("**/v1/chat/completions")
+        await page.fill("#prompt", "Say yes.")
+        await page.press("#prompt", "Enter")
+        await page.click("#answer .happened summary")
+        said = await page.locator("#answer p:not(.question)").first.text_content()
+        tokens = page.locator("#answer .token")
+        assert said is not None
+        assert "".join(await tokens.all_text_contents()).replace("⏎", "\n").removesuffix("<|im_end|>") == said
+        await expect(page.locator(".happened > p")).to_contain_text(re.compile(r"^\d+ tokens? in \d+ steps?"))
+        await expect(page.locator(".happened .detail")).to_contain_text("Step 1:")
+        await expect(page.locator(".likeliest .taken code")).to_have_text(
+            ((await tokens.first.text_content()) or "").replace(" ", "␣")
+        )
+        await tokens.last.click()
+        await expect(tokens.last).to_have_attribute("aria-pressed", "true")
+        await expect(page.locator(".happened .detail")).to_contain_text(re.compile(r"Drawn from [\d,]+ candidate"))
+        assert await page.locator(".likeliest li").count() in (5, 6)
+    await server.until_idle()
+
+
+@needs_chromium
 async def test_a_ride_among_others(browser: Browser, users_server: UsersServer) -> None:
     """With users: the page asks for a key, shows one's own seats by name and somebody else's as a colour."""
     await users_server.until_idle()

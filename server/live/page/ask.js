@@ -1,6 +1,7 @@
 // The prompt box: one question at a time, through the API that everybody uses.
 
 import { eventsOf, problemOf } from "./events.js";
+import { whatHappened } from "./happened.js";
 import { authorization } from "./key.js";
 
 const MAX_TOKENS = 400;
@@ -39,6 +40,7 @@ async function ask(question) {
   const text = paragraph("streaming");
   ride.textContent = "waiting for a seat";
   let ending = "";
+  const steps = [];
   try {
     const response = await fetch("v1/chat/completions", {
       method: "POST",
@@ -49,6 +51,7 @@ async function ask(question) {
         temperature: 0.7,
         top_p: 0.9,
         stream: true,
+        explain: true,
       }),
       signal: controller.signal,
     });
@@ -60,6 +63,7 @@ async function ask(question) {
       const atEnd = answer.scrollHeight - answer.scrollTop - answer.clientHeight < 24;
       text.append(choice?.delta?.content ?? "");
       if (atEnd) answer.scrollTop = answer.scrollHeight;
+      steps.push(...(choice?.explanation ?? []));
       if (choice?.finish_reason) ending = choice.finish_reason;
     }
     ride.textContent = ending === "length" ? `got off after ${MAX_TOKENS} tokens, the most this page asks for` : "got off";
@@ -75,6 +79,7 @@ async function ask(question) {
   } finally {
     ownRequest = null;
     text.classList.remove("streaming");
+    answer.append(whatHappened(steps) ?? "");
     [send.hidden, stop.hidden] = [false, true];
   }
 }
