@@ -62,6 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Lower goes earlier: among the user's own requests (`fair`), or among all (`priority`)."""
     deadline: float | None = None
     """When it ends, answered or not: seconds on the machine's monotonic clock."""
+    prediction: list[int] = []
+    """Tokens that the client expects the answer to have: a source of guesses, which change no answer."""
     cache_salt: str = ""
     """Prefixes are shared only between requests of the same salt."""
     arrival_time: float = msgspec.field(default_factory=time.monotonic)

@@ -60,6 +60,7 @@ class Ownership(TypedDict, total=False):
     priority: int
     deadline: float | None
     cache_salt: str
+    prediction: list[int]
 
 
 def with_phrases(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
-from scheduler.planning.ngram import SIZES, NgramIndex, continuation
+from scheduler.planning.ngram import SIZES, Match, NgramIndex, continuation
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
@@ -65,12 +66,29 @@ class _Record:
 class _Draftee:
     """What is known of one sequence."""
 
+    text: list[int]
+    """Where guesses come from: what the client expects in the answer, and the sequence's own tokens."""
     index: NgramIndex = field(default_factory=NgramIndex)
     records: dict[int, _Record] = field(default_factory=lambda: {size: _Record() for size in SIZES})
     gain: float = FIRST_GAIN
     """Tokens a step, lately."""
     size: int = 0
     """Of the match behind the guesses under way."""
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> Self:
+        prediction = sequence.request.prediction
+        return cls([*prediction, *sequence.token_ids] if prediction else sequence.token_ids)
+
+    def match(self, sequence: Sequence) -> Match | None:
+        """Where in the text the sequence seems to be."""
+        prediction = sequence.request.prediction
+        if prediction:
+            self.text += sequence.token_ids[len(self.text) - len(prediction) :]
+        self.index.extend(self.text)
+        if prediction and sequence.num_output_tokens == 0:
+            return Match(SIZES[0], 0)  # what is expected begins
+        return self.index.match(self.text)
 
 
 @dataclass(slots=True)
@@ -88,7 +106,7 @@ class _Candidate:
 
 
 class Speculation:
-    """Guesses from each sequence's own text (`NgramIndex`), as many as pay."""
+    """Guesses from each sequence's own text and from what its client expects (`NgramIndex`), as many as pay."""
 
     def __init__(self, cost: StepCost, max_model_len: int) -> None:
         self._cost = cost
@@ -114,7 +132,7 @@ class Speculation:
             if candidate.count == 0:
                 draftee.records[draftee.size].fade(IDLE_MEMORY)
             elif reserve(chunk.sequence, candidate.count):
-                guesses = continuation(chunk.sequence.token_ids, candidate.match, candidate.count)
+                guesses = continuation(draftee.text, candidate.match, candidate.count)
                 plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses))
 
     def learn(self, chunk: Chunk, num_kept: int) -> None:
@@ -146,9 +164,10 @@ class Speculation:
             most = min(room, self.most(chunk))
             if most <= 0:
                 continue
-            draftee = self._draftees.setdefault(sequence.key, _Draftee())
-            draftee.index.extend(sequence.token_ids)
-            match = draftee.index.match(sequence.token_ids)
+            draftee = self._draftees.get(sequence.key)
+            if draftee is None:
+                draftee = self._draftees[sequence.key] = _Draftee.of(sequence)
+            match = draftee.match(sequence)
             if match is not None:
                 draftee.size = match.size
                 probability = draftee.records[match.size].probability(match.size)

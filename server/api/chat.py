@@ -50,7 +50,15 @@ def understand_chat(app: web.Application, content: bytes) -> Asked:
     conversation = understand(app, ChatRequest.model_validate_json(content))
     wording = ChatWording(app[CONFIG].model_name, app[ENGINE].tokenizer, conversation)
     beams = conversation.body.beams(conversation.params)
-    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form, beams)
+    return Asked(
+        conversation.body,
+        [conversation.prompt],
+        conversation.params,
+        wording,
+        conversation.form,
+        beams,
+        conversation.prediction,
+    )
 
 
 class ChatWording(ChunkedWording):

@@ -41,6 +41,26 @@ class TextPart(Body):
     refusal: str = ""
 
 
+Content = Annotated[str | list[Annotated[str | TextPart, BeforeValidator(_only_text)]], described(CONTENT)]
+
+
+def _text_of(content: str | list[str | TextPart]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part if isinstance(part, str) else part.text or part.refusal for part in content)
+
+
+class Prediction(Body):
+    """What the answer will be for the most part: where it is, the answer takes fewer steps."""
+
+    type: Literal["content"] = "content"
+    content: Content = ""
+
+    @property
+    def text(self) -> str:
+        return _text_of(self.content)
+
+
 class FunctionCall(Body):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -76,7 +96,7 @@ class Message(Body):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     role: ShortText
-    content: Annotated[str | list[Annotated[str | TextPart, BeforeValidator(_only_text)]], described(CONTENT)] = ""
+    content: Content = ""
     name: str | None = None
     reasoning: str = ""
     reasoning_content: str = ""
@@ -85,9 +105,7 @@ class Message(Body):
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part if isinstance(part, str) else part.text or part.refusal for part in self.content)
+        return _text_of(self.content)
 
     def for_template(self) -> Json:
         """As chat templates know it: text in one piece, and roles by their older names."""
@@ -141,6 +159,7 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prediction: Prediction | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """For templates of models that think; `none` turns thinking off."""
 
@@ -165,7 +184,6 @@ class ChatRequest(GenerationRequest):
     include_reasoning: bool = True
 
     # These change nothing in the answer.
-    prediction: Json = {}
     store: bool = False
     verbosity: Literal["low", "medium", "high"] = "medium"
 

@@ -44,6 +44,8 @@ class Conversation:
     """What the answer is held to."""
     new_parser: Callable[[], Parser]
     """For each of its answers."""
+    prediction: list[int]
+    """Tokens that the client expects in them."""
 
 
 def understand(app: web.Application, body: ChatRequest) -> Conversation:
@@ -83,7 +85,16 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
         params = msgspec.structs.replace(params, grammar=form.grammar)
     if reading.by_template is not None or reading.marks & tokenizer.control_tokens().keys():
         params = msgspec.structs.replace(params, skip_special_tokens=False)
-    return Conversation(body, prompt, params, form, reading.new_parser)
+    return Conversation(body, prompt, params, form, reading.new_parser, _predicted(body, tokenizer, longest))
+
+
+def _predicted(body: ChatRequest, tokenizer: Tokenizer, longest: int) -> list[int]:
+    if body.prediction is None:
+        return []
+    try:
+        return tokenizer.encode(body.prediction.text, False, longest=longest)
+    except InvalidRequestError as error:
+        raise InvalidRequestError("the prediction is longer than any answer can be", "prediction") from error
 
 
 def call_id() -> str:

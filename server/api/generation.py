@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -61,6 +61,8 @@ class Asked:
     """What the answer is held to."""
     beams: BeamOptions | None = None
     """How the best answers are searched, if they are not sampled."""
+    prediction: list[int] = field(default_factory=list)
+    """Tokens that the client expects in the answer."""
 
 
 Understand = Callable[[web.Application, bytes], Asked]
@@ -116,7 +118,7 @@ async def _answer(request: web.Request, understand: Understand) -> web.StreamRes
             )
         # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
         meter = Meter(user.name, asked.prompts, record, request[ADMISSION], app[LEDGER])
-        ownership = _ownership(user, asked.body, _deadline(request, asked.body, record))
+        ownership = _ownership(user, asked, _deadline(request, asked.body, record))
         async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
             if (streaming := asked.body.streaming) is not None:
                 return await _stream(request, deltas, asked, streaming)
@@ -186,14 +188,15 @@ async def _stream(
         await asyncio.gather(first, return_exceptions=True)
 
 
-def _ownership(user: User, body: ServedRequest, deadline: float | None) -> Ownership:
+def _ownership(user: User, asked: Asked, deadline: float | None) -> Ownership:
     return Ownership(
         user=user.name,
         weight=user.weight,
         max_running=user.limits.max_running,
-        priority=user.engine_priority + body.priority,
+        priority=user.engine_priority + asked.body.priority,
         deadline=deadline,
-        cache_salt=body.cache_salt,
+        cache_salt=asked.body.cache_salt,
+        prediction=asked.prediction,
     )
 
 
@@ -216,7 +219,7 @@ async def answer_in_background(
         meter = Meter(user.name, asked.prompts, record, admission, app[LEDGER])
         owner = user.model_copy(update={"name": account, "priority": "low"})
         deadline = None if asked.body.timeout is None else record.started + asked.body.timeout
-        ownership = _ownership(owner, asked.body, deadline)
+        ownership = _ownership(owner, asked, deadline)
         async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
             async for choice, delta in deltas:
                 asked.wording.take(choice, delta)

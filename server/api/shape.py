@@ -99,7 +99,8 @@ def drop_unknown(body: bytes, model: type[BaseModel]) -> bytes:
 def check_chat(body: bytes, *, longest: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
     prompt plus answer can have."""
-    messages = _fields(body, _CHAT, "", {"messages": LIST, "tools": LIST, **_FORMS}).get("messages")
+    long_fields = {"messages": LIST, "tools": LIST, "prediction": OBJECT, **_FORMS}
+    messages = _fields(body, _CHAT, "", long_fields).get("messages")
     if messages is None:
         return
     for place, message in enumerate(_items(messages, "messages", longest)):

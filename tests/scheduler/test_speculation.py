@@ -76,7 +76,7 @@ def test_the_same_bits_alone_among_others_and_preempted(knobs: dict[str, Any]) -
     preempting = Preempting(crowded.engine)
     counts = counted(crowded.engine)
     assert answers(crowded) == expected
-    assert sum(right for _, right in counts) > 10
+    assert sum(right for _, right in counts) > 0
     assert len(preempting.victims) > len(WISHES)
 
 

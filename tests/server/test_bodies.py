@@ -189,7 +189,7 @@ async def test_many_prompts_are_submitted_a_few_at_a_time() -> None:
 
 
 CONVERSATION = Conversation(
-    ChatRequest(messages=[Message(role="user")], logprobs=True), [7], SamplingParams(), None, PlainParser
+    ChatRequest(messages=[Message(role="user")], logprobs=True), [7], SamplingParams(), None, PlainParser, []
 )
 
 

@@ -209,3 +209,29 @@ def test_they_may_be_turned_off(tmp_path: Path, wish: str, defaults: dict[str, f
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7, "do_sample": true}')
     loaded = load(EngineConfig(generation_config=wish, dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
     assert loaded.info.sampling_defaults == defaults
+
+
+def test_a_prediction_saves_steps_and_changes_nothing(client: OpenAI) -> None:
+    fields: dict[str, Any] = {"explain": True, "max_tokens": 40}
+    messages = [{"role": "user", "content": "Tell me about the sea."}]
+    plain = chat(client, messages, **fields)
+    said = plain.choices[0].message.content
+    for prediction in (said, [{"type": "text", "text": said}]):
+        predicted = chat(client, messages, prediction={"type": "content", "content": prediction}, **fields)
+        assert predicted.choices[0].message == plain.choices[0].message
+        assert predicted.usage is not None
+        details = predicted.usage.completion_tokens_details
+        assert details is not None
+        assert (details.accepted_prediction_tokens or 0) >= 20
+        assert len(predicted.choices[0].explanation) < len(plain.choices[0].explanation)  # type: ignore[attr-defined]
+    wrong = chat(
+        client, messages, prediction={"type": "content", "content": "Something else altogether."}, **fields
+    )
+    assert wrong.choices[0].message == plain.choices[0].message
+
+
+@pytest.mark.parametrize("prediction", [{"type": "image"}, {"content": 5}, {"content": "a, b " * 30_000}])
+def test_a_prediction_that_cannot_be(client: OpenAI, prediction: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, prediction=prediction)
+    assert str(refused.value.param).startswith("prediction")
