@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
 
 from scheduler.planning.ngram import SIZES, Match, NgramIndex, continuation
 from scheduler.planning.plan import Chunk, Plan
@@ -66,7 +65,7 @@ class _Record:
 class _Draftee:
     """What is known of one sequence."""
 
-    text: list[int]
+    text: list[int] = field(default_factory=list)
     """Where guesses come from: what the client expects in the answer, and the sequence's own tokens."""
     index: NgramIndex = field(default_factory=NgramIndex)
     records: dict[int, _Record] = field(default_factory=lambda: {size: _Record() for size in SIZES})
@@ -75,15 +74,13 @@ class _Draftee:
     size: int = 0
     """Of the match behind the guesses under way."""
 
-    @classmethod
-    def of(cls, sequence: Sequence) -> Self:
-        prediction = sequence.request.prediction
-        return cls([*prediction, *sequence.token_ids] if prediction else sequence.token_ids)
-
     def match(self, sequence: Sequence) -> Match | None:
         """Where in the text the sequence seems to be."""
         prediction = sequence.request.prediction
-        if prediction:
+        if not prediction:
+            self.text = sequence.token_ids
+        else:
+            self.text = self.text or list(prediction)
             self.text += sequence.token_ids[len(self.text) - len(prediction) :]
         self.index.extend(self.text)
         if prediction and sequence.num_output_tokens == 0:
@@ -164,9 +161,7 @@ class Speculation:
             most = min(room, self.most(chunk))
             if most <= 0:
                 continue
-            draftee = self._draftees.get(sequence.key)
-            if draftee is None:
-                draftee = self._draftees[sequence.key] = _Draftee.of(sequence)
+            draftee = self._draftees.setdefault(sequence.key, _Draftee())
             match = draftee.match(sequence)
             if match is not None:
                 draftee.size = match.size

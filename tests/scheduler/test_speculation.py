@@ -80,9 +80,9 @@ def test_the_same_bits_alone_among_others_and_preempted(knobs: dict[str, Any]) -
     assert len(preempting.victims) > len(WISHES)
 
 
-def chunk_of(name: str, tokens: list[int]) -> Chunk:
+def chunk_of(name: str, tokens: list[int], prediction: list[int] | None = None) -> Chunk:
     """A sequence that is about to decode."""
-    sequence = Sequence(request(name, tokens, 100))
+    sequence = Sequence(msgspec.structs.replace(request(name, tokens, 100), prediction=prediction or []))
     sequence.seat, sequence.status = 0, Status.RUNNING
     sequence.num_computed_tokens = len(tokens) - 1
     return Chunk.of(sequence, 1)
@@ -110,6 +110,39 @@ def test_guesses_are_many_where_they_are_right_and_end_where_they_are_not() -> N
         speculation.draft(plan, 100, lambda *_: True)
         speculation.learn(plan.chunks[0], 1)
     assert num_guesses() <= 1
+
+
+def grown(chunk: Chunk, tokens: list[int]) -> Chunk:
+    """The chunk's sequence with more tokens of its answer, about to compute the last of them."""
+    sequence = chunk.sequence
+    for token in tokens:
+        sequence.append(token)
+    sequence.num_computed_tokens = sequence.num_tokens - 1
+    return Chunk.of(sequence, 1)
+
+
+def guesses(speculation: Speculation, chunk: Chunk) -> list[int]:
+    plan = Plan([chunk])
+    speculation.draft(plan, 2, lambda *_: True)
+    return list(plan.chunks[0].drafted)
+
+
+def test_guesses_follow_the_text_as_it_grows() -> None:
+    speculation = Speculation(StepCost(), max_model_len=1000)
+    chunk = chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8])
+    assert guesses(speculation, chunk) == []
+    for tokens, expected in (([2, 3], [4, 5]), ([9], []), ([6, 7], [8, 2]), ([2, 3], [9, 6])):
+        chunk = grown(chunk, tokens)
+        assert guesses(speculation, chunk) == expected
+
+
+def test_what_the_client_expects_is_guessed_first() -> None:
+    speculation = Speculation(StepCost(), max_model_len=1000)
+    chunk = chunk_of("a", [50, 51, 52], prediction=[1, 2, 3, 4, 5, 6, 7, 8])
+    assert guesses(speculation, chunk) == [1, 2]
+    chunk = grown(chunk, [1, 2, 9])
+    assert guesses(speculation, chunk) == []
+    assert guesses(speculation, grown(chunk, [5, 6])) == [7, 8]
 
 
 def test_no_guess_without_blocks_to_spare_nor_beyond_the_budget() -> None:
