@@ -8,7 +8,7 @@ import msgspec
 
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import Pooling
-from scheduler.step import Choice, SampledToken, TokenLogprobs
+from scheduler.step import Choice, DraftKind, SampledToken, TokenLogprobs
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -145,6 +145,15 @@ class Received(msgspec.Struct, frozen=True, array_like=True):
     """Of the step's duration, in proportion to the tokens computed."""
 
 
+class Draft(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's guesses in a step."""
+
+    kind: DraftKind
+    num_drafted: int
+    num_accepted: int
+    """Those that were right, up to the first that was wrong."""
+
+
 class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """One step in figures."""
 
@@ -167,10 +176,18 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     phases: Phases
     users: dict[str, Received]
     """What the users whose sequences took part received."""
-    num_drafted: int = 0
-    """Tokens that were guessed, and computed."""
-    num_accepted: int = 0
-    """Those among them that were right."""
+    drafts: list[Draft] = []
+    """Of the sequences that had guesses."""
+
+    @property
+    def num_drafted(self) -> int:
+        """Tokens that were guessed, and computed."""
+        return sum(draft.num_drafted for draft in self.drafts)
+
+    @property
+    def num_accepted(self) -> int:
+        """Those among them that were right."""
+        return sum(draft.num_accepted for draft in self.drafts)
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag=True):

@@ -6,11 +6,14 @@ again there.
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
 from scheduler.sampling_params import SamplingParams
+
+DraftKind = Literal["ngram", "prediction"]
+"""Where guesses come from: the sequence's own text, or what its client expects."""
 
 
 class TableChange(msgspec.Struct, frozen=True, array_like=True):

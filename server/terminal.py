@@ -155,6 +155,8 @@ def _speed(over: Interval) -> RenderableType:
         ("tokens generated", over.rate("generation_tokens_total")),
         ("prompt tokens", over.rate("prompt_tokens_total")),
         ("cached tokens", over.rate("prefix_cache_hit_tokens_total")),
+        ("guessed tokens", over.rate("drafted_tokens_total")),
+        ("right guesses", over.rate("accepted_tokens_total")),
         ("steps", over.rate("step_duration_seconds_count")),
         ("preemptions", over.rate("preemptions_total")),
     ]
@@ -163,6 +165,8 @@ def _speed(over: Interval) -> RenderableType:
         ("between tokens", "inter_token_latency_seconds"),
         ("step", "step_duration_seconds"),
         ("queue", "request_queue_time_seconds"),
+        ("prompt", "request_prefill_time_seconds"),
+        ("answer", "request_decode_time_seconds"),
         ("whole request", "e2e_request_latency_seconds"),
     ]
     for (title, name), (what, rate) in zip(latencies, rates, strict=True):

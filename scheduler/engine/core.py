@@ -16,6 +16,7 @@ from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
+    Draft,
     EngineState,
     Phases,
     Received,
@@ -218,8 +219,11 @@ class EngineCore:
             num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
             phases=phases,
             users=self._received(plan, clock.total),
-            num_drafted=plan.num_drafted,
-            num_accepted=plan.num_drafted - sum(work.refused for work in plan.work),
+            drafts=[
+                Draft(chunk.draft_kind, len(chunk.drafted), len(chunk.drafted) - work.refused)
+                for chunk, work in zip(plan.chunks, plan.work, strict=True)
+                if chunk.drafted
+            ],
         )
         self._forget(ended)
         for observer in self.observers:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from scheduler.messages import EngineInfo, EngineState, StepStats
 from scheduler.request import FinishReason
+from scheduler.step import DraftKind
 
 MAX_USERS = 100
 """How many users have series of their own; the rest share those of `other`, so that the series stay bounded."""
@@ -17,6 +20,7 @@ _PHASE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05
 _ITL = _STEP
 _TTFT = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
 _E2E = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+_DRAFT = (0, 1, 2, 3, 4, 6, 8, 12, 15)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -86,9 +90,15 @@ class EngineMetrics:
             "recomputed_tokens_total", "Tokens computed again, of sequences that had lost their seat."
         ).labels(model)
         self._drafted = counter(
-            "drafted_tokens_total", "Tokens that were guessed, and computed to see whether they are right."
-        ).labels(model)
-        self._accepted = counter("accepted_tokens_total", "Guessed tokens that were right.").labels(model)
+            "drafted_tokens_total", "Tokens that were guessed, and computed to see whether they are right.", "kind"
+        )
+        self._accepted = counter("accepted_tokens_total", "Guessed tokens that were right.", "kind")
+        self._draft_accepted = histogram(
+            "draft_accepted_tokens", "Guesses of one sequence in one step that were right.", _DRAFT, "kind"
+        )
+        for series in (self._drafted, self._accepted, self._draft_accepted):
+            for kind in get_args(DraftKind):
+                series.labels(model, kind)
         preemptions = counter(
             "preemptions_total", "Sequences that lost their seat: for want of blocks, or to another user.", "cause"
         )
@@ -179,8 +189,10 @@ class EngineMetrics:
         self._lookups.inc(step.num_lookup_tokens)
         self._hits.inc(step.num_cached_tokens)
         self._recomputed.inc(step.num_recomputed_tokens)
-        self._drafted.inc(step.num_drafted)
-        self._accepted.inc(step.num_accepted)
+        for draft in step.drafts:
+            self._drafted.labels(self._model, draft.kind).inc(draft.num_drafted)
+            self._accepted.labels(self._model, draft.kind).inc(draft.num_accepted)
+            self._draft_accepted.labels(self._model, draft.kind).observe(draft.num_accepted)
         self._preemptions["yielded"].inc(step.num_yielded)
         self._preemptions["blocks"].inc(step.num_preemptions - step.num_yielded)
         for user, received in step.users.items():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scheduler.planning.policy import Work
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
-from scheduler.step import ChunkInput, StepInput, TableChange
+from scheduler.step import ChunkInput, DraftKind, StepInput, TableChange
 
 
 class Chunk(NamedTuple):
@@ -23,6 +23,8 @@ class Chunk(NamedTuple):
     """Whether the chunk reaches the last known token, so that the next one is sampled."""
     drafted: tuple[int, ...] = ()
     """Guesses of the tokens after the last known one, which the step computes too."""
+    draft_kind: DraftKind = "ngram"
+    """Where they come from."""
 
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:

@@ -17,6 +17,7 @@ from scheduler.planning.ngram import SIZES, Match, NgramIndex, continuation
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
+from scheduler.step import DraftKind
 
 MOST_DRAFTED = 15
 """Tokens guessed for one sequence in one step."""
@@ -130,7 +131,9 @@ class Speculation:
                 draftee.records[draftee.size].fade(IDLE_MEMORY)
             elif reserve(chunk.sequence, candidate.count):
                 guesses = continuation(draftee.text, candidate.match, candidate.count)
-                plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses))
+                is_expected = candidate.match < len(chunk.sequence.request.prediction)
+                kind: DraftKind = "prediction" if is_expected else "ngram"
+                plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses), draft_kind=kind)
 
     def learn(self, chunk: Chunk, num_kept: int) -> None:
         """A chunk that samples gave so many tokens: one, and the guesses before it that were right."""

@@ -99,6 +99,8 @@ class Frame(msgspec.Struct, frozen=True, tag_field="event", tag="frame"):
     blocks: Blocks
     tokens_per_second: float
     prompt_tokens_per_second: float
+    guessed_tokens_per_second: float
+    """Of the answers' tokens, those that were guessed and right."""
     ttft: Latency | None
     itl: Latency | None
     step: Latency | None
@@ -113,6 +115,7 @@ class _Interval:
     seconds: float = FRAME_SECONDS
     num_sampled_tokens: int = 0
     num_prompt_tokens: int = 0
+    num_guessed_tokens: int = 0
     steps: list[float] = field(default_factory=list)
     ttfts: list[float] = field(default_factory=list)
     itls: list[float] = field(default_factory=list)
@@ -199,6 +202,7 @@ class Live:
         interval = self._intervals[-1]
         interval.num_sampled_tokens += step.num_sampled_tokens
         interval.num_prompt_tokens += step.num_prompt_tokens
+        interval.num_guessed_tokens += step.num_accepted
         interval.steps.append(step.duration)
 
     def _on_token(self, seconds: float, is_first: bool) -> None:
@@ -208,6 +212,10 @@ class Live:
     def _look(self, *, with_map: bool) -> Frame:
         engine, recent = self._engine, self._intervals
         seconds = sum(interval.seconds for interval in recent)
+
+        def per_second(counts: list[int]) -> float:
+            return round(sum(counts) / seconds, 1)
+
         return Frame(
             riders=[self._rider(seat) for seat in engine.seats],
             waiting=[
@@ -219,8 +227,9 @@ class Live:
                 cached=engine.state.num_cached_blocks,
                 map=b64encode(engine.block_map).decode() if with_map else None,
             ),
-            tokens_per_second=round(sum(interval.num_sampled_tokens for interval in recent) / seconds, 1),
-            prompt_tokens_per_second=round(sum(interval.num_prompt_tokens for interval in recent) / seconds, 1),
+            tokens_per_second=per_second([interval.num_sampled_tokens for interval in recent]),
+            prompt_tokens_per_second=per_second([interval.num_prompt_tokens for interval in recent]),
+            guessed_tokens_per_second=per_second([interval.num_guessed_tokens for interval in recent]),
             ttft=Latency.of([each for interval in recent for each in interval.ttfts]),
             itl=Latency.of([each for interval in recent for each in interval.itls]),
             step=Latency.of([each for interval in recent for each in interval.steps]),

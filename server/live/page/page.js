@@ -65,9 +65,11 @@ function show(frame) {
   tell(frame.error && `The engine is gone: ${frame.error}.`);
 }
 
-function showSpeed({ tokens_per_second: speed, prompt_tokens_per_second: reading, ttft, itl }) {
+function showSpeed({ tokens_per_second: speed, prompt_tokens_per_second: reading, guessed_tokens_per_second: guessed, ttft, itl }) {
   const round = (number) => Math.round(number).toLocaleString("en");
-  tiles.speed.show({ value: speed, number: round(speed), unit: "a second", more: `and ${round(reading)} of prompts` });
+  const share = speed > 0 ? Math.min(1, guessed / speed) : 0;
+  const more = `and ${round(reading)} of prompts` + (share >= 0.005 ? `; ${Math.round(100 * share)} % guessed` : "");
+  tiles.speed.show({ value: speed, number: round(speed), unit: "a second", more });
   tiles.ttft.show({ value: ttft?.p50 ?? null, peak: ttft?.max ?? null, ...time(ttft), more: ttft && worst(ttft) });
   tiles.itl.show({ value: itl?.p50 ?? null, peak: itl?.max ?? null, ...time(itl), more: itl && worst(itl) });
 }
