@@ -153,6 +153,18 @@ class NamedTool(Body):
 MAX_TOOLS = 256
 
 
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolSubset(Body):
+    """Some of the tools, as if there were no others."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class ChatRequest(GenerationRequest):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool = False
@@ -165,8 +177,8 @@ class ChatRequest(GenerationRequest):
 
     tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] = []
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool,
-        described("none, auto, required, or a function's name"),
+        Literal["none", "auto", "required"] | NamedTool | ToolSubset,
+        described("none, auto, required, a function's name, or allowed_tools"),
     ] = "auto"
     parallel_tool_calls: bool = True
 
@@ -219,9 +231,11 @@ class ChatRequest(GenerationRequest):
     @property
     def named_tool(self) -> str | None:
         """The one that has to be called. Raises `InvalidRequestError` if there is no such tool."""
-        if isinstance(self.tool_choice, str):
-            return None
-        name = self.tool_choice.function.name
+        return self._known(self.tool_choice) if isinstance(self.tool_choice, NamedTool) else None
+
+    def _known(self, tool: NamedTool) -> str:
+        """The name of a tool that there is. Raises `InvalidRequestError`."""
+        name = tool.function.name
         if all(tool.function.name != name for tool in self.tools):
             raise InvalidRequestError(
                 f"tool_choice names {name[:100]!r}, which is none of the tools", "tool_choice"
@@ -229,9 +243,19 @@ class ChatRequest(GenerationRequest):
         return name
 
     @property
+    def _allowed(self) -> list[ToolDefinition]:
+        """The tools that may be called."""
+        if not isinstance(self.tool_choice, ToolSubset):
+            return self.tools
+        names = {self._known(tool) for tool in self.tool_choice.allowed_tools.tools}
+        return [tool for tool in self.tools if tool.function.name in names]
+
+    @property
     def must_call(self) -> bool:
         """Whether the answer has to be calls. Raises `InvalidRequestError` if there is nothing to call."""
-        is_needed = self.tool_choice == "required" or self.named_tool is not None
+        choice = self.tool_choice
+        mode = choice.allowed_tools.mode if isinstance(choice, ToolSubset) else choice
+        is_needed = mode == "required" or self.named_tool is not None
         if is_needed and not self.tools:
             raise InvalidRequestError("tool_choice needs tools", "tool_choice")
         return is_needed
@@ -241,7 +265,7 @@ class ChatRequest(GenerationRequest):
         """As templates know them; none where none is to be called."""
         if self.tool_choice == "none":
             return []
-        return [tool.model_dump(exclude_defaults=True) | {"type": "function"} for tool in self.tools]
+        return [tool.model_dump(exclude_defaults=True) | {"type": "function"} for tool in self._allowed]
 
     @property
     def tools_to_call(self) -> list[Tool]:
@@ -249,7 +273,7 @@ class ChatRequest(GenerationRequest):
         named = self.named_tool
         return [
             Tool(tool.function.name, tool.function.parameters, tool.function.strict)
-            for tool in self.tools
+            for tool in self._allowed
             if named in (None, tool.function.name)
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,9 +15,12 @@ from server.batches.lines import Answer, Line
 _BUSY = frozenset({429, 503})
 _LONGEST_PAUSE_SECONDS = 60.0
 
+PATIENCE_SECONDS = 900.0
+"""How long a server may say that it is busy, with no answer in between, before it is taken to be out of order."""
+
 
 class ServerGoneError(RuntimeError):
-    """The server cannot be reached, or left in the middle of an answer."""
+    """The server cannot be reached, left in the middle of an answer, or does nothing but refuse."""
 
 
 class BatchClient:
@@ -25,13 +29,18 @@ class BatchClient:
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url
+        self._last_answer = time.monotonic()
 
     async def ask(self, line: Line) -> Answer:
         """The server's answer; it is asked again later while it says that it is busy. Raises `ServerGoneError`."""
         while True:
             answer, pause = await self._send(line)
             if answer.status_code not in _BUSY:
+                self._last_answer = time.monotonic()
                 return answer
+            if time.monotonic() - self._last_answer > PATIENCE_SECONDS:
+                said = bytes(answer.body).decode(errors="replace")[:300]
+                raise ServerGoneError(f"{self._url} has refused everything for {PATIENCE_SECONDS:.0f} s: {said}")
             await asyncio.sleep(pause)
 
     async def _send(self, line: Line) -> tuple[Answer, float]:

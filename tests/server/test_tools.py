@@ -149,10 +149,31 @@ def test_one_call_where_no_more_are_wanted(client: OpenAI) -> None:
     assert [call.function.name for call in answer.choices[0].message.tool_calls or []] == ["get_time"]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("mode", ["required", "auto"])
+def test_only_the_allowed_tools_are_called(qwen: OpenAI, mode: str) -> None:
+    some = {"mode": mode, "tools": [{"type": "function", "function": {"name": "get_time"}}]}
+    answer = ask(qwen, tool_choice={"type": "allowed_tools", "allowed_tools": some}, max_tokens=60)
+    calls = answer.choices[0].message.tool_calls or []
+    assert {call.function.name for call in calls} <= {"get_time"}  # type: ignore[union-attr]
+    assert calls or mode == "auto"
+    flat: Any = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "get_time"}]}
+    tools: Any = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
+    wish: Any = {"model": QWEN, "input": ASKED, "tools": tools, "max_output_tokens": 60, "temperature": 0}
+    response = qwen.responses.create(**wish, tool_choice=flat)
+    names = {item.name for item in response.output if item.type == "function_call"}
+    assert names <= {"get_time"}
+    assert names or mode == "auto"
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "needs tools"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+            "tool_choice",
+            "allowed_tools",
+        ),
         (
             {"tool_choice": {"type": "function", "function": {"name": "nobody"}}},
             "tool_choice",

@@ -73,6 +73,18 @@ class NamedFunction(Body):
     type: Literal["function"]
     name: str
 
+    @property
+    def for_chat(self) -> Json:
+        return {"type": "function", "function": {"name": self.name}}
+
+
+class AllowedFunctions(Body):
+    """Some of the tools, as if there were no others."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=256)]
+
 
 class TextFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
@@ -127,7 +139,8 @@ class ResponsesRequest(Body):
     temperature: float | None = None
     text: TextOptions = TextOptions()
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedFunction, described("none, auto, required, or a function")
+        Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
+        described("none, auto, required, a function, or allowed_tools"),
     ] = "auto"
     tools: Annotated[list[FunctionTool], Field(max_length=256)] = []
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -180,7 +193,10 @@ class ResponsesRequest(Body):
             raise InvalidRequestError("input is empty", "input")
         choice: Any = self.tool_choice
         if isinstance(choice, NamedFunction):
-            choice = {"type": "function", "function": {"name": choice.name}}
+            choice = choice.for_chat
+        elif isinstance(choice, AllowedFunctions):
+            tools = [tool.for_chat for tool in choice.tools]
+            choice = {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
         fields: Json = {
             "messages": messages,
             "max_tokens": self.max_output_tokens,
