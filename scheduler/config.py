@@ -72,6 +72,11 @@ class EngineConfig(BaseModel):
     where that is faster: no bit of an answer changes. auto is ngram where the native decoder runs, and off
     elsewhere."""
 
+    context_shift: bool = False
+    """Let an answer go on when it reaches the model's window: the first tokens stay, and the oldest behind them
+    are dropped, a block at a time. For rotary models on the native decoder; a request can say it of itself, with
+    "context_shift"."""
+
     cuda_graphs: bool = True
     """On CUDA with flex attention, replay steps that only decode as CUDA graphs: far less work for the CPU."""
 

@@ -71,6 +71,8 @@ class StepPart(msgspec.Struct, frozen=True, array_like=True):
     """Tokens whose keys and values were in the cache before."""
     length: int
     """Known tokens that were computed, behind those. Guessed ones follow them."""
+    shift: int
+    """Tokens among those before that have been dropped."""
     num_sequences: int
     """How many shared the step."""
     seconds: float
@@ -215,6 +217,12 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     """Dimensions of an embedding."""
     pooling: Pooling | None = "mean"
     """How embeddings are made where a request does not say it; None: a request has to."""
+    context_shift: bool = False
+    """Whether answers go on beyond the model's window where a request does not say it."""
+    shifted_len: int = 0
+    """How long they can get."""
+    shift_obstacle: str = ""
+    """Why they cannot go on."""
     sampling_defaults: dict[str, float] = {}
     """What the model's generation config says of how to choose tokens, for requests that do not."""
 

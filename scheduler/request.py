@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from scheduler.context_window import ContextWindow
 from scheduler.sampling_params import TOO_LONG, InvalidRequestError, SamplingParams
 
 ANONYMOUS = "anonymous"
@@ -75,13 +76,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return PriorityClass(max(-1, min(1, round(self.priority / CLASS_DISTANCE))))
 
 
-def check_fits(request: Request, *, max_model_len: int, pool_tokens: int, vocab_size: int) -> None:
+def check_fits(
+    request: Request, *, max_model_len: int, pool_tokens: int, vocab_size: int, shifted_len: int = 0
+) -> None:
     """Raise `InvalidRequestError` for a request that even an empty engine could not finish.
 
-    `pool_tokens` is the length of the longest sequence that all blocks of the pool hold.
+    `pool_tokens` is the length of the longest sequence that all blocks of the pool hold, `shifted_len` that of one
+    that goes on beyond its window.
     """
     num_prompt_tokens = len(request.prompt_token_ids)
     longest = min(max_model_len, pool_tokens)
+    if request.params.context_shift and num_prompt_tokens < longest:
+        longest = max(longest, shifted_len)
     if num_prompt_tokens == 0:
         raise InvalidRequestError("the prompt is empty: at least one token is needed", "prompt")
     if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < vocab_size:
@@ -163,10 +169,13 @@ class Sequence:
         "root",
         "seat",
         "seated_time",
+        "shift",
+        "sink",
         "status",
         "stop_reason",
         "tables",
         "token_ids",
+        "window",
     )
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -197,6 +206,12 @@ class Sequence:
         """How many were computed when it got its seat."""
         self.tables: list[BlockTable] = []
         """While running: one for each group of layers."""
+        self.window: ContextWindow | None = None
+        """What it looks back on if it goes on beyond that; given by the scheduler."""
+        self.shift = 0
+        """While running: how many tokens behind its first block have been dropped."""
+        self.sink: int | None = None
+        """While running: the first block as it was computed, once tokens are dropped."""
         self.root = b""
         """What its first block follows in the prefix cache, given by the scheduler."""
         self.prefix: list[bytes] = []
@@ -205,6 +220,13 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | None = None
         """The stop token that ended it, if one of the request's own did."""
+
+    @property
+    def until_shift(self) -> int:
+        """How many tokens can be computed before more are dropped."""
+        if self.window is None:
+            return 1 << 40
+        return self.window.until_shift(self.num_computed_tokens)
 
     def append(self, token_id: int) -> None:
         """One more token of the answer."""

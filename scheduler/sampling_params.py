@@ -70,6 +70,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """The same for each token of the prompt but the first."""
     n: int = 1
     """How many sequences to sample from the same prompt."""
+    context_shift: bool | None = None
+    """Go on beyond the model's window, without the oldest tokens but the first; None: as the engine does."""
     explain: bool = False
     """Report how each token was chosen, and what each step was for the answer."""
     pooling: Pooling | None = None

@@ -27,6 +27,17 @@ class TableChange(msgspec.Struct, frozen=True, array_like=True):
     """Of layers, each of which has tables of its own."""
 
 
+class SinkShift(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence's first block moves on, as the tokens behind it were dropped: its keys are turned by as many
+    positions, into a block of the sequence's own."""
+
+    source: int
+    """The block with the keys as they were computed."""
+    target: int
+    distance: int
+    """In tokens."""
+
+
 class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     """One sequence's part of a step."""
 
@@ -54,6 +65,8 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     """The tokens that follow it and those after it."""
     num_pooled: int = 0
     """The last hidden states of so many tokens, at the chunk's end, are part of the embedding."""
+    shift: int = 0
+    """So many tokens before `start` have been dropped: what is behind them lies that much earlier in the table."""
 
     @property
     def num_sampled(self) -> int:
@@ -67,6 +80,8 @@ class StepInput(msgspec.Struct, frozen=True, array_like=True):
     chunks: list[ChunkInput]
     tables: list[TableChange]
     """To be taken over before anything is computed, in this order."""
+    shifts: list[SinkShift] = []
+    """To be done before anything is computed."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

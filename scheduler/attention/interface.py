@@ -39,7 +39,8 @@ class PackedBatch:
     input_ids: torch.Tensor
     """[T] int64."""
     positions: torch.Tensor
-    """[T] int64: each token's place in its sequence."""
+    """[T] int64: each token's position, for rotary embeddings: its place in the context, and as many more as were
+    dropped from the middle of that."""
     slot_mapping: torch.Tensor
     """[G, T] int64: where each token's KV goes, block id * block_size + place in the block."""
     query_start: torch.Tensor

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from scheduler.config import EngineConfig
+from scheduler.context_window import ContextWindow
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.free_cores import FreeCores
 from scheduler.execution.runner import Runner
@@ -17,6 +18,7 @@ from scheduler.execution.steering import Steerings
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
     Draft,
+    EngineInfo,
     EngineState,
     Phases,
     Received,
@@ -83,6 +85,7 @@ class EngineCore:
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
             speculation=Speculation(self.cost, loaded.info.max_model_len) if _speculates(config, loaded) else None,
+            window=_window(loaded.info),
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
@@ -294,7 +297,9 @@ class EngineCore:
         result = StepResult([], [], {}, {})
         for chunk, chunk_input in zip(chunks, step.chunks, strict=True):
             try:
-                alone = self.executor.collect(self.executor.launch(StepInput([chunk_input], step.tables)))
+                alone = self.executor.collect(
+                    self.executor.launch(StepInput([chunk_input], step.tables, step.shifts))
+                )
             except Exception:
                 logger.exception("request %s failed", chunk.sequence.request.request_id)
                 failed.append(self._fail(chunk, "the engine failed on this request; its log says why"))
@@ -318,6 +323,15 @@ class EngineCore:
 
 def _speculates(config: EngineConfig, loaded: LoadedModel) -> bool:
     return config.speculative == "ngram" or (config.speculative == "auto" and bool(loaded.info.instruction_set))
+
+
+def _window(info: EngineInfo) -> ContextWindow | None:
+    """What sequences look back on that go on beyond it, where the model can."""
+    if info.shift_obstacle:
+        return None
+    # With one block more for the copy of the first.
+    num_blocks = min(info.max_model_len // info.block_size, info.num_blocks - 1)
+    return ContextWindow(num_blocks * info.block_size, info.block_size, info.shifted_len)
 
 
 def _refused(request: Request, reason: FinishReason, error: str | None) -> list[SequenceOutput]:
@@ -356,7 +370,7 @@ def _part(chunk: Chunk, num_sequences: int, seconds: float) -> StepPart | None:
     """What the step was for the chunk's sequence, if that is to be explained."""
     if not chunk.sequence.request.params.explain:
         return None
-    return StepPart(chunk.start, chunk.length, num_sequences, seconds)
+    return StepPart(chunk.start, chunk.length, chunk.shift, num_sequences, seconds)
 
 
 def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:

@@ -12,7 +12,7 @@ import msgspec
 
 from scheduler.messages import EngineInfo, SequenceOutput, StepPart
 from scheduler.request import FinishReason, Request, check_fits
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import Choice, TokenLogprobs
 from scheduler.text.detokenizer import Decoder, IncrementalDetokenizer, SpecialTokensShown
 from scheduler.text.tokenizer import Tokenizer
@@ -83,9 +83,13 @@ def make_request(
     """A request that the engine described by `info` can serve. What the client left open becomes a number: the
     longest answer that fits, a random seed, the tokens of bad words. Raises `InvalidRequestError` if it can never
     fit."""
-    changes: dict[str, int] = {}
+    context_shift = info.context_shift if params.context_shift is None else params.context_shift
+    if context_shift and info.shift_obstacle:
+        raise InvalidRequestError(f"the context cannot be shifted: {info.shift_obstacle}", "context_shift")
+    changes: dict[str, int] = {"context_shift": context_shift}
     if params.max_tokens is None:
-        changes["max_tokens"] = max(1, info.max_model_len - len(prompt_token_ids))
+        longest = info.shifted_len if context_shift else info.max_model_len
+        changes["max_tokens"] = max(1, longest - len(prompt_token_ids))
     if params.seed is None:
         changes["seed"] = secrets.randbits(63)
     request = Request(
@@ -99,6 +103,7 @@ def make_request(
         max_model_len=info.max_model_len,
         pool_tokens=info.num_blocks * info.block_size,
         vocab_size=info.vocab_size,
+        shifted_len=info.shifted_len,
     )
     return request
 

@@ -16,7 +16,7 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import SamplingRow, logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
-from scheduler.execution.step_model import StepModel, StepOutput
+from scheduler.execution.step_model import ShiftableModel, StepModel, StepOutput
 from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
 
 _POOLING_STEPS = 2.0**24
@@ -64,6 +64,9 @@ class Runner:
             table = self._tables[change.group, change.seat]
             table[change.start : change.start + len(change.blocks)] = change.blocks
         # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
+        for shift in step.shifts:
+            assert isinstance(self.model, ShiftableModel)
+            self.model.shift_sink(self.cache, shift)
         steered = self._beside.submit(self.steerings.steer, step.chunks) if self.steerings.has_work(step) else None
         try:
             output = self.model.forward(self._pack(step.chunks), self.cache)
@@ -113,7 +116,8 @@ class Runner:
         """Build the packed batch. Python work is per sequence; what is per token is vectorised."""
         block_size = self.cache.block_size
         seats = np.array([chunk.seat for chunk in chunks])
-        starts = np.array([chunk.start for chunk in chunks])
+        shifts = np.array([chunk.shift for chunk in chunks])
+        starts = np.array([chunk.start for chunk in chunks]) - shifts
         lengths = np.array([len(chunk.token_ids) for chunk in chunks])
         contexts = starts + lengths
         query_start = np.zeros(len(chunks) + 1, dtype=np.int32)
@@ -128,13 +132,13 @@ class Runner:
             sample_rows += range(first_scored, first_scored + len(chunk.targets))
             sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
             read_rows += range(len(token_ids) - chunk.num_pooled, len(token_ids))
-        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
-        blocks = self._tables[:, np.repeat(seats, lengths), positions // block_size].astype(np.int64)
+        places = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
+        blocks = self._tables[:, np.repeat(seats, lengths), places // block_size].astype(np.int64)
         width = -(-int(contexts.max()) // block_size)
         return PackedBatch(
             input_ids=self._tensor(np.array(token_ids, dtype=np.int64)),
-            positions=self._tensor(positions),
-            slot_mapping=self._tensor(blocks * block_size + positions % block_size),
+            positions=self._tensor(places + np.repeat(shifts, lengths)),
+            slot_mapping=self._tensor(blocks * block_size + places % block_size),
             query_start=self._tensor(query_start),
             context_lens=self._tensor(contexts.astype(np.int32)),
             block_tables=self._tensor(self._tables[:, seats, :width]),

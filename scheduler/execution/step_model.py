@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
+from scheduler.step import SinkShift
 
 
 class StepOutput(NamedTuple):
@@ -26,3 +27,11 @@ class StepModel(Protocol):
 
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
         """One step: write the batch's keys and values, and return what its rows give."""
+
+
+@runtime_checkable
+class ShiftableModel(Protocol):
+    """One that can drop tokens from the middle of a context."""
+
+    def shift_sink(self, cache: KVCache, shift: SinkShift) -> None:
+        """Turn a block's keys on by some positions, into another block."""

@@ -18,6 +18,10 @@ from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.fused_weights import FAMILIES, DecoderWeights
 from scheduler.models.paged_model import PagedModel
+from scheduler.step import SinkShift
+
+RopeTables = dict[str | None, tuple[Tensor, Tensor]]
+"""By kind of rotary embedding: cosines and sines, each [positions, rotary_dim] float32."""
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -26,6 +30,16 @@ def can_fuse(config: PretrainedConfig, layers: list[LayerSpec]) -> bool:
     """Whether the native decoder runs this model: its family, its activation, one shape of attention."""
     shapes = {(spec.num_heads, spec.num_kv_heads, spec.key_dim, spec.scaling, spec.softcap) for spec in layers}
     return config.model_type in FAMILIES and _activation(config) in _ACTIVATIONS and len(shapes) == 1
+
+
+def shift_obstacle(config: PretrainedConfig, layers: list[LayerSpec]) -> str:
+    """Why no tokens can be dropped from the middle of this model's context; empty: they can."""
+    if any(spec.sliding_window is not None for spec in layers):
+        return "layers of this model have sliding windows, which drop what is long past by themselves"
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        return f"this model's rotary embedding ({kind}) changes with the length of the context"
+    return ""
 
 
 class FusedModel:
@@ -46,7 +60,8 @@ class FusedModel:
     ) -> None:
         self.layers: list[LayerSpec] = outline.layers
         self._num_threads = num_threads
-        self._decoder = make_decoder(config, outline, weights, max_len)
+        self._ropes = rope_tables(config, outline, max_len)
+        self._decoder = make_decoder(config, outline, weights, self._ropes)
         self._bound: KVCache | None = None
 
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
@@ -55,27 +70,51 @@ class FusedModel:
             keys, values, groups = zip(*cache.layers, strict=True)
             self._decoder.bind_cache(list(keys), list(values), list(groups))
             self._bound = cache
+        places = batch.context_lens - batch.query_start.diff()
+        shifts = batch.positions[batch.query_start[:-1].long()] - places
         logits, states = self._decoder.forward(
             batch.input_ids.int(),
             batch.block_tables,
             batch.query_start,
             batch.context_lens,
+            shifts.int(),
             batch.sample_rows.int(),
             batch.read_rows.int(),
             self._num_threads,
         )
         return StepOutput(logits, states)
 
+    @torch.inference_mode()
+    def shift_sink(self, cache: KVCache, shift: SinkShift) -> None:
+        """Turn a block's keys on by some positions, in float32 and rounded once, into another block."""
+        (cos, sin) = next(iter(self._ropes.values()))
+        scaling = cos[0, 0]  # that of a position 0, where there is nothing else
+        cosines, sines = (cos[shift.distance] / scaling)[:, None], (sin[shift.distance] / scaling)[:, None]
+        width = len(cosines)
+        for layer in cache.layers:  # keys are [block, head, dimension, token]
+            keys = layer.keys[shift.source].float()
+            rotary, rest = keys[:, :width], keys[:, width:]
+            halves = torch.cat((-rotary[:, width // 2 :], rotary[:, : width // 2]), dim=1)
+            turned = rotary * cosines + halves * sines
+            layer.keys[shift.target] = torch.cat((turned, rest), dim=1).to(layer.keys.dtype)
+            layer.values[shift.target] = layer.values[shift.source]
 
-def make_decoder(config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, max_len: int) -> Any:
-    """The native decoder over these weights, for contexts of up to `max_len` tokens."""
+
+def rope_tables(config: PretrainedConfig, outline: PagedModel, max_len: int) -> RopeTables:
+    """Those of a model's rotary embeddings, for `max_len` positions."""
+    kinds = dict.fromkeys(_rope_kind(config, layer) for layer in range(len(outline.layers)))
+    return {kind: _rope_table(outline, kind, max_len) for kind in kinds}
+
+
+def make_decoder(config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, ropes: RopeTables) -> Any:
+    """The native decoder over these weights, for contexts as long as the tables of its rotary embeddings."""
     spec = outline.layers[0]
-    kinds = list(dict.fromkeys(_rope_kind(config, layer) for layer in range(len(outline.layers))))
+    kinds = list(ropes)
     decoder = kernels().Decoder(
         weights.embedding,
         weights.head,
         weights.final_norm,
-        [_rope_table(outline, kind, max_len) for kind in kinds],
+        list(ropes.values()),
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.key_dim,

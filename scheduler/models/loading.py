@@ -19,12 +19,20 @@ from scheduler.messages import EngineInfo
 from scheduler.models.checkpoint import CheckpointError
 from scheduler.models.fused_weights import PLAIN_MODES, Mode
 from scheduler.models.gguf_file import GgufError
-from scheduler.models.model_config import UnsupportedModelError, read_config
+from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
 from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
 from scheduler.models.sources import Source, open_source
 from scheduler.processor import instruction_set, multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
+
+
+MOST_POSITIONS = 65_536
+"""Where a sequence ends that goes on beyond its window: each position has a row in a table of angles."""
+
+
+FEWEST_BLOCKS = 4
+"""In a window from which tokens can be dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,9 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         device=device,
         groups=groups,
     )
-    model = packed.model(max_model_len)
+    shift_obstacle = _shift_obstacle(config, source, model_config, max_model_len)
+    shifted_len = 0 if shift_obstacle else max(max_model_len, min(8 * max_model_len, MOST_POSITIONS))
+    model = packed.model(max(max_model_len, shifted_len))
     if has_graphs:
         model = _with_graphs(
             model,
@@ -104,10 +114,25 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         eos_token_ids=sorted(model_config.eos_token_ids),
         hidden_size=model_config.text.hidden_size,
         pooling=model_config.pooling,
+        context_shift=config.context_shift,
+        shifted_len=shifted_len,
+        shift_obstacle=shift_obstacle,
         sampling_defaults=model_config.sampling_defaults if config.generation_config == "auto" else {},
     )
     _announce(info, packed.bits)
     return LoadedModel(model, cache, device, model_config.eos_token_ids, info)
+
+
+def _shift_obstacle(config: EngineConfig, source: Source, model_config: ModelConfig, max_model_len: int) -> str:
+    """Raises `UnsupportedModelError` where the engine is to do what it cannot."""
+    obstacle = source.shift_obstacle
+    if obstacle and not getattr(model_config.text, "rope_parameters", None):
+        obstacle = "the positions of this model are not rotary: those of tokens that stay cannot be moved"
+    if not obstacle and max_model_len < FEWEST_BLOCKS * config.block_size:
+        obstacle = f"a window of {max_model_len} tokens is too small: it takes {FEWEST_BLOCKS} blocks"
+    if obstacle and config.context_shift:
+        raise UnsupportedModelError(f"--context-shift: {obstacle}")
+    return obstacle
 
 
 def _with_graphs(

@@ -15,7 +15,7 @@ from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import StepModel
 from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, open_checkpoint
-from scheduler.models.fused_model import FusedModel, can_fuse
+from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused_weights import FAMILIES, PLAIN_MODES, Mode, missing_weights, pack_weights
 from scheduler.models.model_config import ModelConfig
 from scheduler.models.outline import outline
@@ -40,6 +40,8 @@ class Source(Protocol):
 
     layers: list[LayerSpec]
     obstacle: str | None
+    shift_obstacle: str
+    """Why no tokens can be dropped from the middle of a context; empty: they can."""
     has_stored_weights: bool
 
     def pack(self, mode: Mode) -> Packed: ...
@@ -54,6 +56,7 @@ class FusedSource:
         self, config: ModelConfig, shape: PagedModel, checkpoint: Checkpoint, dtype: torch.dtype, num_threads: int
     ) -> None:
         self.layers = shape.layers
+        self.shift_obstacle = shift_obstacle(config.text, shape.layers)
         self.has_stored_weights = checkpoint.is_quantized
         self._config = config.whole
         self._shape = shape
@@ -74,6 +77,7 @@ class ModuleSource:
     """Any other model: transformers' modules, with native products where there can be."""
 
     has_stored_weights = False
+    shift_obstacle = "this model is not run by the native decoder, which turns the positions of what stays"
 
     def __init__(self, paged: PagedModel, dtype: torch.dtype, num_threads: int) -> None:
         paged.module.to(dtype)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scheduler.planning.policy import Work
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
-from scheduler.step import ChunkInput, DraftKind, StepInput, TableChange
+from scheduler.step import ChunkInput, DraftKind, SinkShift, StepInput, TableChange
 
 
 class Chunk(NamedTuple):
@@ -25,6 +25,8 @@ class Chunk(NamedTuple):
     """Guesses of the tokens after the last known one, which the step computes too."""
     draft_kind: DraftKind = "ngram"
     """Where they come from."""
+    shift: int = 0
+    """How many tokens before `start` have been dropped."""
 
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:
@@ -32,7 +34,7 @@ class Chunk(NamedTuple):
         assert sequence.seat is not None
         start = sequence.num_computed_tokens
         samples = start + length == sequence.num_tokens and sequence.request.params.max_tokens != 0
-        return cls(sequence, start, length, sequence.seat, samples)
+        return cls(sequence, start, length, sequence.seat, samples, shift=sequence.shift)
 
     def input(self) -> ChunkInput:
         """The chunk as data, with the tokens that the sequence has now."""
@@ -53,6 +55,7 @@ class Chunk(NamedTuple):
             first_scored,
             request.prompt_token_ids[first_scored + 1 : self.end + 1] if sequence.is_scored else [],
             self._num_pooled,
+            self.shift,
         )
 
     @property
@@ -77,7 +80,7 @@ class Chunk(NamedTuple):
     @property
     def attended(self) -> int:
         """Keys that its queries look at."""
-        return self.num_computed * (2 * self.start + self.num_computed + 1) // 2
+        return self.num_computed * (2 * (self.start - self.shift) + self.num_computed + 1) // 2
 
 
 @dataclass(slots=True)
@@ -93,6 +96,8 @@ class Plan:
     """How many of them gave way to somebody who waited, rather than for want of blocks."""
     tables: list[TableChange] = field(default_factory=list)
     """What is new in the seats' block tables."""
+    shifts: list[SinkShift] = field(default_factory=list)
+    """Of the sequences that go on beyond their window."""
     work: list[Work] = field(default_factory=list)
     """What was done for whom; known once the plan is committed."""
 
@@ -117,7 +122,7 @@ class Plan:
 
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""
-        return StepInput([chunk.input() for chunk in self.chunks], self.tables)
+        return StepInput([chunk.input() for chunk in self.chunks], self.tables, self.shifts)
 
 
 MAX_SCORED_TOKENS = 256
@@ -158,7 +163,8 @@ class PlanBuilder:
     def prefill(self, sequence: Sequence, most: int) -> int:
         """As much of a running sequence's prompt as the budget and the streams' pace allow, and `most` tokens;
         returns how many."""
-        length = min(sequence.num_tokens - sequence.num_computed_tokens, self.budget, most)
+        missing = sequence.num_tokens - sequence.num_computed_tokens
+        length = min(missing, self.budget, most, sequence.until_shift)
         if sequence.is_scored:
             length = min(length, MAX_SCORED_TOKENS - self._num_scored)
             self._num_scored += length
@@ -178,7 +184,7 @@ class PlanBuilder:
         length = chunk.length
         self._chunks[chunk.sequence.key] = chunk
         self._num_tokens += length
-        self._attended += chunk.start + 1 if length == 1 else chunk.attended
+        self._attended += chunk.attended
         self.budget -= length
 
     def drop(self, sequence: Sequence) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from scheduler.context_window import ContextWindow
 from scheduler.planning.blocks import BlockPool, Prefix
 from scheduler.planning.plan import Chunk, Pace, Plan, PlanBuilder
 from scheduler.planning.policy import Policy, Work
@@ -75,6 +76,7 @@ class Scheduler:
         pace: Pace | None = None,
         turns: Turns | None = None,
         speculation: Speculation | None = None,
+        window: ContextWindow | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -96,6 +98,7 @@ class Scheduler:
         self.pace = pace
         self.turns = turns
         self.speculation = speculation
+        self._window = window
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
         self._num_steps_since_express = EXPRESS_EVERY
@@ -133,6 +136,7 @@ class Scheduler:
             max_model_len=self.max_model_len,
             pool_tokens=self._longest,
             vocab_size=self.vocab_size,
+            shifted_len=self._window.longest if self._window is not None else 0,
         )
         if request.request_id in self._live:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use by a live request")
@@ -142,6 +146,7 @@ class Scheduler:
             self._num_arrivals += 1
             sequence.arrival = self._num_arrivals
             sequence.root = self.seating.root(request)
+            sequence.window = self._window if request.params.context_shift else None
             if request.deadline is not None:
                 self._deadlines.push((request.deadline,), sequence)
         self._enqueue(sequences)
@@ -250,7 +255,9 @@ class Scheduler:
         elif self.speculation is not None:
             longest = None if pace is None else pace.seconds
             self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
-        plan.tables = self.seating.take_changes()
+        if plan.chunks:  # or nothing is executed, and what is new stays for the next step
+            plan.tables = self.seating.take_changes()
+            plan.shifts = self.seating.take_shifts()
         return plan
 
     def _divide(
@@ -327,6 +334,8 @@ class Scheduler:
         token_ids = sequence.token_ids
         if sequence.is_read:
             token_ids = token_ids[: sequence.num_ever_computed + 1]
+        if sequence.window is not None:  # it drops nothing before it computes
+            token_ids = token_ids[: sequence.window.num_tokens]
         return self.seating.cached_prefix(token_ids, sequence.root)
 
     def _preempt(self, sequence: Sequence, loss: int | None = None) -> None:
@@ -399,7 +408,8 @@ class Scheduler:
                 return FinishReason.STOP
             if token in self.eos_token_ids and not params.ignore_eos:
                 return FinishReason.STOP
-        if num_output_tokens == params.max_tokens or sequence.num_tokens >= self.max_model_len:
+        longest = self.max_model_len if sequence.window is None else sequence.window.longest
+        if num_output_tokens == params.max_tokens or sequence.num_tokens >= longest:
             return FinishReason.LENGTH
         return None
 

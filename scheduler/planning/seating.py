@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
+from scheduler.context_window import ContextWindow
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
 from scheduler.planning.windows import Holdings
 from scheduler.request import BlockTable, Request, Sequence
-from scheduler.step import TableChange
+from scheduler.step import SinkShift, TableChange
 
 HORIZON = 1024
 """How many tokens of each sequence to look ahead, to tell whether blocks are scarce."""
@@ -38,6 +39,7 @@ class Seating:
         self._free = list(range(num_seats))  # a heap: low seats are taken first
         self._kept_blocks: dict[tuple[str, int], int] = {}  # cached blocks of those who wait to resume
         self._changes: list[TableChange] = []
+        self._shifts: list[SinkShift] = []
 
     @property
     def num_free_seats(self) -> int:
@@ -47,6 +49,11 @@ class Seating:
         """What is new in the seats' block tables since the last call."""
         changes, self._changes = self._changes, []
         return changes
+
+    def take_shifts(self) -> list[SinkShift]:
+        """The first blocks that have moved on since the last call."""
+        shifts, self._shifts = self._shifts, []
+        return shifts
 
     # The prefix cache -----------------------------------------------------------------------------------
 
@@ -65,6 +72,8 @@ class Seating:
         their group will look at again."""
         size = self.pool.block_size
         num_filled = sequence.num_computed_tokens // size
+        if sequence.window is not None:  # what is computed without the tokens that were dropped is its own
+            num_filled = min(num_filled, sequence.window.num_tokens // size)
         if self._prefix_caching:
             prefix = sequence.prefix
             for place in range(len(prefix), num_filled):
@@ -91,7 +100,7 @@ class Seating:
         sequence.num_computed_tokens = len(prefix.identities) * self.pool.block_size
         sequence.seat = heapq.heappop(self._free)
         sequence.tables = [BlockTable(table.first, []) for table in prefix.tables]
-        missing = self._missing(prefix.tables, sequence.num_tokens)
+        missing = self._missing(prefix.tables, _num_places(sequence))
         for group, (table, count) in enumerate(zip(prefix.tables, missing, strict=True)):
             self._extend(sequence, group, table.blocks + self.pool.allocate(count))
         self.running[sequence.key] = sequence
@@ -100,10 +109,13 @@ class Seating:
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
         are not enough."""
+        if sequence.window is not None and not self._shift(sequence, sequence.window):
+            return False
+        num_places = _num_places(sequence)
         table = sequence.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
-        if (table.first + len(table.blocks)) * self.pool.block_size >= sequence.num_tokens:
+        if (table.first + len(table.blocks)) * self.pool.block_size >= num_places:
             return True
-        missing = self._missing(sequence.tables, sequence.num_tokens)
+        missing = self._missing(sequence.tables, num_places)
         if sum(missing) > self.pool.num_free:
             return False
         for group, count in enumerate(missing):
@@ -114,12 +126,33 @@ class Seating:
     def reserve(self, sequence: Sequence, num_drafted: int) -> bool:
         """Give a running sequence the blocks for guessed tokens; False if there are none to spare: nobody is
         preempted for a guess, in the next step neither."""
-        missing = self._missing(sequence.tables, sequence.num_tokens + num_drafted)
+        missing = self._missing(sequence.tables, _num_places(sequence, num_drafted))
         if sum(missing) > self.pool.num_free - len(self.pool.windows) * len(self.running):
             return False
         for group, count in enumerate(missing):
             if count > 0:
                 self._extend(sequence, group, self.pool.allocate(count))
+        return True
+
+    def _shift(self, sequence: Sequence, window: ContextWindow) -> bool:
+        """Drop what has to make room for a running sequence's next token; False if there is no block for the first
+        one's copy."""
+        shift = window.shift_at(sequence.num_computed_tokens)
+        num_dropped = (shift - sequence.shift) // window.block_size
+        if num_dropped == 0:
+            return True
+        assert sequence.seat is not None
+        (table,) = sequence.tables
+        if sequence.sink is None:
+            if self.pool.num_free == 0:
+                return False
+            sequence.sink = table.blocks[0]
+            table.blocks[0] = self.pool.allocate(1)[0]
+        self.pool.free(table.blocks[1 : 1 + num_dropped])
+        del table.blocks[1 : 1 + num_dropped]
+        sequence.shift = shift
+        self._changes.append(TableChange(sequence.seat, 0, list(table.blocks)))
+        self._shifts.append(SinkShift(sequence.sink, table.blocks[0], shift))
         return True
 
     def _missing(self, tables: list[BlockTable], num_tokens: int) -> list[int]:
@@ -142,6 +175,9 @@ class Seating:
         if comes_back:
             self._kept_blocks[sequence.key] = sum(len(sequence.prefix) - table.first for table in sequence.tables)
         self.pool.free(_in_order(sequence.tables))
+        if sequence.sink is not None:
+            self.pool.free([sequence.sink])
+        sequence.shift, sequence.sink = 0, None
         sequence.tables = []
         sequence.prefix = []
         heapq.heappush(self._free, sequence.seat)
@@ -158,7 +194,7 @@ class Seating:
         """Blocks that are free beyond what a waiting sequence takes, and beyond one of each group for each running
         sequence, or the next step would preempt at once. One that was crowded out before comes back only when all
         can go on for a while: it would otherwise compute the same tokens again and again."""
-        missing = sum(self._missing(prefix.tables, candidate.num_tokens))
+        missing = sum(self._missing(prefix.tables, _num_places(candidate)))
         ahead = len(self.pool.windows) * len(self.running)
         if candidate.crowded_out and self.running:
             missing = self._blocks_soon(candidate) - len(prefix.blocks)
@@ -188,7 +224,17 @@ class Seating:
     def _blocks_soon(self, sequence: Sequence) -> int:
         """What a sequence holds when it has gone on for a while."""
         most = sequence.num_prompt_tokens + (sequence.request.params.max_tokens or self._max_model_len)
-        return self.holdings.blocks(min(sequence.num_tokens + HORIZON, most))
+        soon = min(sequence.num_tokens + HORIZON, most)
+        if sequence.window is not None and soon > sequence.window.num_tokens:
+            return self.holdings.blocks(sequence.window.num_tokens) + 1  # the first one's copy
+        return self.holdings.blocks(soon)
+
+
+def _num_places(sequence: Sequence, num_drafted: int = 0) -> int:
+    """Of a sequence's known tokens, and of guesses behind them, in its block table: no more than its window has,
+    as what is dropped makes room first."""
+    count = sequence.num_tokens + num_drafted - sequence.shift
+    return count if sequence.window is None else min(count, sequence.window.num_tokens)
 
 
 def _num_held(sequence: Sequence) -> int:

@@ -177,7 +177,10 @@ class Speculation:
         if not chunk.samples:
             return 0
         sequence = chunk.sequence
-        left = self._max_model_len - sequence.num_tokens
+        if sequence.window is None:
+            left = self._max_model_len - sequence.num_tokens
+        else:
+            left = min(sequence.window.longest - sequence.num_tokens, sequence.until_shift - chunk.length + 1)
         if (max_tokens := sequence.request.params.max_tokens) is not None:
             left = min(left, max_tokens - sequence.num_output_tokens)
         return min(MOST_DRAFTED, left - 1)

@@ -50,6 +50,8 @@ class ExplainedStep(msgspec.Struct, frozen=True, kw_only=True):
     """Counts from 1."""
     cached: int
     """Tokens of the context whose keys and values were in the cache."""
+    dropped: int
+    """Tokens that were in it once, and made room (`context_shift`)."""
     input: list[NamedToken]
     """Those after them, which the step computed."""
     drafted: list[NamedToken]
@@ -90,7 +92,8 @@ class Explainer:
         computed = islice(chain(self._prompt, self._answer), part.start, part.start + part.length)
         return ExplainedStep(
             step=self._num_steps,
-            cached=part.start,
+            cached=part.start - part.shift,
+            dropped=part.shift,
             input=[self._named(token_id) for token_id in computed],
             drafted=[self._named(token_id) for token_id in delta.drafted],
             kept=min(delta.num_accepted, len(delta.token_ids)),

@@ -95,6 +95,8 @@ class GenerationRequest(ServedRequest, StructuredFields):
     # Beyond OpenAI's API, named as in other servers.
     allowed_token_ids: TokenIds = []
     bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] = []
+    context_shift: bool | None = None
+    """When the model's window is full, go on without the oldest tokens but the first."""
     explain: bool = False
     """With each choice, what happened at each step (`ExplainedStep`)."""
     ignore_eos: bool = False
@@ -178,6 +180,7 @@ class GenerationRequest(ServedRequest, StructuredFields):
             stop_token_ids=frozenset(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=NUM_LIKELIEST if self.explain and logprobs is None else logprobs,
+            context_shift=self.context_shift,
             explain=self.explain,
             prompt_logprobs=self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
             n=self.n if n is None else n,

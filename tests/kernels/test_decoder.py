@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from scheduler.models.checkpoint import ModuleCheckpoint
-from scheduler.models.fused_model import can_fuse, make_decoder
+from scheduler.models.fused_model import can_fuse, make_decoder, rope_tables
 from scheduler.models.fused_weights import Mode, pack_weights
 from scheduler.models.paged_model import PagedModel
 
@@ -89,7 +89,7 @@ class Engine:
         lens = torch.tensor([len(self.sequences[n]) for n in chunks], dtype=torch.int32)
         rows = torch.arange(len(packed), dtype=torch.int32) if every_row else start[1:] - 1
         logits, _ = self.decoder.forward(
-            packed, tables[None], start, lens, rows, rows[:0], num_threads=self.threads
+            packed, tables[None], start, lens, 0 * lens, rows, rows[:0], num_threads=self.threads
         )
         return logits
 
@@ -97,7 +97,8 @@ class Engine:
 def native_decoder(model: Any, mode: Mode, max_positions: int = 1024) -> Any:
     model.set_attn_implementation("carousel_paged")
     weights = pack_weights(model.config, ModuleCheckpoint(model), mode, "f32" if mode == "f32" else "bf16")
-    decoder = make_decoder(model.config, PagedModel(model), weights, max_positions)
+    outline = PagedModel(model)
+    decoder = make_decoder(model.config, outline, weights, rope_tables(model.config, outline, max_positions))
     model.set_attn_implementation("eager")
     return decoder
 
@@ -156,7 +157,7 @@ def test_wrong_steps_are_refused() -> None:
     decoder = native_decoder(random_model(config), "f32", max_positions=40)
     one, zero = torch.ones(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="0 caches"):
-        decoder.forward(zero, zero[None, None], torch.cat([zero, one]), one, zero, zero)
+        decoder.forward(zero, zero[None, None], torch.cat([zero, one]), one, zero, zero, zero)
     with pytest.raises(ValueError, match="token id 130"):
         Engine(decoder, config).step({0: [1, 130]})
     with pytest.raises(ValueError, match="longer than the rope table of 40"):

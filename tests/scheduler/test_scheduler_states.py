@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from scheduler.context_window import ContextWindow
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
@@ -56,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         windows=st.sampled_from([(None,), (None,), (5,), (None, 3), (None, 8, 8, 1)]),
         policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
         guesses=st.none() | st.integers(0, 99),
+        shifts=st.booleans(),
     )
     def start(
         self,
@@ -67,6 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         windows: tuple[int | None, ...],
         policy: Callable[[], Policy],
         guesses: int | None,
+        shifts: bool,
     ) -> None:
         self.holdings = Holdings(windows, block_size, max_batched_tokens)
         self.capacity = min(80, self.holdings.longest(num_blocks))
@@ -80,6 +83,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             policy=policy(),
             windows=windows,
         )
+        if shifts and windows == (None,):
+            window = min(self.capacity // block_size, num_blocks - 1) * block_size
+            self.scheduler._window = ContextWindow(window, block_size, 3 * self.capacity)
         if guesses is not None:
             self.scheduler.speculation = RandomGuesses(self.capacity, guesses)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
@@ -93,16 +99,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         n=st.integers(1, 2),
         user=st.sampled_from("abc"),
         priority=st.integers(0, 2),
+        shifts=st.booleans(),
     )
-    def arrive(self, prompt: list[int], max_tokens: int, n: int, user: str, priority: int) -> None:
+    def arrive(self, prompt: list[int], max_tokens: int, n: int, user: str, priority: int, shifts: bool) -> None:
         name = str(len(self.sequences))
+        shifts = shifts and self.scheduler._window is not None
         newcomer = msgspec.structs.replace(
-            request(name, prompt, max_tokens, n=n), user=user, weight=1.0 + ord(user) % 3, priority=priority
+            request(name, prompt, max_tokens, n=n, context_shift=shifts),
+            user=user,
+            weight=1.0 + ord(user) % 3,
+            priority=priority,
         )
         try:
             self.sequences += self.scheduler.add(newcomer)
         except InvalidRequestError:
             assert len(prompt) + max_tokens > self.capacity
+            assert not shifts or len(prompt) >= self.capacity
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
@@ -125,6 +137,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
         for change in plan.tables:
             self.tables[change.seat, change.group].update(enumerate(change.blocks, change.start))
+        size = self.scheduler.pool.block_size
+        for source, target, _ in map(msgspec.structs.astuple, plan.shifts):
+            self.kv[target * size : (target + 1) * size] = self.kv[source * size : (source + 1) * size]
         for chunk in plan.chunks:
             self._compute(chunk)
         # Sequences that differ in index draw different tokens.
@@ -133,9 +148,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _compute(self, chunk: Chunk) -> None:
         pool = self.scheduler.pool
         size = pool.block_size
-        sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.num_computed
+        sequence = chunk.sequence
         token_ids = [*sequence.token_ids[: chunk.end], *chunk.drafted]
-        assert start == sequence.num_computed_tokens
+        assert chunk.start == sequence.num_computed_tokens
+        if sequence.window is not None:
+            assert chunk.shift == sequence.window.shift_at(chunk.start)
+            assert chunk.shift == sequence.window.shift_at(len(token_ids) - 1), (
+                "it shifts within a chunk"
+            )
+        if chunk.shift:
+            del token_ids[size : size + chunk.shift]
+        start, end = chunk.start - chunk.shift, len(token_ids)
         assert sequence.seat is not None
         for group, window in enumerate(pool.windows):
             table = self.tables[sequence.seat, group]
@@ -160,6 +183,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert len(table.blocks) <= limit, "it holds what has fallen out of the window"
                 for block in table.blocks:
                     references[block] += 1
+            if sequence.sink is not None:
+                references[sequence.sink] += 1
         assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
         seats = [sequence.seat for sequence in scheduler.running.values()]
         assert len(set(seats)) == len(seats) <= scheduler.num_seats
@@ -173,7 +198,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
-        bound = 10 + sum(2 * self.capacity for _ in live)
+        bound = 10 + sum(3 * self.capacity for _ in live)
         while self.scheduler.has_work:
             self._step(1)
             bound -= 1
