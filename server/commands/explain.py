@@ -76,6 +76,8 @@ def _heading(step: ExplainedStep) -> Text:
     line = Text(f"step {step.step}".ljust(INDENT), style="bold cyan")
     count = len(step.input)
     cached = f"{step.cached} tokens in the cache, " if step.cached else "nothing in the cache, "
+    if step.dropped:
+        cached = f"{step.dropped} tokens have made room, {cached}"
     line.append(f"{cached}{count} {'goes' if count == 1 else 'go'} in: ", style="not bold default")
     names = [quoted(token) for token in step.input]
     if count > MAX_SHOWN:

@@ -85,7 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         if shifts and windows == (None,):
             window = min(self.capacity // block_size, num_blocks - 1) * block_size
-            self.scheduler._window = ContextWindow(window, block_size, 3 * self.capacity)
+            self.scheduler._window = ContextWindow(window, block_size, 100)
         if guesses is not None:
             self.scheduler.speculation = RandomGuesses(self.capacity, guesses)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
@@ -104,6 +104,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def arrive(self, prompt: list[int], max_tokens: int, n: int, user: str, priority: int, shifts: bool) -> None:
         name = str(len(self.sequences))
         shifts = shifts and self.scheduler._window is not None
+        max_tokens *= 4 if shifts else 1
         newcomer = msgspec.structs.replace(
             request(name, prompt, max_tokens, n=n, context_shift=shifts),
             user=user,
@@ -153,9 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert chunk.start == sequence.num_computed_tokens
         if sequence.window is not None:
             assert chunk.shift == sequence.window.shift_at(chunk.start)
-            assert chunk.shift == sequence.window.shift_at(len(token_ids) - 1), (
-                "it shifts within a chunk"
-            )
+            assert chunk.shift == sequence.window.shift_at(len(token_ids) - 1), "it shifts within a chunk"
         if chunk.shift:
             del token_ids[size : size + chunk.shift]
         start, end = chunk.start - chunk.shift, len(token_ids)
@@ -198,7 +197,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
-        bound = 10 + sum(3 * self.capacity for _ in live)
+        bound = 10 + sum(2 * (self.capacity if each.window is None else 100) for each in live)
         while self.scheduler.has_work:
             self._step(1)
             bound -= 1

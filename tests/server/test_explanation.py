@@ -107,6 +107,21 @@ def test_on_the_terminal(tokenizer: Tokenizer) -> None:
     check_whole(steps, tokenizer.encode(PROMPT), [token["id"] for step in steps for token in step["tokens"]])
 
 
+def test_what_made_room_for_more(tokenizer: Tokenizer) -> None:
+    """A window of 64 tokens, and an answer of 100."""
+    flags = ["--explain", "--json", "--raw", "--max-tokens", "100", "--max-model-len", "64", "--context-shift"]
+    run = carousel("generate", PROMPT, *flags, "--speculative", "off")
+    assert run.returncode == 0, run.stderr
+    *steps, ending = map(json.loads, run.stdout.splitlines())
+    assert len(steps) == 100
+    count = len(tokenizer.encode(PROMPT))
+    assert [step["dropped"] for step in steps if step["step"] > 1] == [
+        max(0, position // 16 - 3) * 16 for position in range(count, count + 99)
+    ]
+    assert max(step["cached"] for step in steps) == 63
+    assert ending["finish_reason"] == "length"
+
+
 def test_json_needs_steps() -> None:
     run = carousel("generate", "Hello", "--json")
     assert run.returncode == 2
