@@ -2,11 +2,11 @@
 
     python -m benchmarks.context_shift
 
-A text (Python's documentation of its data model, which comes with Python) is read token by token, as an answer that
-is held to it: with the whole text as context, and with a window from which the oldest tokens are dropped
-(`context_shift`). Perplexity is that of the tokens behind the window; time is that of the steps there; blocks are the
-most that were held. Beside them the perplexity when the context is thrown away whenever the window is full, which is
-what one does without it.
+A text (Python's documentation of its data model, which comes with Python) is read token by token, as an answer
+that is held to it: with the whole text as context, and with a window from which the oldest tokens are dropped
+(`context_shift`). Perplexity is that of the tokens behind the window; time is that of the steps there; blocks are
+the most that were held. Beside them the perplexity when the context is thrown away whenever the window is full,
+which is what one does without it.
 """
 
 from __future__ import annotations

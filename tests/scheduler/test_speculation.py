@@ -60,7 +60,10 @@ def counted(core: EngineCore) -> list[tuple[int, int]]:
     return counts
 
 
-@pytest.fixture(scope="module", params=["auto", pytest.param("bfloat16", marks=pytest.mark.prove), "float32"])
+@pytest.fixture(
+    scope="module",
+    params=["auto", *(pytest.param(dtype, marks=pytest.mark.prove) for dtype in ("bfloat16", "float32"))],
+)
 def knobs(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     yield {"dtype": request.param, "longest_step_ms": ANY}
 
