@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.llm import LLM, Completion
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence, Status
+from scheduler.request import Request, Sequence, Status
 from scheduler.sampling_params import SamplingParams
+from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import ANY, Preempting
+from tests.scheduler.test_families import FAMILIES, tiny_model
 from tests.scheduler.test_scheduler import request
 
 LIST = "apple, pear, plum, cherry, apple, pear, plum, cherry, apple, pear,"
 CODE = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef mul(a, b):\n    return"
 
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, seed=0)
 PLAIN = SamplingParams(temperature=0, max_tokens=32, seed=3, logprobs=2)
 WISHES = [
     PLAIN,
@@ -170,3 +175,27 @@ def test_nobody_waits_for_the_guesses_of_others() -> None:
     before = cost.predict(plan.num_tokens, plan.attended)
     speculation.draft(plan, 100, lambda *_: True)
     assert cost.predict(plan.num_tokens, plan.attended) <= 1.1 * before
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3", "gpt-neox", "olmo2"])
+def test_guesses_through_transformers_modules(family: str, tmp_path: Path) -> None:
+    """Half of what the client expects is right: the tokens are transformers' own all the same, in fewer steps."""
+    name, changes = FAMILIES[family]
+    model = tiny_model(name, **changes)
+    model.save_pretrained(tmp_path)
+    prompt = [(5 * place) % 150 + 10 for place in range(40)]
+    expected = reference(model, prompt, 24)
+    core = EngineCore(
+        EngineConfig(dtype="float32", fused=False, speculative="ngram", kv_cache_memory="8MB"), str(tmp_path)
+    )
+    prediction = [*expected.tokens[:11], 7, *expected.tokens[12:]]
+    steps = counted(core)
+    for number in range(3):
+        core.add(Request(request_id=str(number), prompt_token_ids=prompt, params=GREEDY, prediction=prediction))
+    tokens: dict[str, list[int]] = {str(number): [] for number in range(3)}
+    while core.has_work:
+        for output in core.step().outputs:
+            tokens[output.request_id] += output.token_ids
+    assert count_ties(list(tokens.values()), [expected] * 3) == 0
+    assert sum(right for _, right in steps) >= 20
+    assert core.pool.num_used == 0
