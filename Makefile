@@ -24,7 +24,7 @@ prove: venv ## Same bits and right tokens with the default model, in every build
 
 # AddressSanitizer has to be there before Python is. Python itself leaks, by design.
 sanitize: venv ## The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (building takes half an hour)
-	@for cpu in $$($(BIN)/python -c 'from tests.kernels.builds import TESTED; print(*TESTED)'); do \
+	@for cpu in $$($(BIN)/python -c 'from tests.kernels.builds import EVERY; print(*EVERY)'); do \
 		echo "sanitize: $$cpu" && CAROUSEL_SANITIZE=1 CAROUSEL_CPU=$$cpu \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \

@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from scheduler.processor import available, instruction_set
 
-TESTED = [name for name in dict.fromkeys((instruction_set(), "avx2", "portable")) if name in available()]
-"""This processor's own, and the two that run anywhere else. `make prove` takes all that there are."""
+EVERY = [name for name in dict.fromkeys((instruction_set(), "avx2", "portable")) if name in available()]
+"""This processor's own, and the two that run anywhere else: `make sanitize` takes them."""
+
+TESTED = EVERY[:2]
+"""Building one takes longer than its tests: this processor's own, and the next lesser one. `make prove` takes all
+that there are."""
