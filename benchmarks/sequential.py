@@ -92,8 +92,7 @@ class Bench:
             model, speculative=speculative, prefix_caching=False, max_model_len=MAX_LEN, longest_step_ms=1e9,
             max_batched_tokens=MAX_LEN,
         )  # fmt: skip
-        words = self.llm.tokenizer.encode(TEXT.read_text()[:200_000])
-        self._words = words
+        self._words = self.llm.tokenizer.encode(TEXT.read_text())
         self._number = 0
 
     def add(self, prompt: list[int], max_tokens: int, *, ignore_eos: bool = True) -> None:
@@ -153,7 +152,6 @@ def measure_drafts(plain: Bench, guessing: Bench, num_tokens: int) -> list[Draft
 
 
 def measure(model: str, num_tokens: int) -> Measured:
-    random.seed(0)
     plain, guessing = Bench(model, "off"), Bench(model, "ngram")
     for bench in (plain, guessing):  # the first steps of a process are slow
         bench.add(bench.text(PROMPT), 32)

@@ -186,14 +186,18 @@ def narrowed(scaled: Tensor, log_total: Tensor, truncation: Truncation, vocabula
     return torch.where(kept, weights, 0.0)
 
 
+def are_all(weights: Tensor, truncation: Truncation, vocabulary: int) -> Tensor:
+    """For which rows of `narrowed` there is nothing to choose from beyond these candidates: [rows] bool."""
+    candidates = weights.shape[1]
+    within_top_k = (truncation.top_k > 0) & (truncation.top_k <= candidates)
+    return (weights[:, -1] == 0) | (candidates == vocabulary) | within_top_k
+
+
 def _draw_from_likeliest(
     scaled: Tensor, ids: Tensor, log_total: Tensor, numbers: Tensor, truncation: Truncation, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
     """Draw from each row's likeliest tokens `ids`, whose logits over temperature are `scaled`, in falling order;
     the second result says for which rows the truncation lay within them, so that the draw is the right one."""
-    candidates = scaled.shape[1]
     weights = narrowed(scaled, log_total, truncation, vocabulary)
-    within_top_k = (truncation.top_k > 0) & (truncation.top_k <= candidates)
-    enough = (weights[:, -1] == 0) | (candidates == vocabulary) | within_top_k
     places = invert(weights, numbers)
-    return ids.gather(1, places.unsqueeze(1)).squeeze(1), enough
+    return ids.gather(1, places.unsqueeze(1)).squeeze(1), are_all(weights, truncation, vocabulary)

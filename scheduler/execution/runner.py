@@ -63,10 +63,10 @@ class Runner:
         for change in step.tables:
             table = self._tables[change.group, change.seat]
             table[change.start : change.start + len(change.blocks)] = change.blocks
-        # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
         for shift in step.shifts:
             assert isinstance(self.model, ShiftableModel)
             self.model.shift_sink(self.cache, shift)
+        # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
         steered = self._beside.submit(self.steerings.steer, step.chunks) if self.steerings.has_work(step) else None
         try:
             output = self.model.forward(self._pack(step.chunks), self.cache)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scheduler.execution.logits import LogitScans, TorchScans, Truncation, narrowed
+from scheduler.execution.logits import NUM_CANDIDATES, LogitScans, TorchScans, Truncation, are_all, narrowed
 from scheduler.execution.steering import SteeredStep
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import Choice, SampledToken, TokenLogprobs
@@ -59,7 +59,9 @@ def sample(
     found = iter(logprobs(raw, tokens[reported], counts, scans) if reported else [])
     of_rows = {i: next(found) for i in reported}
     explained = {
-        i: choice_of(logits[i], ids[i], row) for i, row in enumerate(rows) if row.params.explain and not broken[i]
+        i: choice_of(logits[i : i + 1], ids[i], row, scans)
+        for i, row in enumerate(rows)
+        if row.params.explain and not broken[i]
     }
     return [
         None if broken[i] else SampledToken(ids[i], of_rows.get(i), explained.get(i)) for i in range(len(rows))
@@ -83,28 +85,45 @@ def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def choice_of(logits: torch.Tensor, token_id: int, row: SamplingRow) -> Choice:
-    """How a token came to be chosen from one row of steered logits, [vocabulary]. Candidates lie side by side as
-    they did when the number was drawn: in the vocabulary's order, or where truncation narrowed them the likeliest
-    first."""
+def choice_of(logits: torch.Tensor, token_id: int, row: SamplingRow, scans: LogitScans) -> Choice:
+    """How a token came to be chosen from one row of steered logits, [1, vocabulary]. Candidates lie side by side
+    as they did when the number was drawn: in the vocabulary's order, or where truncation narrowed them the
+    likeliest first."""
     params = row.params
+    temperature = 1.0 if params.is_greedy else params.temperature
+    temperatures = torch.tensor([temperature], dtype=torch.float32, device=logits.device)
+    log_total = scans.log_total(logits, temperatures)
     if params.is_greedy:
-        probability = float(logits.double().softmax(dim=-1)[token_id])
-        return Choice(1, probability, 0.0, None)
-    temperature = torch.tensor([params.temperature], dtype=torch.float32, device=logits.device)
-    scaled = (logits / temperature).unsqueeze(0)
-    log_total = scaled.logsumexp(dim=-1)
+        return Choice(1, float((logits[0, token_id] - log_total[0]).exp()), 0.0, None)
     if _is_truncated(params):
-        scaled, ids = scaled.sort(dim=-1, descending=True, stable=True)
-        weights = narrowed(scaled, log_total, Truncation.of([params], logits.device), len(logits))[0]
-        place = int(torch.nonzero(ids[0] == token_id))
+        weights, ids = _candidates(logits, params, temperatures, log_total, scans)
+        place = int(torch.nonzero(ids == token_id))
     else:
-        weights = (scaled[0].double() - log_total.double()).exp()
+        weights = ((logits[0] / temperature).double() - log_total.double()).exp()
         place = token_id
     total = float(weights.sum())
     low = float(weights[:place].sum()) / total
     number = float(uniform([row])[0])
     return Choice(int((weights > 0).sum()), float(weights[place]) / total, low, number)
+
+
+def _candidates(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    temperatures: torch.Tensor,
+    log_total: torch.Tensor,
+    scans: LogitScans,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probabilities of one row's likeliest tokens as truncation leaves them, and the tokens. The whole
+    vocabulary is sorted only if a few of them are not all."""
+    vocabulary = logits.shape[1]
+    truncation = Truncation.of([params], logits.device)
+    for count in (min(NUM_CANDIDATES, vocabulary), vocabulary):
+        values, ids = scans.top(logits, count)
+        weights = narrowed(values / temperatures, log_total, truncation, vocabulary)
+        if are_all(weights, truncation, vocabulary)[0]:
+            break
+    return weights[0], ids[0]
 
 
 def _rows_of(logits: torch.Tensor, chosen: list[int]) -> torch.Tensor:

@@ -87,7 +87,7 @@ class FusedModel:
     @torch.inference_mode()
     def shift_sink(self, cache: KVCache, shift: SinkShift) -> None:
         """Turn a block's keys on by some positions, in float32 and rounded once, into another block."""
-        (cos, sin) = next(iter(self._ropes.values()))
+        cos, sin = next(iter(self._ropes.values()))
         scaling = cos[0, 0]  # that of a position 0, where there is nothing else
         cosines, sines = (cos[shift.distance] / scaling)[:, None], (sin[shift.distance] / scaling)[:, None]
         width = len(cosines)
