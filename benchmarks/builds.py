@@ -31,6 +31,15 @@ def in_each_build(module: str, cpus: Sequence[str], arguments: Sequence[str]) ->
         yield cpu, in_build(module, cpu, arguments)
 
 
+def print_tables(module: str, cpus: Sequence[str], arguments: Sequence[str], *, model: str, what: str) -> None:
+    """A Markdown table for each build in turn, of the rows that `python -m module` prints as JSON: objects whose
+    keys are the table's head."""
+    for cpu, rows in in_each_build(module, cpus, arguments):
+        print(f"\n{model}, {cpu}: {what}\n")
+        for cells in (rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)):
+            print("| " + " | ".join(map(str, cells)) + " |")
+
+
 def in_build(module: str, cpu: str | None, arguments: Sequence[str]) -> Any:
     """The same for one build; None: this processor's own. Raises `CalledProcessError`."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}

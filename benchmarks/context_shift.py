@@ -15,31 +15,19 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
 from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.builds import add_cpu_flag, in_each_build
+from benchmarks.builds import add_cpu_flag, print_tables
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
 from scheduler.sampling_params import SamplingParams
 
 FIRST = 16
 """Tokens of prompt."""
-
-
-@dataclass
-class Reading:
-    """One way to read the text."""
-
-    context: str
-    perplexity: float
-    milliseconds: float
-    """Of a step, on average, behind the window."""
-    blocks: int
 
 
 class Reader:
@@ -75,16 +63,22 @@ class Reader:
         return [entry.logprob for entry in answer.logprobs or ()], self._ends, self._num_blocks
 
 
-def measure(model: str, window: int, length: int) -> list[Reading]:
+def measure(model: str, window: int, length: int) -> list[dict[str, object]]:
+    """One row for each way to read the text."""
     whole, shifting = Reader(model, length), Reader(model, window)
     text = whole.llm.tokenizer.encode(topics["specialnames"])[:length]
     assert len(text) == length
 
-    def reading(context: str, logprobs: list[float], ends: list[float], blocks: int) -> Reading:
+    def reading(context: str, logprobs: list[float], ends: list[float], blocks: int) -> dict[str, object]:
         behind = window - FIRST
         tail = logprobs[behind:]
         seconds = (ends[-1] - ends[behind]) / max(1, len(ends) - 1 - behind)
-        return Reading(context, math.exp(-sum(tail) / len(tail)), 1000 * seconds, blocks)
+        return {
+            "context": context,
+            "perplexity": round(math.exp(-sum(tail) / len(tail)), 2),
+            "ms a step": round(1000 * seconds, 1),
+            "blocks held": blocks,
+        }
 
     found = []
     with tqdm(total=3, desc="readings") as bar:
@@ -114,14 +108,11 @@ def main() -> None:
     add_cpu_flag(parser)
     args = parser.parse_args()
     if args.json:
-        print(json.dumps([asdict(each) for each in measure(args.model, args.window, args.length)]))
+        print(json.dumps(measure(args.model, args.window, args.length)))
         return
     flags = ["--json", "--model", args.model, "--window", str(args.window), "--length", str(args.length)]
-    for cpu, rows in in_each_build("benchmarks.context_shift", args.cpu, flags):
-        print(f"\n{args.model}, {cpu}: tokens {args.window} to {args.length} of a text\n")
-        print("| context | perplexity | ms a step | blocks held |\n| --- | --- | --- | --- |")
-        for row in rows:
-            print(f"| {row['context']} | {row['perplexity']:.2f} | {row['milliseconds']:.1f} | {row['blocks']} |")
+    what = f"tokens {args.window} to {args.length} of a text"
+    print_tables("benchmarks.context_shift", args.cpu, flags, model=args.model, what=what)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks.builds import add_cpu_flag, in_each_build
+from benchmarks.builds import add_cpu_flag, print_tables
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
 from scheduler.models.quantization import TEXT
@@ -110,7 +110,7 @@ def measure(model: str, rounds: int, max_tokens: int) -> list[dict[str, object]]
                 rows.append(
                     {
                         "answers": kind,
-                        "concurrency": size,
+                        "at once": size,
                         "off": round(statistics.median(speeds["off"]), 1),
                         "ngram": round(statistics.median(speeds["ngram"]), 1),
                         "ratio": round(statistics.median(ratios), 2),
@@ -132,11 +132,7 @@ def main() -> None:
         print(json.dumps(measure(args.model, args.rounds, args.max_tokens)))
         return
     flags = ["--json", "--model", args.model, "--rounds", str(args.rounds), "--max-tokens", str(args.max_tokens)]
-    for cpu, rows in in_each_build("benchmarks.speculation", args.cpu, flags):
-        print(f"\n{args.model}, {cpu}: output tokens/s\n")
-        print("| answers | at once | off | ngram | ratio | left out |\n| --- | --- | --- | --- | --- | --- |")
-        for row in rows:
-            print("| " + " | ".join(map(str, row.values())) + " |")
+    print_tables("benchmarks.speculation", args.cpu, flags, model=args.model, what="output tokens/s")
 
 
 if __name__ == "__main__":
