@@ -213,9 +213,9 @@ class TensorDecoder {
     cache_tensors_ = {k_caches, v_caches};
   }
 
-  std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& token_ids, const at::Tensor& block_tables,
-                                            const at::Tensor& query_start, const at::Tensor& context_lens,
-                                            const at::Tensor& shifts, const at::Tensor& sampled_rows,
+  std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& token_ids, const at::Tensor& positions,
+                                            const at::Tensor& block_tables, const at::Tensor& query_start,
+                                            const at::Tensor& context_lens, const at::Tensor& sampled_rows,
                                             const at::Tensor& read_rows, int num_threads) {
     check_tensor(block_tables, "block_tables", {kAny, kAny, kAny});
     require(block_tables.size(0) > 0, "there must be block tables");
@@ -223,15 +223,15 @@ class TensorDecoder {
     for (int64_t group = 0; group < block_tables.size(0); ++group)
       batches.push_back(paged_batch(block_tables[group], query_start, context_lens));
     const int32_t* tokens = data<int32_t>(token_ids, "token_ids", {batches.front().num_rows()});
-    const int32_t* dropped = data<int32_t>(shifts, "shifts", {batches.front().num_sequences});
+    const int64_t* places = data<int64_t>(positions, "positions", {batches.front().num_rows()});
     const int32_t* sampled = data<int32_t>(sampled_rows, "sampled_rows", {kAny});
     const int32_t* read = data<int32_t>(read_rows, "read_rows", {kAny});
     check_threads(num_threads);
     const int64_t num_sampled = sampled_rows.size(0), num_read = read_rows.size(0);
     at::Tensor logits = at::empty({num_sampled, decoder_.vocabulary()}, at::kFloat);
     at::Tensor states = at::empty({num_read, decoder_.config().hidden_size}, at::kFloat);
-    decoder_.forward({tokens, std::move(batches), dropped, &caches_, sampled, num_sampled, logits.data_ptr<float>(), read, num_read,
-                      states.data_ptr<float>()},
+    decoder_.forward({tokens, places, std::move(batches), &caches_, sampled, num_sampled, logits.data_ptr<float>(), read,
+                      num_read, states.data_ptr<float>()},
                      num_threads);
     return {logits, states};
   }
@@ -291,8 +291,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            arg("query_norm") = py::none(), arg("key_norm") = py::none(), arg("post_attention_norm") = py::none(),
            arg("post_feed_forward_norm") = py::none(), arg("sliding_window") = 0, arg("rope") = 0)
       .def("bind_cache", &TensorDecoder::bind_cache, arg("k_caches"), arg("v_caches"), arg("groups"))
-      .def("forward", &TensorDecoder::forward, without_gil, arg("token_ids"), arg("block_tables"),
-           arg("query_start"), arg("context_lens"), arg("shifts"), arg("sampled_rows"), arg("read_rows"), arg("num_threads") = 1);
+      .def("forward", &TensorDecoder::forward, without_gil, arg("token_ids"), arg("positions"),
+           arg("block_tables"), arg("query_start"), arg("context_lens"), arg("sampled_rows"), arg("read_rows"),
+           arg("num_threads") = 1);
   module.def(
       "limit_threads",
       [](int threads) {

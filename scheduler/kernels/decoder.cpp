@@ -112,12 +112,10 @@ void Decoder::check(const DecoderStep& step) const {
       if ((*step.caches)[i].group == group) widest = layers_[i].window == 0 ? 0 : std::max(widest, layers_[i].window);
     check_batch(step.batches[group], first, rows, widest);
   }
-  for (int64_t s = 0; s < step.batch().num_sequences; ++s) {
-    require(step.shifts[s] >= 0, "sequence ", s, " is shifted by ", step.shifts[s]);
-    for (const RopeTable& rope : ropes_)
-      require(step.batch().context_lens[s] + step.shifts[s] <= rope.num_positions, "sequence ", s, ": a context of ",
-              step.batch().context_lens[s] + step.shifts[s], " is longer than the rope table of ", rope.num_positions);
-  }
+  for (const RopeTable& rope : ropes_)
+    for (int64_t t = 0; t < rows; ++t)
+      require(step.positions[t] >= 0 && step.positions[t] < rope.num_positions, "row ", t, ": a context up to position ",
+              step.positions[t], " is longer than the rope table of ", rope.num_positions);
   for (int64_t t = 0; t < rows; ++t)
     require(step.tokens[t] >= 0 && step.tokens[t] < embedding_.rows, "token id ", step.tokens[t], " is not in [0, ",
             embedding_.rows, ")");
@@ -132,13 +130,12 @@ void Decoder::prepare(const DecoderStep& step, int threads) {
   const PagedBatch& batch = step.batch();
   const KvCache& geometry = step.caches->front().cache;
   const int64_t rows = batch.num_rows(), intermediate = layers_.front().down.in_features();
-  positions_.resize(rows);
+  positions_.assign(step.positions, step.positions + rows);
   slots_.resize(step.batches.size());
   for (auto& slots : slots_) slots.resize(rows);
   for (int64_t s = 0; s < batch.num_sequences; ++s) {
     for (int64_t i = 0; i < batch.query_len(s); ++i) {
       const int64_t row = batch.query_start[s] + i, place = batch.first_position(s) + i;
-      positions_[row] = place + step.shifts[s];
       for (size_t group = 0; group < slots_.size(); ++group)
         slots_[group][row] =
             step.batches[group].blocks(s)[place / geometry.block_size] * geometry.block_size + place % geometry.block_size;

@@ -59,9 +59,9 @@ struct LayerCache {
 
 // One packed batch: what to compute and where to put it.
 struct DecoderStep {
-  const int32_t* tokens;  // [batch().num_rows()]
+  const int32_t* tokens;     // [batch().num_rows()]
+  const int64_t* positions;  // [batch().num_rows()]: for rotary embeddings
   std::vector<PagedBatch> batches;        // for each group of layers; they differ in their block tables only
-  const int32_t* shifts;  // for each sequence: how many tokens were dropped from the middle of its context
   const std::vector<LayerCache>* caches;  // for each layer
   const int32_t* sampled_rows;         // [num_sampled]: the rows whose logits are wanted
   int64_t num_sampled;

@@ -70,14 +70,12 @@ class FusedModel:
             keys, values, groups = zip(*cache.layers, strict=True)
             self._decoder.bind_cache(list(keys), list(values), list(groups))
             self._bound = cache
-        places = batch.context_lens - batch.query_start.diff()
-        shifts = batch.positions[batch.query_start[:-1].long()] - places
         logits, states = self._decoder.forward(
             batch.input_ids.int(),
+            batch.positions,
             batch.block_tables,
             batch.query_start,
             batch.context_lens,
-            shifts.int(),
             batch.sample_rows.int(),
             batch.read_rows.int(),
             self._num_threads,

@@ -87,9 +87,11 @@ class Engine:
         start = torch.tensor([0, *map(len, chunks.values())]).cumsum(0).int()
         packed = torch.tensor([token for chunk in chunks.values() for token in chunk], dtype=torch.int32)
         lens = torch.tensor([len(self.sequences[n]) for n in chunks], dtype=torch.int32)
+        ends = [(len(self.sequences[name]), len(chunk)) for name, chunk in chunks.items()]
+        positions = torch.cat([torch.arange(end - count, end) for end, count in ends])
         rows = torch.arange(len(packed), dtype=torch.int32) if every_row else start[1:] - 1
         logits, _ = self.decoder.forward(
-            packed, tables[None], start, lens, 0 * lens, rows, rows[:0], num_threads=self.threads
+            packed, positions, tables[None], start, lens, rows, rows[:0], num_threads=self.threads
         )
         return logits
 
@@ -157,7 +159,7 @@ def test_wrong_steps_are_refused() -> None:
     decoder = native_decoder(random_model(config), "f32", max_positions=40)
     one, zero = torch.ones(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="0 caches"):
-        decoder.forward(zero, zero[None, None], torch.cat([zero, one]), one, zero, zero, zero)
+        decoder.forward(zero, zero.long(), zero[None, None], torch.cat([zero, one]), one, zero, zero)
     with pytest.raises(ValueError, match="token id 130"):
         Engine(decoder, config).step({0: [1, 130]})
     with pytest.raises(ValueError, match="longer than the rope table of 40"):
