@@ -12,8 +12,8 @@ import msgspec
 
 from scheduler.sampling_params import SamplingParams
 
-DraftKind = Literal["ngram", "prediction"]
-"""Where guesses come from: the sequence's own text, or what its client expects."""
+DraftKind = Literal["ngram", "prediction", "model"]
+"""Where guesses come from: the sequence's own text, what its client expects, or a draft model."""
 
 
 class TableChange(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +72,22 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     def num_sampled(self) -> int:
         """Rows of logits: those of the chunk's last tokens."""
         return self.num_drafted + 1 if self.samples else 0
+
+
+class DraftInput(msgspec.Struct, frozen=True, array_like=True):
+    """What a draft model is asked about one sequence."""
+
+    request_id: str
+    index: int
+    seat: int
+    start: int
+    """The place of the first token that it has not seen."""
+    token_ids: list[int]
+    """From there on."""
+    num_wanted: int
+    """How many tokens it is to guess behind them; 0: it only reads."""
+    params: SamplingParams
+    """How it chooses them."""
 
 
 class StepInput(msgspec.Struct, frozen=True, array_like=True):

@@ -39,7 +39,7 @@ from scheduler.messages import (
     ToEngine,
     Watch,
 )
-from scheduler.models.model_source import ModelNotFoundError, resolve_model
+from scheduler.models.model_source import ModelNotFoundError, resolve_model, with_draft_model
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.request import DeadlineError, FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
@@ -147,6 +147,7 @@ class AsyncEngine:
         )
         try:  # while the process imports what it needs, which takes longer
             model_path = await asyncio.to_thread(resolve_model, self.config.model)
+            config = await asyncio.to_thread(with_draft_model, self.config)
         except BaseException as error:
             process, self._process = self._process, None
             process.kill()  # it has not been told anything yet
@@ -156,7 +157,7 @@ class AsyncEngine:
                 raise EngineStartError(str(error)) from error
             raise
         launch = Launch(
-            config=self.config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
+            config=config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
             model_path=model_path,
             requests_address=f"ipc://{self._socket_folder.name}/requests",
             outputs_address=f"ipc://{self._socket_folder.name}/outputs",

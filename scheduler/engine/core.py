@@ -13,6 +13,7 @@ from scheduler.config import EngineConfig
 from scheduler.context_window import ContextWindow
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.free_cores import FreeCores
+from scheduler.execution.drafter import Drafter
 from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
 from scheduler.kernels.native import kernels
@@ -32,11 +33,13 @@ from scheduler.messages import (
 from scheduler.models.loading import LoadedModel, load, usable_cpus
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.scheduler import Gain, Scheduler
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
+from scheduler.planning.text_drafts import TextDrafts
 from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError
@@ -69,6 +72,8 @@ class EngineCore:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
         self.cost = StepCost()
+        self._draft_cost = StepCost()
+        """Of one pass of the draft model."""
         self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         self._policy = make_policy(config.policy, self._prices)
@@ -84,12 +89,15 @@ class EngineCore:
             share_prefixes=config.share_prefixes,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
-            speculation=Speculation(self.cost, loaded.info.max_model_len) if _speculates(config, loaded) else None,
+            speculation=self._speculation(config, loaded),
             window=_window(loaded.info),
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
         self.executor = runner_of(loaded, self.scheduler.num_seats)
+        self._drafter = drafter_of(loaded, self.scheduler.num_seats) if loaded.draft is not None else None
+        for each in self._drafter.measure() if self._drafter is not None else ():
+            self._draft_cost.observe(*each)
         self._compiling = Compiling(loaded.eos_token_ids)
         self.observers: list[StepObserver] = []
         """Told of every step, once it is over."""
@@ -97,6 +105,13 @@ class EngineCore:
             self.observers.append(FreeCores(usable_cpus(), kernels().limit_threads))
         self._last_end: float | None = None
         """When the last step ended, if it left work to do."""
+
+    def _speculation(self, config: EngineConfig, loaded: LoadedModel) -> Speculation | None:
+        text = TextDrafts(self.cost) if _looks_back(config, loaded) else None
+        model = None
+        if loaded.draft is not None:
+            model = ModelDrafts(self.cost, self._draft_cost, loaded.info.block_size)
+        return Speculation(loaded.info.max_model_len, text, model) if text or model else None
 
     @property
     def has_work(self) -> bool:
@@ -191,6 +206,8 @@ class EngineCore:
         for sequence in plan.admitted:
             sequence.seated_time = now
         planning = clock.lap()
+        self._draft(plan)
+        drafting = clock.lap()
         result, failed, sampling_time = self._execute(plan)
         executing = clock.lap() - sampling_time
         gains = self.scheduler.commit(plan, result)
@@ -200,7 +217,7 @@ class EngineCore:
             if gain.tokens and gain.sequence.first_token_time is None:
                 gain.sequence.first_token_time = now
         outputs = late + [_output(sequence) for sequence in expired] + failed
-        seconds = executing + sampling_time
+        seconds = drafting + executing + sampling_time
         outputs += [
             _output(gain.sequence, gain, part=_part(gain.chunk, len(plan.chunks), seconds))
             for gain in gains
@@ -208,8 +225,8 @@ class EngineCore:
         ]
         if not self.has_work and self.pool.num_used > 0:
             logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
-        phases = Phases(planning, executing, sampling_time, clock.lap())
-        self._learn(plan, clock)
+        phases = Phases(planning, drafting + executing, sampling_time, clock.lap())
+        self._learn(plan, clock, drafting)
         step = StepStats(
             duration=clock.total,
             num_tokens=plan.num_tokens,
@@ -250,11 +267,29 @@ class EngineCore:
         ]
         return Snapshot(seats, self.pool.map(MAP_CELLS) if with_blocks else None)
 
-    def _learn(self, plan: Plan, clock: Stopwatch) -> None:
-        """What streams feel is the time from one step's end to the next: what comes between counts too."""
+    def _draft(self, plan: Plan) -> None:
+        """Let the draft model guess. If it fails, the engine goes on without it: nobody needs a guess."""
+        if self._drafter is None:
+            return
+        self._drafter.follow(plan.tables)
+        if not plan.asked:
+            return
+        try:
+            guesses, passes = self._drafter.draft(list(plan.asked.values()))
+        except Exception:
+            logger.exception("the draft model failed; going on without it")
+            self._drafter = None
+            return
+        plan.take_guesses(guesses)
+        for each in passes:
+            self._draft_cost.observe(*each)
+
+    def _learn(self, plan: Plan, clock: Stopwatch, drafting: float) -> None:
+        """What streams feel is the time from one step's end to the next: what comes between counts too, but for
+        what the draft model took."""
         if plan.chunks:
             since = clock.started if self._last_end is None else self._last_end
-            self.cost.observe(plan.num_tokens, plan.attended, clock.now - since)
+            self.cost.observe(plan.num_tokens, plan.attended, clock.now - since - drafting)
         self._last_end = clock.now if self.has_work else None
 
     def _received(self, plan: Plan, duration: float) -> dict[str, Received]:
@@ -321,7 +356,8 @@ class EngineCore:
         return _output(chunk.sequence, error=message)
 
 
-def _speculates(config: EngineConfig, loaded: LoadedModel) -> bool:
+def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
+    """Whether guesses come from the text so far."""
     return config.speculative == "ngram" or (config.speculative == "auto" and bool(loaded.info.instruction_set))
 
 
@@ -383,6 +419,21 @@ def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
         max_model_len=loaded.info.max_model_len,
         steerings=Steerings(loaded.info.vocab_size, loaded.eos_token_ids),
     )
+
+
+def drafter_of(loaded: LoadedModel, num_seats: int) -> Drafter:
+    """What runs the draft model that was loaded here."""
+    draft = loaded.draft
+    assert draft is not None
+    runner = Runner(
+        draft.model,
+        draft.cache,
+        device=loaded.device,
+        num_seats=num_seats,
+        max_model_len=loaded.info.max_model_len,
+        steerings=Steerings(draft.vocab_size, ()),
+    )
+    return Drafter(runner, draft.vocab_size, loaded.info.vocab_size)
 
 
 def make_policy(name: str, prices: Prices) -> Policy:

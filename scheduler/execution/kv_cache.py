@@ -142,14 +142,17 @@ def choose_num_blocks(
     model_max_len: int,
     dtype: torch.dtype,
     device: torch.device,
+    draft_bytes: int = 0,
 ) -> int:
     """How many blocks the pool has: as many as `kv_cache_memory` holds, or by default a share of the free
-    memory, up to what all seats could fill with sequences of the longest length.
+    memory, up to what all seats could fill with sequences of the longest length. Each has `draft_bytes` more for a
+    draft model.
 
     Raises `KVCacheTooSmallError` if that is not even one sequence of `max_model_len`, or of `FEWEST_TOKENS` where
     that was not given.
     """
     block_bytes = bytes_per_block([specs[layer] for layer in largest(groups)], config.block_size, dtype)
+    block_bytes += draft_bytes
     held = holdings(config, groups, device)
     longest = min(config.max_model_len or model_max_len, model_max_len)
     if config.kv_cache_memory is not None:

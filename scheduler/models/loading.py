@@ -9,19 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
-from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
 from scheduler.container import cpu_quota
 from scheduler.execution.cuda_graphs import CudaGraphs
-from scheduler.execution.kv_cache import KVCache, choose_kv_dtype, choose_num_blocks, group_layers, holdings
+from scheduler.execution.kv_cache import KVCache, choose_num_blocks, group_layers, holdings
 from scheduler.execution.step_model import StepModel
 from scheduler.messages import EngineInfo
-from scheduler.models.checkpoint import CheckpointError
-from scheduler.models.fused_weights import PLAIN_MODES, Mode
-from scheduler.models.gguf_file import GgufError
-from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
-from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
-from scheduler.models.sources import Source, open_source
+from scheduler.models.draft_model import LoadedDraft, open_draft
+from scheduler.models.fused_weights import PLAIN_MODES
+from scheduler.models.model_config import ModelConfig, UnsupportedModelError
+from scheduler.models.opening import open_model
+from scheduler.models.sources import Source
 from scheduler.processor import instruction_set, multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -44,6 +42,8 @@ class LoadedModel:
     device: torch.device
     eos_token_ids: frozenset[int]
     info: EngineInfo
+    draft: LoadedDraft | None = None
+    """The draft model, where there is one."""
 
 
 def load(config: EngineConfig, model_path: str) -> LoadedModel:
@@ -55,25 +55,20 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     torch.set_num_threads(num_threads)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    model_config = read_config(model_path)
-    try:
-        source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
-        backend = choose_backend(
-            config.attention_backend,
-            source.layers,
-            block_size=config.block_size,
-            dtype=dtype,
-            device=device,
-            num_threads=num_threads,
-        )
-        mode = _choose_products(config, source, backend, dtype, model_path)
-        packed = source.pack(mode)
-    except (CheckpointError, GgufError) as error:
-        raise UnsupportedModelError(str(error)) from error
-    kv_dtype = _kv_dtype(config, source, mode, dtype)
+    opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
+    model_config, source, backend = opened.config, opened.source, opened.backend
     groups = group_layers(source.layers)
+    draft = None
+    if config.speculative_model is not None:
+        draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
     num_blocks = choose_num_blocks(
-        config, source.layers, groups, model_max_len=model_config.max_len, dtype=kv_dtype, device=device
+        config,
+        source.layers,
+        groups,
+        model_max_len=model_config.max_len,
+        dtype=opened.kv_dtype,
+        device=device,
+        draft_bytes=draft.block_bytes(config.block_size) if draft is not None else 0,
     )
     longest = holdings(config, groups, device).longest(num_blocks)
     max_model_len = min(config.max_model_len or model_config.max_len, longest)
@@ -83,13 +78,13 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         backend,
         num_blocks=num_blocks + has_graphs,  # graphs write what pads them into a block that no sequence is given
         block_size=config.block_size,
-        dtype=kv_dtype,
+        dtype=opened.kv_dtype,
         device=device,
         groups=groups,
     )
     shift_obstacle = _shift_obstacle(config, source, model_config, max_model_len)
     shifted_len = 0 if shift_obstacle else max(max_model_len, min(8 * max_model_len, MOST_POSITIONS))
-    model = packed.model(max(max_model_len, shifted_len))
+    model = opened.packed.model(max(max_model_len, shifted_len))
     if has_graphs:
         model = _with_graphs(
             model,
@@ -105,11 +100,11 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         vocab_size=model_config.vocab_size,
         num_blocks=num_blocks,
         block_size=config.block_size,
-        kv_cache_dtype=_name(kv_dtype),
+        kv_cache_dtype=_name(opened.kv_dtype),
         device=str(device),
         attention_backend=backend.name,
-        products=_name(dtype) if source.obstacle or mode in PLAIN_MODES.values() else mode,
-        weights_bytes=packed.nbytes,
+        products=_name(dtype) if source.obstacle or opened.mode in PLAIN_MODES.values() else opened.mode,
+        weights_bytes=opened.packed.nbytes,
         instruction_set="" if source.obstacle else instruction_set(),
         eos_token_ids=sorted(model_config.eos_token_ids),
         hidden_size=model_config.text.hidden_size,
@@ -119,8 +114,9 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         shift_obstacle=shift_obstacle,
         sampling_defaults=model_config.sampling_defaults if config.generation_config == "auto" else {},
     )
-    _announce(info, packed.bits)
-    return LoadedModel(model, cache, device, model_config.eos_token_ids, info)
+    _announce(info, opened.packed.bits)
+    loaded_draft = draft.load(num_blocks, config.block_size, max_model_len, device) if draft is not None else None
+    return LoadedModel(model, cache, device, model_config.eos_token_ids, info, loaded_draft)
 
 
 def _shift_obstacle(config: EngineConfig, source: Source, model_config: ModelConfig, max_model_len: int) -> str:
@@ -185,37 +181,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "bfloat16" if fast else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _choose_products(
-    config: EngineConfig, source: Source, backend: AttentionBackend, dtype: torch.dtype, model_path: str
-) -> Mode:
-    """The arithmetic of the products. Where they are torch's it does not count."""
-    wanted = config.quantization
-    if wanted in ("int8", "int4", "stored") and source.obstacle is not None:
-        raise UnsupportedModelError(f"--quantization {wanted}: {source.obstacle}")
-    if wanted == "stored" and not source.has_stored_weights:
-        raise UnsupportedModelError(
-            "--quantization stored: it is for GGUF files with quantized weights, of the families that are fused"
-        )
-    if wanted == "int8" or wanted == "int4" or wanted == "stored":
-        return wanted
-    plain = PLAIN_MODES.get(dtype, "f32")
-    if wanted == "none" or config.dtype != "auto" or source.obstacle is not None:
-        return plain
-    if source.has_stored_weights:
-        return "stored"
-
-    def measure(mode: Mode) -> float:
-        model = source.pack(mode).model(CONTEXT)
-        return perplexity(model, backend, text_tokens(model_path), _kv_dtype(config, source, mode, dtype))
-
-    return choose_mode(model_path, plain, measure)
-
-
-def _kv_dtype(config: EngineConfig, source: Source, mode: Mode, dtype: torch.dtype) -> torch.dtype:
-    is_plain = source.obstacle is not None or mode in PLAIN_MODES.values()
-    return choose_kv_dtype(config.kv_cache_dtype, dtype if is_plain else None, dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

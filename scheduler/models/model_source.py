@@ -20,6 +20,7 @@ from typing import Any
 import filelock
 import platformdirs
 
+from scheduler.config import EngineConfig
 from scheduler.models.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
 
 logger = logging.getLogger(__name__)
@@ -33,30 +34,39 @@ class ModelNotFoundError(ValueError):
     """The model is not where its name says, or cannot be fetched; the message says what to do."""
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str, flag: str = "--model") -> str:
     """Find or fetch the model called `name`, and return the folder or Hugging Face id that it can be loaded from.
 
     `name` is the name of a model in `NAMED_MODELS`, a local folder, a .gguf file, or a Hugging Face id. The first
     use of a named model downloads it. Two processes that start at once wait for each other. What the cache has is
-    served also where it cannot be written. Raises `ModelNotFoundError`.
+    served also where it cannot be written. Raises `ModelNotFoundError`, which names the `flag`.
     """
     path = Path(name).expanduser()
     if (named := named_model(name)) is not None and not path.exists():
         return str(_named_folder(named))
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelNotFoundError(f"--model {name}: expected a folder or a .gguf file")
+            raise ModelNotFoundError(f"{flag} {name}: expected a folder or a .gguf file")
         return str(_linked_folder(path.resolve()))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelNotFoundError(f"--model {name}: this folder has no config.json, so it is not a model")
+            raise ModelNotFoundError(f"{flag} {name}: this folder has no config.json, so it is not a model")
         return str(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".") and not name.endswith(".gguf"):
         return name
     raise ModelNotFoundError(
-        f"--model {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
+        f"{flag} {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
         f"(owner/name), or one of {', '.join(model.name for model in NAMED_MODELS)}"
     )
+
+
+def with_draft_model(config: EngineConfig) -> EngineConfig:
+    """The same, with the draft model's folder or Hugging Face id in place of its name. Raises
+    `ModelNotFoundError`."""
+    if config.speculative_model is None:
+        return config
+    path = resolve_model(config.speculative_model, "--speculative-model")
+    return config.model_copy(update={"speculative_model": path})
 
 
 def models_folder() -> Path:

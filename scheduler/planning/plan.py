@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scheduler.planning.policy import Work
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
-from scheduler.step import ChunkInput, DraftKind, SinkShift, StepInput, TableChange
+from scheduler.step import ChunkInput, DraftInput, DraftKind, SinkShift, StepInput, TableChange
 
 
 class Chunk(NamedTuple):
@@ -98,6 +98,8 @@ class Plan:
     """What is new in the seats' block tables."""
     shifts: list[SinkShift] = field(default_factory=list)
     """Of the sequences that go on beyond their window."""
+    asked: dict[int, DraftInput] = field(default_factory=dict)
+    """By the chunk's place, what the draft model is to be asked before the step is executed."""
     work: list[Work] = field(default_factory=list)
     """What was done for whom; known once the plan is committed."""
 
@@ -119,6 +121,12 @@ class Plan:
     def attended(self) -> int:
         """Keys that the step's queries look at."""
         return sum(chunk.attended for chunk in self.chunks)
+
+    def take_guesses(self, guesses: list[list[int]]) -> None:
+        """What the draft model says, in the order of `asked`."""
+        for place, tokens in zip(self.asked, guesses, strict=True):
+            if tokens:
+                self.chunks[place] = self.chunks[place]._replace(drafted=tuple(tokens), draft_kind="model")
 
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""

@@ -415,6 +415,8 @@ class Scheduler:
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, waiting or running, and give back all that it holds."""
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
         if sequence.status is Status.RUNNING:
             self.seating.vacate(sequence)
             self.policy.leave(sequence)
@@ -428,8 +430,6 @@ class Scheduler:
             self._let_follow(sequence)
         if sequence in self._deadlines:
             self._deadlines.remove(sequence)
-        if self.speculation is not None:
-            self.speculation.forget(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         siblings = self._live[sequence.request.request_id]

@@ -12,7 +12,7 @@ import pytest
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.models import loading
+from scheduler.models import opening
 from scheduler.models.checkpoint import open_checkpoint
 from scheduler.models.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError
@@ -65,7 +65,7 @@ def test_the_default_model_without_its_own_codes_is_measured(
 ) -> None:
     """int8 costs it little, int4 more."""
     perplexities = iter([24.9, 23.7, 23.8])
-    monkeypatch.setattr(loading, "perplexity", lambda *_: next(perplexities))
+    monkeypatch.setattr(opening, "perplexity", lambda *_: next(perplexities))
     monkeypatch.setattr("scheduler.models.quantization._memory", lambda _: tmp_path / "memory")
     assert products(float32_path)[0] == "int8"
 

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scheduler.context_window import ContextWindow
+from scheduler.planning.draft_room import Reserve
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
-from scheduler.planning.speculation import Reserve, Speculation
+from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.windows import Holdings
 from scheduler.request import FinishReason, Sequence, Status
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.step import DraftInput
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 
@@ -27,7 +30,7 @@ class RandomGuesses(Speculation):
     """Guesses anything, as many tokens as there may be."""
 
     def __init__(self, max_model_len: int, seed: int) -> None:
-        super().__init__(StepCost(), max_model_len)
+        super().__init__(max_model_len, None)
         self._random = random.Random(seed)
 
     def draft(self, plan: Plan, room: int, reserve: Reserve, longest: float | None = None) -> None:
@@ -37,6 +40,16 @@ class RandomGuesses(Speculation):
                 room -= count
                 drafted = tuple(self._random.randint(0, 2) for _ in range(count))
                 plan.chunks[place] = chunk._replace(drafted=drafted)
+
+    def learn(self, chunk: Chunk, num_kept: int) -> None:
+        pass
+
+
+def model_speculation(max_model_len: int, block_size: int) -> Speculation:
+    """A draft model that costs nothing is asked for as much as there may be."""
+    draft_cost = StepCost()
+    draft_cost._estimate *= 0
+    return Speculation(max_model_len, None, ModelDrafts(StepCost(), draft_cost, block_size))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -56,7 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         windows=st.sampled_from([(None,), (None,), (5,), (None, 3), (None, 8, 8, 1)]),
         policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
-        guesses=st.none() | st.integers(0, 99),
+        guesses=st.none() | st.just("model") | st.integers(0, 99),
         shifts=st.booleans(),
     )
     def start(
@@ -68,7 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         windows: tuple[int | None, ...],
         policy: Callable[[], Policy],
-        guesses: int | None,
+        guesses: int | str | None,
         shifts: bool,
     ) -> None:
         self.holdings = Holdings(windows, block_size, max_batched_tokens)
@@ -86,8 +99,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if shifts and windows == (None,):
             window = min(self.capacity // block_size, num_blocks - 1) * block_size
             self.scheduler._window = ContextWindow(window, block_size, 100)
-        if guesses is not None:
+        if isinstance(guesses, int):
             self.scheduler.speculation = RandomGuesses(self.capacity, guesses)
+        elif guesses is not None and windows[0] is None:
+            self.scheduler.speculation = model_speculation(self.capacity, block_size)
+        self.draft_kv: list[int | None] = [None] * (num_blocks * block_size)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
         self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
         self.sequences: list[Sequence] = []
@@ -141,10 +157,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         size = self.scheduler.pool.block_size
         for source, target, _ in map(msgspec.structs.astuple, plan.shifts):
             self.kv[target * size : (target + 1) * size] = self.kv[source * size : (source + 1) * size]
+        plan.take_guesses([self._guess(plan.chunks[place], asked) for place, asked in plan.asked.items()])
+        assert plan.num_tokens <= self.scheduler.max_batched_tokens
         for chunk in plan.chunks:
             self._compute(chunk)
         # Sequences that differ in index draw different tokens.
         self.scheduler.commit(plan, sampled(plan, lambda sequence: (tokens + sequence.index) % 3))
+
+    def _guess(self, chunk: Chunk, asked: DraftInput) -> list[int]:
+        """A pretend draft model, whose keys and values lie in blocks of the same numbers."""
+        size = self.scheduler.pool.block_size
+        table = self.tables[chunk.seat, 0]
+        known = chunk.sequence.token_ids
+        guesses = [(chunk.end + place) % 3 for place in range(asked.num_wanted)]
+        written = [*asked.token_ids, *guesses[:-1]]
+        for place, token in enumerate(written, asked.start):
+            self.draft_kv[table[place // size] * size + place % size] = token
+        seen = [self.draft_kv[table[place // size] * size + place % size] for place in range(asked.start)]
+        assert seen == known[: asked.start], "the draft model has not seen what it is said to have"
+        assert asked.token_ids == known[asked.start : asked.start + len(asked.token_ids)]
+        assert not guesses or asked.start + len(asked.token_ids) == len(known)
+        return guesses
 
     def _compute(self, chunk: Chunk) -> None:
         pool = self.scheduler.pool

@@ -16,6 +16,7 @@ from scheduler.llm import LLM, Completion
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
+from scheduler.planning.text_drafts import TextDrafts
 from scheduler.request import Request, Sequence, Status
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
@@ -97,7 +98,7 @@ def chunk_of(name: str, tokens: list[int], prediction: list[int] | None = None) 
 
 
 def test_guesses_are_many_where_they_are_right_and_end_where_they_are_not() -> None:
-    speculation = Speculation(StepCost(), max_model_len=1000)
+    speculation = Speculation(1000, TextDrafts(StepCost()))
     chunk = chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2)
 
     def num_guesses() -> int:
@@ -136,7 +137,7 @@ def guesses(speculation: Speculation, chunk: Chunk) -> list[int]:
 
 
 def test_guesses_follow_the_text_as_it_grows() -> None:
-    speculation = Speculation(StepCost(), max_model_len=1000)
+    speculation = Speculation(1000, TextDrafts(StepCost()))
     chunk = chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8])
     assert guesses(speculation, chunk) == []
     for tokens, expected in (([2, 3], [4, 5]), ([9], []), ([6, 7], [8, 2]), ([2, 3], [9, 6])):
@@ -145,7 +146,7 @@ def test_guesses_follow_the_text_as_it_grows() -> None:
 
 
 def test_what_the_client_expects_is_guessed_first() -> None:
-    speculation = Speculation(StepCost(), max_model_len=1000)
+    speculation = Speculation(1000, TextDrafts(StepCost()))
     chunk = chunk_of("a", [50, 51, 52], prediction=[1, 2, 3, 4, 5, 6, 7, 8])
     assert guesses(speculation, chunk) == [1, 2]
     chunk = grown(chunk, [1, 2, 9])
@@ -154,7 +155,7 @@ def test_what_the_client_expects_is_guessed_first() -> None:
 
 
 def test_no_guess_without_blocks_to_spare_nor_beyond_the_budget() -> None:
-    speculation = Speculation(StepCost(), max_model_len=1000)
+    speculation = Speculation(1000, TextDrafts(StepCost()))
     plan = Plan([chunk_of("a", [1, 2, 3, 4] * 4)])
     speculation.draft(plan, 100, lambda *_: False)
     assert plan.num_drafted == 0
@@ -165,7 +166,7 @@ def test_no_guess_without_blocks_to_spare_nor_beyond_the_budget() -> None:
 def test_nobody_waits_for_the_guesses_of_others() -> None:
     """One repeats itself beside three that do not: the step is hardly longer than without guesses."""
     cost = StepCost()
-    speculation = Speculation(cost, max_model_len=1000)
+    speculation = Speculation(1000, TextDrafts(cost))
     plan = Plan([chunk_of("a", [1, 2, 3, 4] * 4), *(chunk_of(name, [5, 6, 7]) for name in "bcd")])
     for _ in range(60):  # by now it is known what each gains
         speculation.draft(plan, 100, lambda *_: True)

@@ -1,0 +1,84 @@
+"""A model whose arithmetic is chosen, and whose weights are read: what is left to know is how long its sequences
+are, and how many blocks there are for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from scheduler.attention import AttentionBackend, choose_backend
+from scheduler.config import EngineConfig
+from scheduler.execution.kv_cache import choose_kv_dtype
+from scheduler.models.checkpoint import CheckpointError
+from scheduler.models.fused_weights import PLAIN_MODES, Mode
+from scheduler.models.gguf_file import GgufError
+from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
+from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
+from scheduler.models.sources import Packed, Source, open_source
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model that lacks nothing but its KV pool."""
+
+    config: ModelConfig
+    source: Source
+    backend: AttentionBackend
+    mode: Mode
+    """The arithmetic of its products, where they are not torch's."""
+    packed: Packed
+    kv_dtype: torch.dtype
+
+
+def open_model(
+    config: EngineConfig, model_path: str, *, device: torch.device, dtype: torch.dtype, num_threads: int
+) -> OpenedModel:
+    """Raises `UnsupportedModelError`, `BackendError`, or transformers' OSError."""
+    model_config = read_config(model_path)
+    try:
+        source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
+        backend = choose_backend(
+            config.attention_backend,
+            source.layers,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            num_threads=num_threads,
+        )
+        mode = _choose_products(config, source, backend, dtype, model_path)
+        packed = source.pack(mode)
+    except (CheckpointError, GgufError) as error:
+        raise UnsupportedModelError(str(error)) from error
+    return OpenedModel(model_config, source, backend, mode, packed, _kv_dtype(config, source, mode, dtype))
+
+
+def _choose_products(
+    config: EngineConfig, source: Source, backend: AttentionBackend, dtype: torch.dtype, model_path: str
+) -> Mode:
+    """The arithmetic of the products. Where they are torch's it does not count."""
+    wanted = config.quantization
+    if wanted in ("int8", "int4", "stored") and source.obstacle is not None:
+        raise UnsupportedModelError(f"--quantization {wanted}: {source.obstacle}")
+    if wanted == "stored" and not source.has_stored_weights:
+        raise UnsupportedModelError(
+            "--quantization stored: it is for GGUF files with quantized weights, of the families that are fused"
+        )
+    if wanted == "int8" or wanted == "int4" or wanted == "stored":
+        return wanted
+    plain = PLAIN_MODES.get(dtype, "f32")
+    if wanted == "none" or config.dtype != "auto" or source.obstacle is not None:
+        return plain
+    if source.has_stored_weights:
+        return "stored"
+
+    def measure(mode: Mode) -> float:
+        model = source.pack(mode).model(CONTEXT)
+        return perplexity(model, backend, text_tokens(model_path), _kv_dtype(config, source, mode, dtype))
+
+    return choose_mode(model_path, plain, measure)
+
+
+def _kv_dtype(config: EngineConfig, source: Source, mode: Mode, dtype: torch.dtype) -> torch.dtype:
+    is_plain = source.obstacle is not None or mode in PLAIN_MODES.values()
+    return choose_kv_dtype(config.kv_cache_dtype, dtype if is_plain else None, dtype)

@@ -1,0 +1,184 @@
+"""Guesses of a draft model: a small one, of the same vocabulary, that is run ahead of the large one.
+
+Each guess of a sequence takes a pass of the draft model, which all sequences share. So guesses are decided on
+level by level: everybody's first, everybody's second, and so on, while a level raises the tokens a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.planning.draft_record import DraftRecord
+from scheduler.planning.draft_room import DraftRoom
+from scheduler.planning.plan import Chunk
+from scheduler.planning.step_cost import StepCost
+from scheduler.request import Sequence
+from scheduler.sampling_params import SamplingParams
+from scheduler.step import DraftInput
+
+PRIOR = 0.6
+"""The share of guesses that are right, until more is known."""
+
+CATCH_UP = 128
+"""Tokens at most that the draft model reads of one sequence in one step, of what it has not seen."""
+
+LONG_MEMORY = 0.99
+"""How much a verified guess still counts, for what is believed of other sequences, at the next one."""
+
+WORTH = 16
+"""It does not begin to read where it would read more than so many tokens for each that is left to guess."""
+
+
+@dataclass(slots=True)
+class _Follower:
+    """How far the draft model has followed one sequence."""
+
+    params: SamplingParams
+    """How it chooses its guesses."""
+    record: DraftRecord
+    num_seen: int = 0
+    """Its keys and values of so many tokens are in the sequence's blocks."""
+    num_noted: int = 0
+    """Of so many blocks it is noted what it left in them."""
+    seating: int = -1
+    """Since which of the sequence's preemptions: other blocks have been given to it after one."""
+
+
+class ModelDrafts:
+    """What the draft model is asked. Its keys and values lie in blocks of the same numbers as the large model's,
+    so what it knows of a cached prefix is found again with it."""
+
+    def __init__(self, cost: StepCost, draft_cost: StepCost, block_size: int) -> None:
+        self._cost = cost
+        self._draft_cost = draft_cost
+        self._block_size = block_size
+        self._followers: dict[tuple[str, int], _Follower] = {}
+        self._noted: dict[int, bytes] = {}
+        """By block, of which prefix it holds the draft model's keys and values."""
+        self._record = DraftRecord(PRIOR, memory=LONG_MEMORY)
+        """Of all sequences: what is believed of a new one."""
+
+    def ask(self, room: DraftRoom, expected: list[float]) -> None:
+        """Ask for guesses behind those of the plan's chunks that have none. `expected`: how many tokens each gives
+        without them."""
+        plan = room.plan
+        chunks = {
+            place: chunk
+            for place, chunk in enumerate(plan.chunks)
+            if room.most[place] > 0 and not chunk.drafted and chunk.shift == 0
+        }
+        for chunk in chunks.values():
+            self._follow(chunk.sequence)
+        counts = self._allot(room, chunks, expected)
+        if not counts:
+            self._record.rest()
+        for place, chunk in chunks.items():
+            follower = self._followers[chunk.sequence.key]
+            count = counts.get(place, 0)
+            tokens = chunk.sequence.token_ids[follower.num_seen :]
+            if count == 0:
+                follower.record.rest()
+                continue
+            if len(tokens) > CATCH_UP:
+                if len(tokens) > WORTH * room.most[place]:
+                    continue
+                tokens, count = tokens[:CATCH_UP], 0
+            elif not room.reserve(chunk.sequence, count):
+                continue
+            room.num_tokens -= count
+            plan.asked[place] = DraftInput(
+                *chunk.sequence.key, chunk.seat, follower.num_seen, tokens, count, follower.params
+            )
+            self._overwrite(chunk.sequence, follower, follower.num_seen + len(tokens) + count)
+            follower.num_seen += len(tokens)
+
+    def learn(self, chunk: Chunk, num_right: int) -> None:
+        """So many of a chunk's guesses were right. The last one was not put into the draft model."""
+        follower = self._followers[chunk.sequence.key]
+        num_drafted = len(chunk.drafted)
+        follower.record.learn(num_drafted, num_right)
+        self._record.learn(num_drafted, num_right)
+        follower.num_seen = chunk.end + min(num_right, num_drafted - 1)
+
+    def forget(self, sequence: Sequence) -> None:
+        """It ends; its blocks are still its own."""
+        follower = self._followers.pop(sequence.key, None)
+        if follower is not None and follower.seating == sequence.num_preemptions:
+            self._note(sequence, follower)
+
+    def _follow(self, sequence: Sequence) -> None:
+        """Take note of what a sequence has become."""
+        follower = self._followers.get(sequence.key)
+        if follower is None:
+            params = sequence.request.params
+            plain = SamplingParams(
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                seed=params.seed,
+            )
+            follower = self._followers[sequence.key] = _Follower(plain, DraftRecord(self._record.probability))
+        if follower.seating == sequence.num_preemptions:
+            self._note(sequence, follower)
+            return
+        follower.seating = sequence.num_preemptions
+        blocks = sequence.tables[0].blocks
+        known = 0
+        while known < len(sequence.prefix) and self._noted.get(blocks[known]) == sequence.prefix[known]:
+            known += 1
+        follower.num_noted = known
+        follower.num_seen = min(known * self._block_size, sequence.num_tokens - 1)
+
+    def _overwrite(self, sequence: Sequence, follower: _Follower, end: int) -> None:
+        """Tokens up to a place get new keys and values: what was noted of their blocks is no longer so."""
+        for block in sequence.tables[0].blocks[follower.num_noted : -(-end // self._block_size)]:
+            self._noted.pop(block, None)
+
+    def _note(self, sequence: Sequence, follower: _Follower) -> None:
+        """Note what lies in the blocks that have been filled since the last time."""
+        num_full = min(len(sequence.prefix), follower.num_seen // self._block_size)
+        for place in range(follower.num_noted, num_full):
+            self._noted[sequence.tables[0].blocks[place]] = sequence.prefix[place]
+        follower.num_noted = max(follower.num_noted, num_full)
+
+    def _allot(self, room: DraftRoom, chunks: dict[int, Chunk], expected: list[float]) -> dict[int, int]:
+        """By place in the plan, how many guesses are asked for."""
+        plan, budget = room.plan, room.num_tokens
+        counts: dict[int, int] = {}
+        best: dict[int, int] = {}
+        num_tokens, attended = plan.num_tokens, plan.attended
+        plain = seconds = self._cost.predict(num_tokens, attended)
+        total = num_tokens - len(expected) + sum(expected)
+        expected = list(expected)
+        chances = {
+            place: self._followers[chunk.sequence.key].record.probability for place, chunk in chunks.items()
+        }
+        level = 0
+        active = list(chunks)
+        while active and budget > 0:
+            level += 1
+            # What only one row more costs has to pay for each, and the pass of the draft model for all of them.
+            row = self._cost.predict(num_tokens + 1, attended) - self._cost.predict(num_tokens, attended)
+            row += self._draft_cost.predict(1, 0) - self._draft_cost.predict(0, 0)
+            active = [
+                place
+                for place in active
+                if room.most[place] >= level and chances[place] ** level * seconds > total * row
+            ][:budget]
+            gain = sum(chances[place] ** level for place in active)
+            keys = sum(chunks[place].end + level for place in active)
+            longer = self._cost.predict(num_tokens + len(active), attended + keys)
+            longer += seconds - self._cost.predict(num_tokens, attended)  # what drafting takes so far
+            longer += self._draft_cost.predict(len(active), keys)
+            if longer > room.longest or gain * seconds <= total * (longer - seconds):
+                break
+            for place in active:
+                counts[place] = level
+                expected[place] += chances[place] ** level
+            num_tokens, attended, seconds = num_tokens + len(active), attended + keys, longer
+            total += gain
+            budget -= len(active)
+            if seconds <= room.patience(expected) * plain:
+                best = dict(counts)
+        return best
