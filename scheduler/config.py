@@ -113,6 +113,11 @@ class EngineConfig(BaseModel):
     turns and prompts are computed in smaller chunks beside them: whoever arrives waits less for the next step. A
     target ITL goes before it."""
 
+    step_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a step is taken to hang: the engine is started anew, and its requests go on. By default
+    100 times what a step should take by what is known of its cost, and 30 at least; 900 at least on a GPU, which
+    compiles."""
+
     trace: Path | None = None
     """Write every step to this file as Chrome trace events, to be opened in Perfetto."""
 

@@ -10,6 +10,9 @@ from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import Pooling
 from scheduler.step import Choice, DraftKind, SampledToken, TokenLogprobs
 
+REQUESTS, OUTPUTS = "requests", "outputs"
+"""The sockets' names: messages to the engine, and from it."""
+
 
 class Launch(msgspec.Struct, frozen=True):
     """What the engine's process is told at its start."""
@@ -17,13 +20,26 @@ class Launch(msgspec.Struct, frozen=True):
     config: dict[str, Any]
     """The validated EngineConfig, as JSON has it."""
     model_path: str
-    requests_address: str
-    outputs_address: str
     log_level: int
+    folder: str = ""
+    """Where the sockets are."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far one of a request's sequences had come when the engine was lost that had it."""
+
+    index: int
+    token_ids: list[int]
+    """Of its answer."""
+    num_computed: int
+    """As `SequenceOutput` has it."""
+    num_cached_tokens: int
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
     request: Request
+    progress: list[Progress] | None = None
+    """Of a request that goes on: its sequences that have not ended. None: it is new."""
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
@@ -99,6 +115,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     """Tokens that were guessed in this step; those that were right are the first of `tokens`."""
     part: StepPart | None = None
     """For requests that want it explained."""
+    num_computed: int = 0
+    """The most tokens of the sequence that have been computed: what is wanted of each has been given for these."""
 
     @property
     def token_ids(self) -> list[int]:

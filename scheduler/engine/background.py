@@ -27,13 +27,3 @@ async def keep_running(what: str, run: Callable[[], Awaitable[None]]) -> None:
             logger.exception("%s failed; it goes on in %.0f s", what, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
-
-
-async def run_or_tell(what: str, run: Callable[[], Awaitable[None]], tell: Callable[[str], None]) -> None:
-    """Run a task that nothing can replace until it returns, or is cancelled. Where it fails, its traceback is
-    logged, and `tell` is told in a sentence."""
-    try:
-        await run()
-    except Exception as error:
-        logger.exception("%s failed", what)
-        tell(f"{what} failed ({type(error).__name__}); the log says why")

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Self, Unpack
 
-import msgspec
-import zmq
-import zmq.asyncio
 from prometheus_client import CollectorRegistry
 
 from scheduler.config import EngineConfig
-from scheduler.engine.background import run_or_tell
 from scheduler.engine.stream import Delta, Ownership, RequestStream, make_request
+from scheduler.engine.supervisor import EngineDeadError, EngineStartError, Phase, Supervisor
+from scheduler.engine.suspects import Suspects
 from scheduler.messages import (
     AbortRequest,
     AddRequest,
-    EngineFailed,
     EngineInfo,
     EngineState,
     FromEngine,
@@ -33,10 +28,8 @@ from scheduler.messages import (
     RecordTrace,
     SeatView,
     SequenceOutput,
-    Shutdown,
     StepOutputs,
     StepStats,
-    ToEngine,
     Watch,
 )
 from scheduler.models.model_source import ModelNotFoundError, resolve_model, with_draft_model
@@ -47,17 +40,13 @@ from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["AsyncEngine", "Delta", "EngineDeadError", "EngineStartError"]
+__all__ = ["AsyncEngine", "Delta", "EngineDeadError", "EngineStartError", "Phase", "RequestCrashedError"]
 
-SHUTDOWN_SECONDS = 5.0
-
-
-class EngineStartError(RuntimeError):
-    """The engine could not start; the message is for the user."""
+NO_STATE = EngineState(0, 0, 0, 0, 0.0)
 
 
-class EngineDeadError(RuntimeError):
-    """The engine's process is gone; the message says why."""
+class RequestCrashedError(RuntimeError):
+    """The request makes the engine crash; the message says so."""
 
 
 class _Client:
@@ -68,6 +57,10 @@ class _Client:
         self.queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self.first_token_at: float | None = None
         self.last_token_at: dict[int, float] = {}
+        self.engine_number = 0
+        """The engine that knows of it; 0: none."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends it at its deadline."""
 
 
 class AsyncEngine:
@@ -95,28 +88,30 @@ class AsyncEngine:
         self._load_tokenizer = partial(
             Tokenizer, chat_template=chat_template, special_tokens_in_text=special_tokens_in_text
         )
-        self.error: str | None = None
-        """None while the engine is well, else why it is not."""
         self.metrics = EngineMetrics(registry or CollectorRegistry(), config.model)
         self.listeners: list[Callable[[StepStats], None]] = []
         """Called with what each step did, before its tokens reach the streams."""
         self.latency_listeners: list[Callable[[float, bool], None]] = []
         """Called with each token's latency in seconds, and whether it is the request's first: then it counts from
         the request's arrival, else from the token before."""
-        self.state = EngineState(0, 0, 0, 0, 0.0)
+        self.failed = asyncio.Event()
+        """Set when there is no engine any more, and will be none."""
+        self.state = NO_STATE
         """As of the last step."""
         self.seats: list[SeatView] = []
         self.block_map = b""
         """The batch and the blocks as last seen, while `watch` is on."""
+        self._supervisor = Supervisor(self)
+        self._suspects = Suspects()
+        self._engine_number = 0
+        """Counts the engines that there have been."""
         self._recordings: dict[int, asyncio.Future[bytes]] = {}
         self._clients: dict[str, _Client] = {}
-        self._teaching: asyncio.Task[InvalidRequestError | None] | None = None
-        self._encoder = msgspec.msgpack.Encoder()
+        self._loading: asyncio.Task[Tokenizer] | None = None
+        self._teaching: asyncio.Task[str | InvalidRequestError] | None = None
+        self._watch_interval: float | None = None
         self._num_requests = 0
         self._num_recordings = 0
-        self._tasks: list[asyncio.Task[None]] = []
-        self._ready: asyncio.Future[EngineInfo]
-        self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -127,98 +122,111 @@ class AsyncEngine:
 
     # Life -----------------------------------------------------------------------------------------------
 
+    @property
+    def error(self) -> str | None:
+        """None while the engine is well, else why it is not."""
+        return self._supervisor.obstacle
+
+    @property
+    def phase(self) -> Phase:
+        """Whether it is starting, for the first time or again, ready, or gone."""
+        return self._supervisor.phase
+
     async def start(self) -> None:
         """Fetch the model if need be, start the engine's process, and return when it is ready to serve.
 
         Raises `EngineStartError`.
         """
-        self._ready = asyncio.get_running_loop().create_future()
-        self._socket_folder = tempfile.TemporaryDirectory(prefix="carousel-")
-        self._context = zmq.asyncio.Context()
-        self._requests = self._context.socket(zmq.PUSH)
-        # Sending never waits: the end that connects queues what it sends even while nobody is there to take it, as
-        # when the process has just died, and the end that binds would wait for the next to come.
-        self._requests.set(zmq.SNDHWM, 0)
-        self._requests.connect(f"ipc://{self._socket_folder.name}/requests")
-        self._outputs = self._context.socket(zmq.PULL)
-        self._outputs.bind(f"ipc://{self._socket_folder.name}/outputs")
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "scheduler.engine.process", stdin=asyncio.subprocess.PIPE
-        )
-        try:  # while the process imports what it needs, which takes longer
-            model_path = await asyncio.to_thread(resolve_model, self.config.model)
-            config = await asyncio.to_thread(with_draft_model, self.config)
-        except BaseException as error:
-            process, self._process = self._process, None
-            process.kill()  # it has not been told anything yet
-            await process.wait()
-            self._release()
-            if isinstance(error, ModelNotFoundError):
-                raise EngineStartError(str(error)) from error
-            raise
-        launch = Launch(
-            config=config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
-            model_path=model_path,
-            requests_address=f"ipc://{self._socket_folder.name}/requests",
-            outputs_address=f"ipc://{self._socket_folder.name}/outputs",
-            log_level=logging.getLogger().getEffectiveLevel(),
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
-        self._tasks = [
-            asyncio.create_task(run_or_tell("receiving from the engine's process", self._receive, self._fail_all)),
-            asyncio.create_task(self._watch(self._process)),
-        ]
         try:
-            # The tokenizer loads while the engine does.
-            self.tokenizer = await asyncio.to_thread(self._load_tokenizer, model_path)
-            self.info = await self._ready
-            self._teaching = asyncio.create_task(self._teach_tokenizer())
+            await self._supervisor.start(self._find)
+            assert self._loading is not None
+            self.tokenizer = await self._loading
         except BaseException as error:
             await self.stop()
+            if isinstance(error, ModelNotFoundError):
+                raise EngineStartError(str(error)) from error
             if isinstance(error, OSError):  # transformers' word for: no tokenizer there
-                raise EngineStartError(f"cannot load a tokenizer from {model_path}: {error}") from error
+                raise EngineStartError(f"cannot load a tokenizer for {self.config.model}: {error}") from error
             raise
+        self._teaching = asyncio.create_task(self._teach_tokenizer())
+
+    async def _find(self) -> Launch:
+        """What is to be launched. The tokenizer loads while the engine does."""
+        model_path = await asyncio.to_thread(resolve_model, self.config.model)
+        config = await asyncio.to_thread(with_draft_model, self.config)
+        self._loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer, model_path))
+        return Launch(
+            config=config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
+            model_path=model_path,
+            log_level=logging.getLogger().getEffectiveLevel(),
+        )
 
     async def stop(self) -> None:
         """End the engine's process; requests still in flight fail with `EngineDeadError`."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        self._fail_all("the engine was stopped")
-        if process.returncode is None:
-            await self._send(Shutdown())
-            try:
-                await asyncio.wait_for(process.wait(), SHUTDOWN_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-        tasks = [*self._tasks, *([self._teaching] if self._teaching is not None else [])]
+        await self._supervisor.stop()
+        self._give_up(self.error or "")
+        tasks = [task for task in (self._loading, self._teaching) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._release()
 
-    def _release(self) -> None:
-        self._context.destroy(linger=0)
-        self._socket_folder.cleanup()
+    # What the supervisor tells --------------------------------------------------------------------------
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        code = await process.wait()
-        if self._process is not None:
-            self._fail_all(f"the engine's process ended unexpectedly (exit code {code}); its log says why")
-            logger.error("%s", self.error)
+    async def engine_ready(self, info: EngineInfo) -> None:
+        """A new engine: it is told all that the last one knew, and the requests in flight go on."""
+        self._engine_number += 1
+        self.info = info
+        self.metrics.record_engine(info)
+        if self._teaching is not None:
+            definition = await self._teaching
+            if isinstance(definition, str):
+                await self._supervisor.send(LearnTokenizer(definition))
+        if self._watch_interval is not None:
+            await self._supervisor.send(Watch(self._watch_interval))
+        await self._submit_all()
 
-    def _fail_all(self, reason: str) -> None:
-        self.error = self.error or reason
+    async def engine_says(self, message: FromEngine) -> None:
+        match message:
+            case Recorded():
+                recorded = self._recordings.get(message.number)
+                if recorded is not None and not recorded.done():  # else whoever asked has gone
+                    recorded.set_result(message.events)
+            case StepOutputs():
+                try:
+                    self._take_note(message)
+                except Exception:
+                    logger.exception("taking note of a step failed")
+                await self._publish(message.outputs)
+
+    def engine_lost(self, reason: str, in_hand: Sequence[str]) -> None:
+        """The next engine goes on with all requests, but for one that is at fault."""
+        self.metrics.record_engine_lost()
+        self.state, self.seats, self.block_map = NO_STATE, [], b""
+        self._give_up_recordings(reason)
+        culprit = self._suspects.crashed(in_hand)
+        if culprit is None:
+            return
+        self._suspects.cleared(culprit)
+        logger.error("request %s makes the engine crash: it was alone in it now", culprit)
+        if (client := self._clients.get(culprit)) is not None:
+            client.queue.put_nowait(
+                RequestCrashedError("this request makes the engine crash, again and again, in the end alone")
+            )
+
+    def engine_failed(self, reason: str) -> None:
+        self._give_up(reason)
+        self.failed.set()
+
+    def _give_up(self, reason: str) -> None:
         self.metrics.record_engine_end()
-        if not self._ready.done():
-            self._ready.set_exception(EngineStartError(reason))
+        self._give_up_recordings(reason)
+        for client in self._clients.values():
+            client.queue.put_nowait(EngineDeadError(reason))
+
+    def _give_up_recordings(self, reason: str) -> None:
         for recorded in self._recordings.values():
             if not recorded.done():
-                recorded.set_exception(EngineDeadError(self.error))
-        for client in self._clients.values():
-            client.queue.put_nowait(EngineDeadError(self.error))
+                recorded.set_exception(EngineDeadError(reason))
 
     # Requests -------------------------------------------------------------------------------------------
 
@@ -236,7 +244,7 @@ class AsyncEngine:
         request. Raises `InvalidRequestError` or `DeadlineError` before the first item, and `EngineDeadError` at
         any time.
         """
-        if self.error is not None:
+        if self.phase in (Phase.FAILED, Phase.STOPPED):
             raise EngineDeadError(self.error)
         self._num_requests += 1
         request = make_request(
@@ -247,13 +255,13 @@ class AsyncEngine:
             self.tokenizer,
             **ownership,
         )
+        if params.grammar is not None:
+            await self._can_read_text()
         client = _Client(request, self.tokenizer)
         self.metrics.record_request(request.user)
         self._clients[request.request_id] = client
         try:
-            if params.grammar is not None:
-                await self._can_read_text()
-            await self._send(AddRequest(request))
+            await self._submit(client)
             while not client.stream.finished or not client.queue.empty():
                 item = await client.queue.get()
                 if isinstance(item, Exception):
@@ -263,30 +271,78 @@ class AsyncEngine:
                 yield item
         finally:
             del self._clients[request.request_id]
+            if client.timer is not None:
+                client.timer.cancel()
             self.metrics.record_departure(request.user, was_running=bool(client.last_token_at))
-            if not client.stream.finished and self.error is None:
-                await self._send(AbortRequest(request.request_id))
+            if not client.stream.finished:
+                await self._supervisor.send(AbortRequest(request.request_id))
+            await self._clear(request.request_id)
 
-    async def _teach_tokenizer(self) -> InvalidRequestError | None:
+    async def _submit(self, client: _Client) -> None:
+        """Hand a request to the engine, if there is one that has not got it yet. While a suspect runs alone the
+        others wait."""
+        request = client.stream.request
+        if request.deadline is not None and client.timer is None:
+            seconds = request.deadline - time.monotonic()
+            client.timer = asyncio.get_running_loop().call_later(seconds, self._expire, client)
+        if self.phase is not Phase.READY or self._suspects.alone not in (None, request.request_id):
+            return
+        if client.engine_number == self._engine_number or client.stream.finished:
+            return
+        client.engine_number = self._engine_number
+        progress = client.stream.progress
+        is_new = len(progress) == request.params.n and all(each.num_computed == 0 for each in progress)
+        await self._supervisor.send(AddRequest(request, None if is_new else progress))
+
+    async def _submit_all(self) -> None:
+        """Hand all requests to an engine that is new to them, or to a suspect first."""
+        self._suspects.next(self._clients)
+        for client in list(self._clients.values()):
+            await self._submit(client)
+
+    async def _clear(self, request_id: str) -> None:
+        """A request got a token, or has ended: it is not what makes the engine crash."""
+        if self._suspects.cleared(request_id):
+            await self._submit_all()
+
+    def _expire(self, client: _Client) -> None:
+        """A request's deadline has come, whatever the engine is doing: a step may be long, or hang."""
+        request = client.stream.request
+        for progress in client.stream.progress:
+            output = SequenceOutput(
+                request.request_id,
+                progress.index,
+                [],
+                FinishReason.TIMEOUT,
+                num_cached_tokens=progress.num_cached_tokens,
+                num_computed=progress.num_computed,
+            )
+            self.metrics.record_finished_sequence(FinishReason.TIMEOUT)
+            delta = client.stream.push(output)
+            if delta is not None:
+                client.queue.put_nowait(delta)
+
+    async def _teach_tokenizer(self) -> str | InvalidRequestError:
         """The engine has to know what its tokens say, for answers that are held to a grammar. It learns it before
-        there is anything to do: that takes longer than a step. Returns why it cannot."""
+        there is anything to do: that takes longer than a step. Returns why it cannot, or what it learned."""
         try:
             definition = await asyncio.to_thread(self.tokenizer.definition)
         except InvalidRequestError as error:
             return error
-        await self._send(LearnTokenizer(definition))
-        return None
+        await self._supervisor.send(LearnTokenizer(definition))
+        return definition
 
     async def _can_read_text(self) -> None:
         """Raises `InvalidRequestError` where the engine never will."""
         assert self._teaching is not None
-        obstacle = await asyncio.shield(self._teaching)
-        if obstacle is not None:
-            raise obstacle
+        learned = await asyncio.shield(self._teaching)
+        if isinstance(learned, InvalidRequestError):
+            raise learned
 
     async def watch(self, interval: float | None) -> None:
         """Keep `seats` and `block_map` up to date, every `interval` seconds at most; None: no more."""
-        await self._send(Watch(interval))
+        self._watch_interval = interval
+        await self._supervisor.send(Watch(interval))
 
     async def record_trace(self, num_steps: int) -> bytes:
         """The next steps as a JSON array of Chrome trace events; returns when they are done. Raises
@@ -298,12 +354,12 @@ class AsyncEngine:
         number = self._num_recordings
         self._recordings[number] = recorded
         try:
-            await self._send(RecordTrace(number, num_steps))
+            await self._supervisor.send(RecordTrace(number, num_steps))
             return await recorded
         finally:
             del self._recordings[number]
-            if self.error is None and (recorded.cancelled() or not recorded.done()):  # whoever asked has gone
-                await self._send(RecordTrace(number, 0))
+            if recorded.cancelled() or not recorded.done():  # whoever asked has gone
+                await self._supervisor.send(RecordTrace(number, 0))
 
     @property
     def waiting(self) -> dict[str, int]:
@@ -311,33 +367,6 @@ class AsyncEngine:
         return dict(
             Counter(client.stream.request.user for client in self._clients.values() if not client.last_token_at)
         )
-
-    async def _send(self, message: ToEngine) -> None:
-        await self._requests.send(self._encoder.encode(message))
-
-    async def _receive(self) -> None:
-        """Hand the engine's messages to those who wait for them."""
-        decoder = msgspec.msgpack.Decoder(FromEngine)
-        while True:
-            message = decoder.decode(await self._outputs.recv())
-            match message:
-                case EngineInfo():
-                    self.metrics.record_engine(message)
-                    if not self._ready.done():  # else it is being stopped already
-                        self._ready.set_result(message)
-                case EngineFailed():
-                    if not self._ready.done():
-                        self._ready.set_exception(EngineStartError(message.message))
-                case Recorded():
-                    recorded = self._recordings.get(message.number)
-                    if recorded is not None and not recorded.done():  # else whoever asked has gone
-                        recorded.set_result(message.events)
-                case StepOutputs():
-                    try:
-                        self._take_note(message)
-                    except Exception:
-                        logger.exception("taking note of a step failed")
-                    await self._publish(message.outputs)
 
     def _take_note(self, message: StepOutputs) -> None:
         self.metrics.record_state(message.state)
@@ -370,12 +399,14 @@ class AsyncEngine:
         if delta is None:
             return
         if delta.token_ids:
+            self._supervisor.has_progressed()
+            await self._clear(output.request_id)
             self._record_token(client, output, now)
         client.queue.put_nowait(delta)
         if client.stream.finished:
             self._record_end(client, now)
         if delta.finish_reason is not None and output.finish_reason is None:  # met a stop string
-            await self._send(AbortRequest(output.request_id, output.index, FinishReason.STOP))
+            await self._supervisor.send(AbortRequest(output.request_id, output.index, FinishReason.STOP))
 
     def _record_token(self, client: _Client, output: SequenceOutput, now: float) -> None:
         request = client.stream.request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 from scheduler.request import Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.text.grammar import Grammar, GrammarCompiler
+
+logger = logging.getLogger(__name__)
 
 
 class Compiled(NamedTuple):
@@ -59,7 +62,8 @@ class Compiling:
             elif isinstance(error, InvalidRequestError):
                 done.append(Compiled(request, None, str(error)))
             else:
-                raise error
+                logger.error("compiling the grammar of %s failed", request.request_id, exc_info=error)
+                done.append(Compiled(request, None, "the engine failed on this grammar; its log says why"))
         return done
 
     def drop(self, request_id: str) -> Request | None:

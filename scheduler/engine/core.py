@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -22,6 +22,7 @@ from scheduler.messages import (
     EngineInfo,
     EngineState,
     Phases,
+    Progress,
     Received,
     SeatView,
     SequenceOutput,
@@ -54,6 +55,8 @@ MAP_CELLS = 1024
 
 COMPILING_SECONDS = 0.02
 """How long an idle engine waits for a grammar before it looks for messages again."""
+
+FAILED = "the engine failed on this request; its log says why"
 
 NO_TOKEN = "no token can be chosen: the model's logits are not numbers, or the request forbids all of them"
 
@@ -99,6 +102,10 @@ class EngineCore:
         for each in self._drafter.measure() if self._drafter is not None else ():
             self._draft_cost.observe(*each)
         self._compiling = Compiling(loaded.eos_token_ids)
+        self._resuming: dict[str, list[Progress]] = {}
+        """By request, of those whose grammars are being compiled."""
+        self.before_step: Callable[[list[str], float], None] = lambda requests, seconds: None
+        """Told before a step is executed which requests are in it, and how long it should take."""
         self.observers: list[StepObserver] = []
         """Told of every step, once it is over."""
         if config.threads is None and loaded.cache.backend.name == "native":
@@ -131,11 +138,14 @@ class EngineCore:
         """As `Tokenizer.definition` has it: needed before the first request that has a grammar."""
         self._compiling.learn(definition)
 
-    def add(self, request: Request) -> list[SequenceOutput]:
-        """Queue a request. If it can never be served, or not in time, the outputs say so; otherwise there are none
-        yet. One that has a grammar is queued when that is compiled."""
+    def add(self, request: Request, progress: list[Progress] | None = None) -> list[SequenceOutput]:
+        """Queue a request, or the rest of one that was lost with another engine. If it can never be served, or not
+        in time, the outputs say so; otherwise there are none yet. One that has a grammar is queued when that is
+        compiled."""
         if request.params.grammar is None:
-            return self._queue(request)
+            return self._queue(request, progress)
+        if progress is not None:
+            self._resuming[request.request_id] = progress
         try:
             self._compiling.begin(request)
         except InvalidRequestError as error:
@@ -150,17 +160,22 @@ class EngineCore:
                 outputs += _refused(request, FinishReason.ERROR, error or "")
             else:
                 self.executor.steerings.grammars[request.request_id] = grammar
-                outputs += self._queue(request)
+                outputs += self._queue(request, self._resuming.pop(request.request_id, None))
         return outputs
 
-    def _queue(self, request: Request) -> list[SequenceOutput]:
+    def _queue(self, request: Request, progress: list[Progress] | None) -> list[SequenceOutput]:
         try:
-            if request.deadline is not None:
+            if request.deadline is not None and progress is None:
                 self._check_deadline(request, request.deadline - time.monotonic())
-            self.scheduler.add(request)
+            self.scheduler.add(request, progress)
         except (InvalidRequestError, DeadlineError) as error:
             reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
             return _refused(request, reason, str(error))
+        except Exception:
+            if request.request_id in self.scheduler.live_requests:
+                raise  # half of it is there: nothing here can be trusted any more
+            logger.exception("request %s could not be queued", request.request_id)
+            return _refused(request, FinishReason.ERROR, FAILED)
         return []
 
     def _check_deadline(self, request: Request, seconds_left: float) -> None:
@@ -182,6 +197,7 @@ class EngineCore:
         self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT
     ) -> list[SequenceOutput]:
         """End a request, or one of its sequences, at once; unknown ids are ignored."""
+        self._resuming.pop(request_id, None)
         compiling = self._compiling.drop(request_id)
         if compiling is not None:
             return _refused(compiling, reason, None)
@@ -206,6 +222,8 @@ class EngineCore:
         for sequence in plan.admitted:
             sequence.seated_time = now
         planning = clock.lap()
+        in_hand = [chunk.sequence.request.request_id for chunk in plan.chunks]
+        self.before_step(in_hand, self.cost.predict(plan.num_tokens, plan.attended))
         self._draft(plan)
         drafting = clock.lap()
         result, failed, sampling_time = self._execute(plan)
@@ -246,9 +264,17 @@ class EngineCore:
             ],
         )
         self._forget(ended)
-        for observer in self.observers:
-            observer.step(plan, clock.started, step, ended)
+        self._tell_observers(plan, clock.started, step, ended)
         return StepOutputs(outputs, self.state, step)
+
+    def _tell_observers(self, plan: Plan, started: float, step: StepStats, ended: list[Sequence]) -> None:
+        """One that fails is told no more: nobody's answer depends on who looks on."""
+        for observer in list(self.observers):
+            try:
+                observer.step(plan, started, step, ended)
+            except Exception:
+                logger.exception("%s failed; it is told of no more steps", type(observer).__name__)
+                self.observers.remove(observer)
 
     def snapshot(self, *, with_blocks: bool) -> Snapshot:
         """Who sits where, and perhaps the state of the blocks."""
@@ -337,7 +363,7 @@ class EngineCore:
                 )
             except Exception:
                 logger.exception("request %s failed", chunk.sequence.request.request_id)
-                failed.append(self._fail(chunk, "the engine failed on this request; its log says why"))
+                failed.append(self._fail(chunk, FAILED))
                 continue
             place = len(plan.chunks)
             if alone.broken:
@@ -399,6 +425,7 @@ def _output(
         pooled=gain.pooled if gain else [],
         drafted=list(gain.chunk.drafted) if gain else [],
         part=part,
+        num_computed=sequence.num_ever_computed,
     )
 
 

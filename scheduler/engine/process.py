@@ -1,173 +1,59 @@
-"""The engine's own process: reads messages, steps while there is work, writes outputs.
+"""The engine's own process, from its first moment: started as `python -m scheduler.engine.process FD PARENT`.
 
-Started by AsyncEngine as `python -m scheduler.engine.process`, with its settings as one JSON line on stdin.
+FD is the pulse's file, PARENT the process to live and die with; the settings are one JSON line on stdin. What
+takes seconds to import comes last: the pulse has to beat, and signals have to be out of the way, before that.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import logging
-import math
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import zmq
 
-from scheduler.attention import BackendError
-from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
-from scheduler.execution.kv_cache import KVCacheTooSmallError
-from scheduler.messages import (
-    AbortRequest,
-    AddRequest,
-    EngineFailed,
-    FromEngine,
-    Launch,
-    LearnTokenizer,
-    Recorded,
-    RecordTrace,
-    SequenceOutput,
-    Shutdown,
-    Snapshot,
-    StepOutputs,
-    ToEngine,
-    Watch,
-)
-from scheduler.models.model_config import UnsupportedModelError
-from scheduler.observing.logs import configure
-from scheduler.observing.trace import Recording, TraceFile
-
-logger = logging.getLogger(__name__)
-
-IDLE_POLL_MS = 1000
-
-INTAKE_SECONDS = 0.01
-"""Between two steps, messages are taken in for about so long: a burst of long prompts does not hold up the
-streams."""
-
-MAP_SECONDS = 1.0
-"""The block pool's picture is made no more often than this: unlike the seats it takes a look at every block."""
+from scheduler.engine.pulse import BEAT_SECONDS, Pulse
+from scheduler.messages import Launch
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole process group; the parent decides when the engine stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=Launch)
-    config = EngineConfig.model_construct(**launch.config)
-    configure(launch.log_level, config.log_format)
-    context = zmq.Context()
-    requests = context.socket(zmq.PULL)
-    requests.bind(launch.requests_address)
-    outputs = context.socket(zmq.PUSH)
-    outputs.connect(launch.outputs_address)
-    encoder = msgspec.msgpack.Encoder()
+    # These reach the whole process group, or all of a service; the parent decides when the engine stops.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    pulse = Pulse(int(sys.argv[1]))
+    life = Life(pulse, int(sys.argv[2]))
+    threading.Thread(target=life.go_on, name="pulse", daemon=True).start()
+    line = sys.stdin.buffer.readline()
+    if not line:  # the parent has gone, or does not need an engine any more
+        return
+    launch = msgspec.json.decode(line, type=Launch)
+    life.folder = Path(launch.folder)
 
-    def send(message: FromEngine) -> None:
-        outputs.send(encoder.encode(message))
+    from scheduler.engine.loop import run
 
-    try:
-        core = EngineCore(config, launch.model_path)
-        trace = TraceFile(Path(config.trace)) if config.trace is not None else None
-    except (UnsupportedModelError, BackendError, KVCacheTooSmallError, OSError) as error:
-        send(EngineFailed(f"cannot serve {launch.model_path}: {error}"))
-    except Exception as error:
-        logger.exception("the engine could not start")
-        send(EngineFailed(f"the engine could not start: {type(error).__name__}: {error}"))
-    else:
-        send(core.info)
-        with contextlib.closing(trace) if trace is not None else contextlib.nullcontext():
-            if trace is not None:
-                core.observers.append(trace)
-            gc.freeze()  # what loading left stays: to look through it again would take longer than a step
-            EngineLoop(core, send).run(requests)
-    finally:
-        context.destroy(linger=1000)
+    run(launch, pulse)
 
 
-class EngineLoop:
-    """Alternates between intake and step, and answers those who look on."""
+class Life:
+    """Beats for as long as the parent lives. When it is gone, the process ends at once, whatever it is doing."""
 
-    def __init__(self, core: EngineCore, send: Callable[[FromEngine], None]) -> None:
-        self._core = core
-        self._send = send
-        self._intake: list[SequenceOutput] = []
-        self._publishing = 0.0
-        self._watch_interval: float | None = None
-        self._next_look = 0.0
-        self._next_map = 0.0
-        self._recordings: dict[int, Recording] = {}
+    def __init__(self, pulse: Pulse, parent: int) -> None:
+        self._pulse = pulse
+        self._parent = parent
+        self.folder: Path | None = None
+        """Of the sockets: nobody else is left to remove it."""
 
-    def run(self, requests: zmq.Socket[bytes]) -> None:
-        """Until told to shut down, or until the parent is gone."""
-        decoder = msgspec.msgpack.Decoder(ToEngine)
-        parent = os.getppid()
-        while os.getppid() == parent:
-            # Busy: take what has arrived and go on. Idle: wait.
-            timeout = 0 if self._core.has_work else IDLE_POLL_MS
-            received = False
-            until = math.inf
-            while time.monotonic() < until and requests.poll(timeout):
-                if not received:
-                    until = time.monotonic() + INTAKE_SECONDS
-                timeout = 0
-                received = True
-                message = decoder.decode(requests.recv())
-                if isinstance(message, Shutdown):
-                    return
-                self._take(message)
-            if self._core.has_work:
-                self._step()
-            elif received:
-                snapshot = self._look(time.monotonic())
-                self._send(StepOutputs(self._intake, self._core.state, snapshot=snapshot))
-                self._intake = []
-
-    def _take(self, message: ToEngine) -> None:
-        match message:
-            case AddRequest(request):
-                self._intake += self._core.add(request)
-            case AbortRequest(request_id, index, reason):
-                self._intake += self._core.abort(request_id, index, reason)
-            case LearnTokenizer(definition):
-                self._core.learn_tokenizer(definition)
-            case Watch(interval):
-                self._watch_interval = interval
-            case RecordTrace(number, 0):
-                if (recording := self._recordings.pop(number, None)) is not None:
-                    self._core.observers.remove(recording)
-            case RecordTrace(number, num_steps):
-                self._recordings[number] = Recording(num_steps)
-                self._core.observers.append(self._recordings[number])
-
-    def _look(self, now: float) -> Snapshot | None:
-        """A snapshot, if somebody watches and it is time for one. Before the engine idles it always is: no later
-        one would show that all have left."""
-        if self._watch_interval is None or (now < self._next_look and self._core.has_work):
-            return None
-        self._next_look = now + self._watch_interval
-        with_blocks = now >= self._next_map or not self._core.has_work
-        if with_blocks:
-            self._next_map = now + MAP_SECONDS
-        return self._core.snapshot(with_blocks=with_blocks)
-
-    def _step(self) -> None:
-        result = self._core.step()
-        started = time.monotonic()
-        snapshot = self._look(started)
-        outputs = self._intake + result.outputs
-        self._send(StepOutputs(outputs, result.state, result.step, self._publishing, snapshot))
-        self._intake = []
-        self._publishing = time.monotonic() - started
-        for number, recording in list(self._recordings.items()):
-            if recording.is_done:
-                self._send(Recorded(number, recording.encode()))
-                self._core.observers.remove(self._recordings.pop(number))
+    def go_on(self) -> None:
+        while os.getppid() == self._parent:
+            self._pulse.beat()
+            time.sleep(BEAT_SECONDS)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":

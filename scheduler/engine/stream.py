@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
-from scheduler.messages import EngineInfo, SequenceOutput, StepPart
+from scheduler.messages import EngineInfo, Progress, SequenceOutput, StepPart
 from scheduler.request import FinishReason, Request, check_fits
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import Choice, TokenLogprobs
@@ -122,11 +122,17 @@ class RequestStream:
             for _ in range(params.n)
         ]
         self._num_tokens = [0] * params.n
-        self._open = set(range(params.n))
+        self._open = {index: Progress(index, [], 0, 0) for index in range(params.n)}
+        """The sequences that have not ended, and how far each has come."""
 
     @property
     def finished(self) -> bool:
         return not self._open
+
+    @property
+    def progress(self) -> list[Progress]:
+        """What another engine has to know to go on with the sequences that have not ended."""
+        return list(self._open.values())
 
     def push(self, output: SequenceOutput) -> Delta | None:
         """Take one output. None: its sequence has ended already, the engine just did not know yet.
@@ -134,8 +140,13 @@ class RequestStream:
         A delta that ends with a stop string carries its finish reason before the engine has it: the caller is to
         abort that sequence.
         """
-        if output.index not in self._open:
+        progress = self._open.get(output.index)
+        if progress is None:
             return None
+        progress.token_ids.extend(output.token_ids)
+        self._open[output.index] = msgspec.structs.replace(
+            progress, num_computed=output.num_computed, num_cached_tokens=output.num_cached_tokens
+        )
         detokenizer = self._detokenizers[output.index]
         text, num_tokens = self._read(output)
         finish_reason = output.finish_reason
@@ -143,7 +154,7 @@ class RequestStream:
         if detokenizer.stop_reason is not None:
             finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_reason
         if finish_reason is not None:
-            self._open.discard(output.index)
+            del self._open[output.index]
         return Delta(
             index=output.index,
             text=text,

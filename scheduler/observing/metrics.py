@@ -53,6 +53,9 @@ class EngineMetrics:
             *("device", "kv_cache_dtype", "products", "attention_backend", "block_size", "num_gpu_blocks"),
         )
         self._up = gauge("engine_up", "1 while the engine's process lives, 0 when it has ended.").labels(model)
+        self._lost = self._counter(
+            "engine_lost_total", "Times that the engine's process died or hung, and another one took its place."
+        ).labels(model)
         self._num_blocks = 1
         self._num_seats = gauge("seats", "Sequences that can share a step.").labels(model)
         self._running = gauge("requests_running", "Sequences that have a seat in the batch.").labels(model)
@@ -165,8 +168,14 @@ class EngineMetrics:
         self._block_size.set(info.block_size)
         self._num_blocks = info.num_blocks
 
+    def record_engine_lost(self) -> None:
+        self._lost.inc()
+        self.record_engine_end()
+
     def record_engine_end(self) -> None:
-        self._up.set(0)
+        """What is gone holds nothing."""
+        for gauge in (self._up, self._running, self._waiting, self._kv_usage, self._gap, *self._blocks.values()):
+            gauge.set(0)
 
     def record_state(self, state: EngineState) -> None:
         self._running.set(state.num_running)

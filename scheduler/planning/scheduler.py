@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from scheduler.context_window import ContextWindow
+from scheduler.messages import Progress
 from scheduler.planning.blocks import BlockPool, Prefix
 from scheduler.planning.plan import Chunk, Pace, Plan, PlanBuilder
 from scheduler.planning.policy import Policy, Work
@@ -129,8 +130,9 @@ class Scheduler:
 
     # Intake ---------------------------------------------------------------------------------------------
 
-    def add(self, request: Request) -> list[Sequence]:
-        """Queue a request, and return its `n` sequences. Raises `InvalidRequestError` if it can never fit."""
+    def add(self, request: Request, progress: Iterable[Progress] | None = None) -> list[Sequence]:
+        """Queue a request, and return its `n` sequences; or those that it had in another engine, which go on as
+        after a preemption. Raises `InvalidRequestError` if it can never fit."""
         check_fits(
             request,
             max_model_len=self.max_model_len,
@@ -140,7 +142,10 @@ class Scheduler:
         )
         if request.request_id in self._live:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use by a live request")
-        sequences = [Sequence(request, index) for index in range(request.params.n)]
+        if progress is None:
+            sequences = [Sequence(request, index) for index in range(request.params.n)]
+        else:
+            sequences = [_resumed(request, each) for each in progress]
         self._live[request.request_id] = list(sequences)
         for sequence in sequences:
             self._num_arrivals += 1
@@ -156,7 +161,7 @@ class Scheduler:
         """The first goes ahead. Its siblings follow when the prompt, which is theirs too, is in the cache."""
         first, *others = sequences
         self.policy.add(first)
-        if not self.prefix_caching:
+        if not self.prefix_caching or first.index > 0 or first.num_output_tokens > 0:
             for sequence in others:
                 self.policy.add(sequence)
         elif others:
@@ -436,3 +441,16 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._live[sequence.request.request_id]
+
+
+def _resumed(request: Request, progress: Progress) -> Sequence:
+    """A sequence that goes on where it was lost: its known tokens are computed again, and charged to nobody."""
+    sequence = Sequence(request, progress.index)
+    for token_id in progress.token_ids:
+        sequence.append(token_id)
+    if progress.num_computed > 0:
+        sequence.num_preemptions = 1
+        sequence.num_ever_computed = progress.num_computed
+        sequence.num_cached_tokens = progress.num_cached_tokens
+        sequence.num_charged_tokens = min(progress.num_computed, sequence.num_prompt_tokens)
+    return sequence

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
-import zmq.asyncio
 from prometheus_client import CollectorRegistry
 
 from scheduler import AsyncEngine, EngineConfig, SamplingParams
-from scheduler.engine.client import EngineDeadError, EngineStartError
+from scheduler.engine.client import EngineStartError
 from scheduler.engine.core import EngineCore
-from scheduler.engine.process import EngineLoop
+from scheduler.engine.loop import EngineLoop
+from scheduler.engine.pulse import Pulse
 from scheduler.engine.stream import Delta, RequestStream
 from scheduler.messages import RecordTrace, SequenceOutput, StepStats, ToEngine
 from scheduler.request import FinishReason
@@ -128,13 +127,13 @@ async def test_a_recording_that_nobody_waits_for_ends(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[ToEngine] = []
-    send = engine._send
+    send = engine._supervisor.send
 
     async def spy(message: ToEngine) -> None:
         sent.append(message)
         await send(message)
 
-    monkeypatch.setattr(engine, "_send", spy)
+    monkeypatch.setattr(engine._supervisor, "send", spy)
     recording = asyncio.create_task(engine.record_trace(10**6))
     while not sent:
         await asyncio.sleep(0)
@@ -151,80 +150,13 @@ async def test_a_recording_that_nobody_waits_for_ends(
 
 def test_the_engine_forgets_a_recording() -> None:
     core: Any = SimpleNamespace(observers=[], has_work=False)
-    loop = EngineLoop(cast(EngineCore, core), lambda _: None)
+    loop = EngineLoop(cast(EngineCore, core), lambda _: None, cast(Pulse, None))
     loop._take(RecordTrace(1, 100))
     loop._take(RecordTrace(2, 100))
     loop._take(RecordTrace(1, 0))
     loop._take(RecordTrace(7, 0))
     assert core.observers == list(loop._recordings.values())
     assert list(loop._recordings) == [2]
-
-
-async def test_when_the_engine_dies_its_requests_fail_and_new_ones_are_refused(model_path: str) -> None:
-    engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
-    await engine.start()
-    try:
-        stream = engine.generate([5, 6, 7], SamplingParams(max_tokens=600, ignore_eos=True))
-        await anext(stream)
-        assert engine._process is not None
-        engine._process.kill()
-        with pytest.raises(EngineDeadError, match="ended unexpectedly"):
-            async for _ in stream:
-                pass
-        assert engine.error is not None
-        with pytest.raises(EngineDeadError):
-            await anext(engine.generate([1], GREEDY))
-        with pytest.raises(EngineDeadError):
-            await engine.record_trace(1)
-    finally:
-        await engine.stop()
-
-
-def kill_unseen(engine: AsyncEngine) -> None:
-    assert engine._process is not None
-    engine._process.kill()
-    time.sleep(1)  # the event loop hears of it later, the sockets at once
-
-
-async def test_nothing_waits_for_an_engine_that_died_unseen(model_path: str) -> None:
-    """Between the process's end and the news of it, what is sent has no taker."""
-    engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
-    await engine.start()
-    async with asyncio.timeout(30):
-        try:
-            kill_unseen(engine)
-            with pytest.raises(EngineDeadError, match="ended unexpectedly"):
-                await anext(engine.generate([5, 6, 7], GREEDY))
-        finally:
-            await engine.stop()
-
-
-async def test_stopping_does_not_wait_for_an_engine_that_died_unseen(model_path: str) -> None:
-    engine = AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB"))
-    await engine.start()
-    kill_unseen(engine)
-    async with asyncio.timeout(30):
-        await engine.stop()
-
-
-async def test_a_message_that_is_none_is_no_silence(model_path: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with AsyncEngine(EngineConfig(model=model_path, dtype="float32", kv_cache_memory="64MB")) as engine:
-        stream = engine.generate([5, 6, 7], SamplingParams(max_tokens=600, ignore_eos=True))
-        await anext(stream)
-        recording = asyncio.create_task(engine.record_trace(10**6))
-        with zmq.asyncio.Context() as context, context.socket(zmq.PUSH) as stranger:
-            stranger.connect(f"ipc://{engine._socket_folder.name}/outputs")
-            await stranger.send(b"\xc1")
-            async with asyncio.timeout(30):
-                with pytest.raises(EngineDeadError, match="receiving from the engine's process failed"):
-                    async for _ in stream:
-                        pass
-        with pytest.raises(EngineDeadError):
-            await recording
-        assert engine.error is not None
-        assert "Traceback" in caplog.text
-        assert not engine._clients
-        assert not engine._recordings
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,3 @@ async def test_it_can_be_cancelled_as_any_other() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-
-async def test_where_nothing_can_go_on_somebody_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    async def run() -> None:
-        raise KeyError(7)
-
-    told: list[str] = []
-    await background.run_or_tell("reading", run, told.append)
-    assert told == ["reading failed (KeyError); the log says why"]
-    assert "Traceback" in caplog.text

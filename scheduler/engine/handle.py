@@ -1,0 +1,108 @@
+"""One process of the engine, as its parent holds it: its sockets, its pulse, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from typing import Self
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from scheduler.engine.pulse import Pulse, Work, new_pulse_file
+from scheduler.messages import OUTPUTS, REQUESTS, FromEngine, Launch, Shutdown, StepOutputs, ToEngine
+
+SHUTDOWN_SECONDS = 5.0
+
+
+class EngineProcess:
+    """Started before it is known what to load: importing what it needs takes longer than finding that out."""
+
+    def __init__(self, process: asyncio.subprocess.Process, pulse: Pulse) -> None:
+        self.pulse = pulse
+        self._process = process
+        self._folder = tempfile.TemporaryDirectory(prefix="carousel-", ignore_cleanup_errors=True)
+        self._context = zmq.asyncio.Context()
+        self._requests = self._context.socket(zmq.PUSH)
+        # Sending never waits: the end that connects queues what it sends even while nobody is there to take it, as
+        # when the process has just died, and the end that binds would wait for the next to come.
+        self._requests.set(zmq.SNDHWM, 0)
+        self._requests.connect(f"ipc://{self._folder.name}/{REQUESTS}")
+        self._outputs = self._context.socket(zmq.PULL)
+        self._outputs.bind(f"ipc://{self._folder.name}/{OUTPUTS}")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+
+    @classmethod
+    async def start(cls) -> Self:
+        """Start a process; it does nothing yet that matters."""
+        descriptor = new_pulse_file()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "scheduler.engine.process",
+            str(descriptor),
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            pass_fds=(descriptor,),
+        )
+        return cls(process, Pulse(descriptor))
+
+    def launch(self, launch: Launch) -> None:
+        """Tell it what to load."""
+        launch = msgspec.structs.replace(launch, folder=self._folder.name)
+        assert self._process.stdin is not None
+        with contextlib.suppress(ConnectionError):  # it has died: `wait` tells
+            self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
+
+    async def send(self, message: ToEngine) -> None:
+        await self._requests.send(self._encoder.encode(message))
+
+    async def messages(self) -> AsyncIterator[FromEngine]:
+        """What it says, without an end."""
+        while True:
+            message = self._decoder.decode(await self._outputs.recv())
+            if isinstance(message, StepOutputs):  # it has heard and it is heard: no file is needed any more
+                self._folder.cleanup()
+            yield message
+
+    async def last_messages(self) -> AsyncIterator[FromEngine]:
+        """What it had said before it died."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                yield self._decoder.decode(await self._outputs.recv(zmq.NOBLOCK))
+
+    @property
+    def work(self) -> Work | None:
+        """What it is at, or was when it died."""
+        return self.pulse.work
+
+    async def wait(self) -> str:
+        """How it ended, in words."""
+        code = await self._process.wait()
+        return f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+
+    async def kill(self) -> None:
+        """End it now."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def shut_down(self) -> None:
+        """Let it end by itself, for a while."""
+        if self._process.returncode is None:
+            await self.send(Shutdown())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), SHUTDOWN_SECONDS)
+        await self.kill()
+
+    def close(self) -> None:
+        """After its end: nothing of it is left."""
+        self._context.destroy(linger=0)
+        self._folder.cleanup()
+        self.pulse.close()
