@@ -21,8 +21,6 @@ class Launch(msgspec.Struct, frozen=True):
     """The validated EngineConfig, as JSON has it."""
     model_path: str
     log_level: int
-    folder: str = ""
-    """Where the sockets are."""
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -15,12 +15,12 @@ from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.embeddings import create_embeddings
 from server.api.grammars import grammars_lifetime
+from server.api.health import live, ready
 from server.api.messages_api.endpoint import count_tokens, create_message
 from server.api.models import (
     STARTED,
     get_load,
     get_version,
-    health,
     list_models,
     retrieve_model,
 )
@@ -39,6 +39,7 @@ from server.http.access_log import log_departures
 from server.http.admission import tell_limits
 from server.http.authentication import authenticate
 from server.http.cors import CrossOrigin
+from server.http.draining import DRAINING, Draining
 from server.http.errors import answer_errors
 from server.http.guard import guard
 from server.http.metrics import add_metrics, without_names
@@ -71,6 +72,8 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
         spans = Spans(config.otlp_endpoint)
         app.middlewares.append(spans.middleware)
         app.cleanup_ctx.append(spans.lifetime)
+    app[DRAINING] = Draining()
+    app.middlewares.append(app[DRAINING].middleware)
     app[CONFIG] = config
     app[ENGINE] = engine
     app[LEDGER] = Ledger(config.ledger_file)
@@ -130,9 +133,11 @@ def _add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_get(f"{root}/page/server.json", get_settings)
     router.add_get(f"{root}/page/{{name}}", get_page_file)
     router.add_get(f"{root}/live", get_live)
-    router.add_get(f"{root}/health", health)
-    router.add_get(f"{root}/ping", health)
-    router.add_post(f"{root}/ping", health, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/health/live", live)
+    router.add_get(f"{root}/health/ready", ready)
+    router.add_get(f"{root}/health", ready)
+    router.add_get(f"{root}/ping", ready)
+    router.add_post(f"{root}/ping", ready, expect_handler=refuse_expectations)
 
 
 async def _following_of_users(app: web.Application) -> AsyncIterator[None]:

@@ -102,6 +102,10 @@ class ServeConfig(EngineConfig):
     stalled_stream_seconds: PositiveSeconds = 30.0
     """Seconds that the reader of a stream may take nothing; then the request and its connection end."""
 
+    drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    """Seconds that running requests may still take after Ctrl-C or SIGTERM; new ones are refused with status 503
+    meanwhile. A second Ctrl-C ends the server at once."""
+
     otlp_endpoint: str | None = None
     """Send a span for each generation there, by OpenTelemetry's protocol over HTTP (http://127.0.0.1:4318/v1/traces);
     needs the extra `otel`."""

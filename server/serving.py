@@ -18,12 +18,15 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from scheduler.engine.client import AsyncEngine, EngineStartError
 from server.app import create_app
+from server.app_keys import ENGINE
 from server.config import ServeConfig
 from server.http import access_log
 from server.http.access_log import AccessLogger
 from server.http.broken import ConnectionLog
+from server.http.draining import DRAINING
 from server.http.metrics import create_metrics_app
 from server.http.protocol import Runner
+from server.starting import create_starting_app
 
 GRACE_SECONDS = 1.0
 """How long streams in flight may go on at the end; aiohttp waits this long twice before it cancels them."""
@@ -44,19 +47,30 @@ class CannotListenError(RuntimeError):
     """The address cannot be listened on; the message says what to do."""
 
 
-class Served(NamedTuple):
-    """Where a server is to be found."""
+class EngineLostError(RuntimeError):
+    """There is no engine any more; the message says why."""
 
+
+class Served(NamedTuple):
+    """A server, and where it is to be found."""
+
+    app: web.Application
     url: str
     metrics_url: str | None
     """That of the metrics' own port."""
 
 
 async def serve(config: ServeConfig) -> None:
-    """Serve until cancelled. Raises what `served` raises."""
-    async with served(config) as where:
-        _announce(config, where)
-        await asyncio.Event().wait()
+    """Serve until cancelled, and then finish what runs. Raises what `served` raises, and `EngineLostError`."""
+    async with served(config) as server:
+        _announce(config, server)
+        engine = server.app[ENGINE]
+        try:
+            await engine.failed.wait()
+        except asyncio.CancelledError:
+            await server.app[DRAINING].finish(config.drain_timeout)
+            raise
+        raise EngineLostError(engine.error)
 
 
 @asynccontextmanager
@@ -84,12 +98,15 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
             special_tokens_in_text=config.allow_special_tokens_in_text,
         )
         app = create_app(config, engine, registry)
-        await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
+        # Another socket of the same port: what connects is answered by the one or the other, and never refused.
+        early = stack.enter_context(listener.dup())
+        async with _running(create_starting_app(config.root_path), early, log, access_log=None):
+            await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
         gc.collect()
         gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
         stack.callback(logger.info, "stopping")
         of_metrics = None if metrics is None else _url(config.metrics_host, metrics)
-        yield Served(_url(config.host, listener), of_metrics)
+        yield Served(app, _url(config.host, listener), of_metrics)
 
 
 def _text_of(template: Path | None) -> str | None:

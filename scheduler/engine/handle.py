@@ -23,10 +23,12 @@ SHUTDOWN_SECONDS = 5.0
 class EngineProcess:
     """Started before it is known what to load: importing what it needs takes longer than finding that out."""
 
-    def __init__(self, process: asyncio.subprocess.Process, pulse: Pulse) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, pulse: Pulse, folder: tempfile.TemporaryDirectory[str]
+    ) -> None:
         self.pulse = pulse
         self._process = process
-        self._folder = tempfile.TemporaryDirectory(prefix="carousel-", ignore_cleanup_errors=True)
+        self._folder = folder
         self._context = zmq.asyncio.Context()
         self._requests = self._context.socket(zmq.PUSH)
         # Sending never waits: the end that connects queues what it sends even while nobody is there to take it, as
@@ -41,6 +43,7 @@ class EngineProcess:
     @classmethod
     async def start(cls) -> Self:
         """Start a process; it does nothing yet that matters."""
+        folder = tempfile.TemporaryDirectory(prefix="carousel-", ignore_cleanup_errors=True)
         descriptor = new_pulse_file()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -48,14 +51,14 @@ class EngineProcess:
             "scheduler.engine.process",
             str(descriptor),
             str(os.getpid()),
+            folder.name,
             stdin=asyncio.subprocess.PIPE,
             pass_fds=(descriptor,),
         )
-        return cls(process, Pulse(descriptor))
+        return cls(process, Pulse(descriptor), folder)
 
     def launch(self, launch: Launch) -> None:
         """Tell it what to load."""
-        launch = msgspec.structs.replace(launch, folder=self._folder.name)
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):  # it has died: `wait` tells
             self._process.stdin.write(msgspec.json.encode(launch) + b"\n")

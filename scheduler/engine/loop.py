@@ -64,15 +64,15 @@ MAP_SECONDS = 1.0
 """The block pool's picture is made no more often than this: unlike the seats it takes a look at every block."""
 
 
-def run(launch: Launch, pulse: Pulse) -> None:
+def run(launch: Launch, folder: Path, pulse: Pulse) -> None:
     """Load the model and serve, until told to shut down."""
     config = EngineConfig.model_construct(**launch.config)
     configure(launch.log_level, config.log_format)
     context = zmq.Context()
     requests = context.socket(zmq.PULL)
-    requests.bind(f"ipc://{launch.folder}/{REQUESTS}")
+    requests.bind(f"ipc://{folder}/{REQUESTS}")
     outputs = context.socket(zmq.PUSH)
-    outputs.connect(f"ipc://{launch.folder}/{OUTPUTS}")
+    outputs.connect(f"ipc://{folder}/{OUTPUTS}")
     encoder = msgspec.msgpack.Encoder()
 
     def send(message: FromEngine) -> None:

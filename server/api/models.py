@@ -7,9 +7,8 @@ from importlib.metadata import version
 import msgspec
 from aiohttp import web
 
-from scheduler.engine.client import EngineDeadError
 from scheduler.messages import EngineInfo
-from server.api.responses import Health, Model, ModelList
+from server.api.responses import Model, ModelList
 from server.app_keys import CONFIG, ENGINE
 from server.http.errors import ApiError
 from server.http.json import json_response
@@ -56,13 +55,6 @@ async def retrieve_model(request: web.Request) -> web.Response:
 
 def _model(app: web.Application, name: str) -> Model:
     return Model(name, app[STARTED], app[ENGINE].info.max_model_len, root=app[CONFIG].model)
-
-
-async def health(request: web.Request) -> web.Response:
-    """200 while requests can be served; 503 with the reason when the engine is gone."""
-    if (reason := request.app[ENGINE].error) is not None:
-        raise EngineDeadError(reason)
-    return json_response(Health("ok"))
 
 
 async def get_version(request: web.Request) -> web.Response:

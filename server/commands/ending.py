@@ -9,8 +9,9 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
-"""Exit statuses, besides 0; the last is the shell's for a Ctrl-C."""
+FAILED, WRONG_USAGE, CRASHED, INTERRUPTED = 1, 2, 70, 130
+"""Exit statuses, besides 0. 70 is sysexits.h's for a fault in the program itself: a service manager may try again.
+The last is the shell's for a Ctrl-C."""
 
 
 def complain(args: argparse.Namespace, *lines: str, status: int = FAILED) -> int:

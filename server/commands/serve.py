@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from scheduler.observing.logs import configure
-from server.commands.ending import complain, run_until_signal
+from server.commands.ending import CRASHED, complain, run_until_signal
 from server.commands.flags import ConfigFlags
 from server.config import ServeConfig
 
@@ -25,10 +25,12 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     from server.api.responses_api.store import StoreError
     from server.batches.store import BatchStoreError
     from server.http.spans import OtelMissingError
-    from server.serving import CannotListenError, serve
+    from server.serving import CannotListenError, EngineLostError, serve
 
     try:
         run_until_signal(serve(config))
     except (EngineStartError, CannotListenError, OtelMissingError, StoreError, BatchStoreError) as error:
         return complain(args, str(error))
+    except EngineLostError as error:
+        return complain(args, str(error), status=CRASHED)
     return 0

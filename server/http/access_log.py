@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler
 from server.app_keys import USER
 from server.http.record import record_of
 
-_PROBES = frozenset({"/health", "/metrics"})
+_PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 _NO_HTTP = "UNKNOWN"
 """What aiohttp gives for the method of a message that it cannot read."""
 _CLIENT_CLOSED_REQUEST = 499

@@ -8,7 +8,9 @@ from aiohttp.typedefs import Handler
 from server.app_keys import CONFIG, USER, USERS
 from server.http.errors import ApiError
 
-_OPEN_PATHS = frozenset({"", "/", "/health", "/metrics", "/ping", "/version", "/openapi.json"})
+_OPEN_PATHS = frozenset(
+    {"", "/", "/health", "/health/live", "/health/ready", "/metrics", "/ping", "/version", "/openapi.json"}
+)
 _PAGE_FILES = "/page/"
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
-from scheduler.engine.client import EngineDeadError
+from scheduler.engine.client import EngineDeadError, RequestCrashedError
 from scheduler.request import DeadlineError
 from scheduler.sampling_params import InvalidRequestError
 from server.app_keys import ENGINE, user_of
@@ -24,7 +24,7 @@ MAX_PROBLEMS = 8
 """How many things wrong with a request are told at once."""
 
 NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients would otherwise send a request that met its deadline again."""
+"""OpenAI's clients would otherwise send a request again that met its deadline, or that crashed the engine."""
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def told_of(error: Exception) -> ApiError | None:
             return ApiError(400, message, param=place(problems[0]) or None)
         case EngineDeadError():
             return ApiError(503, str(error), type="server_error", code="engine_dead")
+        case RequestCrashedError():
+            return ApiError(500, str(error), type="server_error", code="engine_crashed", headers=NO_RETRY)
         case _:
             return None
 

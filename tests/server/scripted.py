@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from scheduler.engine.client import AsyncEngine, Delta
+from scheduler.engine.client import AsyncEngine, Delta, Phase
 from scheduler.messages import EngineInfo
 from scheduler.observing.metrics import EngineMetrics
 from server.app import create_app
@@ -31,6 +31,7 @@ class ScriptedEngine:
 
     info = EngineInfo("scripted", LONGEST, 100, 64, 16, "float32", "cpu", "torch", "float32", 0, "")
     error: str | None = None
+    phase = Phase.READY
 
     def __init__(self, *script: Delta | Exception | asyncio.Event) -> None:
         self._script = script

@@ -25,9 +25,8 @@ Json = dict[str, Any]
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without Carousel's own variables, plus `extra`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CAROUSEL_")} | {
-        **(extra or {})
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CAROUSEL_")}
+    return kept | {"CAROUSEL_DRAIN_TIMEOUT": "0", **(extra or {})}
 
 
 def carousel(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -80,7 +79,7 @@ class Server:
 
     @property
     def engine_process(self) -> psutil.Process:
-        (process,) = psutil.Process(self.process.pid).children()
+        (process,) = (each for each in psutil.Process(self.process.pid).children() if each.status() != "zombie")
         return process
 
     def client(self) -> OpenAI:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from scheduler.engine.client import Delta, EngineDeadError
+from scheduler.engine.client import Delta, EngineDeadError, Phase, RequestCrashedError
 from scheduler.request import FinishReason
 from server.api import generation
 from server.http import sse
@@ -22,6 +22,7 @@ FAILURE = Delta(0, "", [], None, FinishReason.ERROR, None, 0, "the model's outpu
     [
         (FAILURE, 500, "the model's output is not a number"),
         (EngineDeadError("the engine is gone"), 503, "the engine is gone"),
+        (RequestCrashedError("it crashes the engine"), 500, "it crashes the engine"),
         (
             ZeroDivisionError("a secret"),
             500,
@@ -65,14 +66,17 @@ async def test_one_failing_prompt_ends_the_others() -> None:
         assert response.status == 500
 
 
-async def test_health_tells_why() -> None:
+async def test_health_tells_live_from_ready() -> None:
     engine = ScriptedEngine()
     async with serving(engine) as client:
-        assert (await client.get("/health")).status == 200
-        engine.error = "the engine is gone"
-        response = await client.get("/health")
-        assert response.status == 503
-        assert (await response.json())["error"]["message"] == "the engine is gone"
+        for path in ("/health", "/health/live", "/health/ready", "/ping"):
+            assert (await client.get(path)).status == 200
+        for phase, retry in ((Phase.STARTING, "5"), (Phase.FAILED, None)):
+            engine.error, engine.phase = "the engine is gone", phase
+            response = await client.get("/health/ready")
+            assert (response.status, response.headers.get("Retry-After")) == (503, retry)
+            assert (await response.json())["error"]["message"] == "the engine is gone"
+            assert (await client.get("/health/live")).status == 200
 
 
 async def test_text_that_is_held_back_makes_no_event() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import openai
 import psutil
 import pytest
@@ -54,24 +58,111 @@ def test_a_signal_during_the_start_ends_it_cleanly() -> None:
     assert "Traceback" not in log
 
 
-async def test_when_the_engine_dies_clients_are_told(tmp_path: Path) -> None:
-    with Server(tmp_path / "log", "--dtype", "float32") as server, server.client() as client:
-        assert await server.get("/health") == (200, {"status": "ok"})
-        stream = client.completions.create(
-            model=MODEL, prompt="On and", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(stream)
-        server.engine_process.kill()
-        with pytest.raises(openai.APIError, match="the engine's process ended unexpectedly"):
-            list(stream)
-        status, answer = await server.get("/health")
+def answer(server: Server, **more: Any) -> Iterator[str]:
+    """A stream's text, piece by piece."""
+    wishes: dict[str, Any] = {"prompt": "On and", "max_tokens": 120, "seed": 3, **more}
+    with server.client() as client:
+        stream = client.completions.create(model=MODEL, stream=True, **wishes, extra_body={"ignore_eos": True})
+        for chunk in stream:
+            yield chunk.choices[0].text
+
+
+async def test_when_the_engine_dies_streams_go_on(tmp_path: Path) -> None:
+    """And signals to all of its process group do it no harm."""
+    with Server(tmp_path / "log", "--dtype", "float32") as server:
+        expected = "".join(answer(server))
+        engine_process = server.engine_process
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            engine_process.send_signal(number)
+        streams = [answer(server) for _ in range(3)]
+        texts = [next(stream) for stream in streams]
+        engine_process.kill()
+        status, body = await server.get("/health/ready")
+        while status == 200:  # it has not been noticed yet
+            status, body = await server.get("/health/ready")
         assert status == 503
-        assert "ended unexpectedly" in answer["error"]["message"]
+        assert "was ended by signal 9; its log says more; a new one is starting" in body["error"]["message"]
+        assert (await server.get("/health/live"))[0] == 200
         assert await server.metric("carousel_engine_up") == 0
-        with pytest.raises(openai.InternalServerError, match="ended unexpectedly") as refused:
-            client.completions.create(model=MODEL, prompt="Anyone there?")
-        assert refused.value.status_code == 503
+        assert await server.metric("carousel_requests_running") == 0
+        assert [text + "".join(stream) for text, stream in zip(texts, streams, strict=True)] == [expected] * 3
+        assert (await server.get("/health/ready"))[0] == 200
+        assert await server.metric("carousel_engine_lost_total") == 1
         assert server.stop(signal.SIGTERM) == 0
+
+
+async def test_what_runs_is_finished_at_the_end(tmp_path: Path) -> None:
+    with Server(tmp_path / "log", env={"CAROUSEL_DRAIN_TIMEOUT": "60"}) as server:
+        expected = "".join(answer(server, max_tokens=600))
+        streams = [answer(server, max_tokens=600) for _ in range(4)]
+        texts = [next(stream) for stream in streams]
+        server.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while (await server.get("/health/ready"))[0] == 200:
+                await asyncio.sleep(0.01)
+        status, body = await server.post("/v1/completions", {"prompt": "Once"})
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
+        assert [text + "".join(stream) for text, stream in zip(texts, streams, strict=True)] == [expected] * 4
+        assert server.process.wait(timeout=30) == 0
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with Server(tmp_path / "log", env={"CAROUSEL_DRAIN_TIMEOUT": "60"}) as server:
+        engine_process = server.engine_process
+        stream = answer(server, max_tokens=4000)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        while "once more ends it now" not in server.log:
+            time.sleep(0.02)
+        assert server.stop(signal.SIGTERM) == -signal.SIGTERM
+        psutil.wait_procs([engine_process], timeout=2)
+        assert not engine_process.is_running()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.5, 3.0])
+def test_an_engine_does_not_outlive_its_server(tmp_path: Path, seconds: float) -> None:
+    """At no moment of its start."""
+    command = [str(CAROUSEL), "serve", "--port", "0", "--dtype", "float32"]
+    env = environment({"TMPDIR": str(tmp_path)})
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (children := psutil.Process(process.pid).children()):
+            time.sleep(0.02)
+        time.sleep(seconds)
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=2)
+    assert not alive
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith("carousel-")]
+
+
+async def test_while_the_engine_starts_the_server_says_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = Server(tmp_path / "log", "--port", str(port))
+    answers: set[tuple[int, str | None]] = set()
+    statuses: set[int] = set()
+    is_listening = False
+
+    async def look() -> None:
+        nonlocal is_listening
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            while True:
+                try:
+                    async with session.get("/health/live") as live, session.get("/health/ready") as ready:
+                        is_listening = True
+                        statuses.add(live.status)
+                        answers.add((ready.status, ready.headers.get("Retry-After")))
+                except aiohttp.ClientConnectorError:
+                    assert not is_listening, "it listened, and then refused a connection"
+                await asyncio.sleep(0.01)
+
+    looking = asyncio.create_task(look())
+    await asyncio.to_thread(server.__enter__)
+    await asyncio.sleep(0.2)
+    assert not looking.done()
+    looking.cancel()
+    server.__exit__()
+    assert answers == {(503, "5"), (200, None)}
+    assert statuses == {200}
 
 
 async def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
