@@ -29,7 +29,8 @@ def main() -> None:
     folder = Path(sys.argv[3])
     threading.Thread(target=live, args=(pulse, int(sys.argv[2]), folder), name="pulse", daemon=True).start()
     line = sys.stdin.buffer.readline()
-    if not line:  # the parent has gone, or does not need an engine any more
+    if not line:  # the parent has gone
+        shutil.rmtree(folder, ignore_errors=True)
         return
     from scheduler.engine.loop import run
 
