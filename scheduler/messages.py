@@ -194,6 +194,8 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     phases: Phases
     users: dict[str, Received]
     """What the users whose sequences took part received."""
+    num_violations: int = 0
+    """Things that did not add up in the accounts of seats and blocks, and were repaired."""
     drafts: list[Draft] = []
     """Of the sequences that had guesses."""
 

@@ -53,6 +53,11 @@ MAP_CELLS = 1024
 """Cells of a snapshot's picture of the block pool, at most."""
 
 
+CHECK_EVERY, CHECK_IDLE = 1024, 16
+"""Steps between two checks of the accounts, and at least before one when the engine is about to idle: it looks at
+every block."""
+
+
 COMPILING_SECONDS = 0.02
 """How long an idle engine waits for a grammar before it looks for messages again."""
 
@@ -110,6 +115,8 @@ class EngineCore:
         """Told of every step, once it is over."""
         if config.threads is None and loaded.cache.backend.name == "native":
             self.observers.append(FreeCores(usable_cpus(), kernels().limit_threads))
+        self._num_unchecked = 0
+        """Steps since the last check of the accounts."""
         self._last_end: float | None = None
         """When the last step ended, if it left work to do."""
 
@@ -241,8 +248,7 @@ class EngineCore:
             for gain in gains
             if gain.is_news
         ]
-        if not self.has_work and self.pool.num_used > 0:
-            logger.error("%d blocks are in use while nothing runs: a leak, please report it", self.pool.num_used)
+        num_violations = self._check()
         phases = Phases(planning, drafting + executing, sampling_time, clock.lap())
         self._learn(plan, clock, drafting)
         step = StepStats(
@@ -256,6 +262,7 @@ class EngineCore:
             num_yielded=plan.num_yielded,
             num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
             phases=phases,
+            num_violations=num_violations,
             users=self._received(plan, clock.total),
             drafts=[
                 Draft(chunk.draft_kind, len(chunk.drafted), len(chunk.drafted) - work.refused)
@@ -266,6 +273,18 @@ class EngineCore:
         self._forget(ended)
         self._tell_observers(plan, clock.started, step, ended)
         return StepOutputs(outputs, self.state, step)
+
+    def _check(self) -> int:
+        """Before the engine idles, and now and then: do the accounts of seats and blocks add up? Returns how many
+        things did not, and were repaired."""
+        self._num_unchecked += 1
+        if self._num_unchecked < (CHECK_EVERY if self.has_work else min(CHECK_EVERY, CHECK_IDLE)):
+            return 0
+        self._num_unchecked = 0
+        violations = self.scheduler.repair()
+        for violation in violations:
+            logger.error("the block pool was set up anew, please report it: %s", violation)
+        return len(violations)
 
     def _tell_observers(self, plan: Plan, started: float, step: StepStats, ended: list[Sequence]) -> None:
         """One that fails is told no more: nobody's answer depends on who looks on."""

@@ -56,6 +56,10 @@ class EngineMetrics:
         self._lost = self._counter(
             "engine_lost_total", "Times that the engine's process died or hung, and another one took its place."
         ).labels(model)
+        self._violations = self._counter(
+            "integrity_violations_total",
+            "Things that did not add up in the accounts of seats and blocks; the pool was set up anew.",
+        ).labels(model)
         self._num_blocks = 1
         self._num_seats = gauge("seats", "Sequences that can share a step.").labels(model)
         self._running = gauge("requests_running", "Sequences that have a seat in the batch.").labels(model)
@@ -189,6 +193,7 @@ class EngineMetrics:
     def record_step(self, step: StepStats, publishing: float) -> None:
         """`publishing`: seconds that the engine took to send the step before."""
         self._step.observe(step.duration)
+        self._violations.inc(step.num_violations)
         self._step_tokens.observe(step.num_tokens)
         for name in ("plan", "execute", "sample", "commit"):
             self._phases[name].observe(getattr(step.phases, name))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from array import array
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -82,12 +82,40 @@ class BlockPool:
         self.windows = tuple(windows)
         self.behind = [blocks_behind(window, block_size) for window in windows]
         """For each group, how many blocks before a block's first token that token still sees."""
-        self._references = [0] * num_blocks
-        self._free = deque(range(num_blocks))
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._identities: list[Identity | None] = [None] * num_blocks
-        self._published: dict[Identity, _Content] = {}
         self._secret = secrets.token_bytes(32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget who holds what: all blocks are free, and nothing is cached."""
+        self._references = [0] * self.num_blocks
+        self._free = deque(range(self.num_blocks))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._identities: list[Identity | None] = [None] * self.num_blocks
+        self._published: dict[Identity, _Content] = {}
+
+    def violations(self, held: Iterable[int]) -> list[str]:
+        """What does not add up, if `held` are the blocks that sequences refer to, each as often as they do."""
+        found = []
+        references = Counter(held)
+        wrong = [block for block in range(self.num_blocks) if self._references[block] != references[block]]
+        if wrong:
+            block = wrong[0]
+            found.append(
+                f"{len(wrong)} blocks are referred to more or less often than it is counted, like {block}: "
+                f"{references[block]} and {self._references[block]} times"
+            )
+        idle = [*self._free, *self._cached]
+        if sorted(idle) != [block for block in range(self.num_blocks) if self._references[block] == 0]:
+            found.append(f"{len(idle)} blocks are free or cached, and they are not those that nobody refers to")
+        if any(self._identities[block] is not None for block in self._free):
+            found.append("a block that is free has a content")
+        if any(self._identities[block] is None for block in self._cached):
+            found.append("a block that is cached has no content")
+        for identity, content in self._published.items():
+            if any(self._identities[block] != identity for copies in content.copies for block in copies):
+                found.append("a block has another content than the one under which it is found")
+                break
+        return found
 
     @property
     def num_free(self) -> int:

@@ -343,8 +343,20 @@ class Scheduler:
             token_ids = token_ids[: sequence.window.num_tokens]
         return self.seating.cached_prefix(token_ids, sequence.root)
 
+    def repair(self) -> list[str]:
+        """Look whether the accounts of seats and blocks add up. If they do not, everybody starts anew from an
+        empty pool, as after a preemption: nobody reads what may be another's. Returns what did not add up."""
+        found = self.seating.violations()
+        if found:
+            for sequence in self.seating.abandon():
+                self._wait_again(sequence, None)
+        return found
+
     def _preempt(self, sequence: Sequence, loss: int | None = None) -> None:
         self.seating.vacate(sequence, comes_back=True)
+        self._wait_again(sequence, loss)
+
+    def _wait_again(self, sequence: Sequence, loss: int | None) -> None:
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         sequence.num_computed_tokens = 0

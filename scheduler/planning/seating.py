@@ -36,6 +36,7 @@ class Seating:
         self._has_windows = any(window is not None for window in pool.windows)
         self._prefix_caching = prefix_caching
         self._share_prefixes = share_prefixes
+        self._num_seats = num_seats
         self._free = list(range(num_seats))  # a heap: low seats are taken first
         self._kept_blocks: dict[tuple[str, int], int] = {}  # cached blocks of those who wait to resume
         self._changes: list[TableChange] = []
@@ -184,6 +185,28 @@ class Seating:
         sequence.seat = None
         del self.running[sequence.key]
 
+    def violations(self) -> list[str]:
+        """What does not add up in the seats and in the pool; takes a look at every block."""
+        found = []
+        seats = sorted([*self._free, *(sequence.seat for sequence in self.running.values())], key=str)
+        if seats != sorted(range(self._num_seats), key=str):
+            found.append(f"the free seats and those of {len(self.running)} sequences are not all seats")
+        held = [block for sequence in self.running.values() for block in _blocks_of(sequence)]
+        return found + self.pool.violations(held)
+
+    def abandon(self) -> list[Sequence]:
+        """Take all seats and all blocks from everybody, whatever the accounts say, and return who had them."""
+        sequences = list(self.running.values())
+        for sequence in sequences:
+            sequence.seat, sequence.shift, sequence.sink = None, 0, None
+            sequence.tables, sequence.prefix = [], []
+        self.running.clear()
+        self._kept_blocks.clear()
+        self._free = list(range(self._num_seats))
+        self._changes, self._shifts = [], []
+        self.pool.reset()
+        return sequences
+
     def forget(self, sequence: Sequence) -> None:
         """A sequence does not wait to come back any longer."""
         self._kept_blocks.pop(sequence.key, None)
@@ -235,6 +258,12 @@ def _num_places(sequence: Sequence, num_drafted: int = 0) -> int:
     as what is dropped makes room first."""
     count = sequence.num_tokens + num_drafted - sequence.shift
     return count if sequence.window is None else min(count, sequence.window.num_tokens)
+
+
+def _blocks_of(sequence: Sequence) -> list[int]:
+    """All that it refers to."""
+    own = [block for table in sequence.tables for block in table.blocks]
+    return own if sequence.sink is None else [*own, sequence.sink]
 
 
 def _num_held(sequence: Sequence) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.engine import core
+from scheduler.planning.scheduler import Scheduler
 from tests.scheduler.test_families import tiny_model
 
 
@@ -13,3 +15,19 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("tiny-llama")
     tiny_model("llama").save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _accounts_add_up_at_every_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a test they are not repaired, but a failure; unless it is about that."""
+    monkeypatch.setattr(core, "CHECK_EVERY", 1)
+    if request.node.get_closest_marker("breaks_accounts") is not None:
+        return
+    repair = Scheduler.repair
+
+    def strict(scheduler: Scheduler) -> list[str]:
+        found = repair(scheduler)
+        assert not found
+        return found
+
+    monkeypatch.setattr(Scheduler, "repair", strict)

@@ -160,3 +160,55 @@ def test_a_deadline_ends_a_request_and_an_unreachable_one_is_refused_at_once(
     (refusal,) = core.add(hopeless)
     assert refusal.finish_reason is FinishReason.TIMEOUT
     assert "the answer would take" in (refusal.error or "")
+
+
+@pytest.mark.breaks_accounts
+@pytest.mark.parametrize("damage", ["leak", "freed", "seat", "content"])
+def test_accounts_that_do_not_add_up_are_repaired(
+    damage: str, tiny_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nobody's tokens are others."""
+
+    def tokens(core: EngineCore, damaged: bool) -> dict[str, list[int]]:
+        for number in range(4):
+            core.add(request(str(number), length=40 + number, max_tokens=40))
+        found: dict[str, list[int]] = {}
+        num_violations = num_steps = 0
+        while core.has_work:
+            step = core.step()
+            num_steps += 1
+            if damaged and num_steps == 10:
+                pool, seating = core.pool, core.scheduler.seating
+                sequence = next(iter(core.scheduler.running.values()))
+                match damage:
+                    case "leak":
+                        pool.allocate(3)
+                    case "freed":
+                        pool.free(sequence.tables[0].blocks[:1])
+                    case "seat":
+                        seating._free.pop()
+                    case "content":
+                        pool._identities[sequence.tables[0].blocks[0]] = b"another"
+            num_violations += step.step.num_violations if step.step is not None else 0
+            for output in step.outputs:
+                found.setdefault(output.request_id, []).extend(output.token_ids)
+        assert (num_violations > 0) == damaged
+        assert core.pool.num_used == 0
+        return found
+
+    expected = tokens(make_core(tiny_path), damaged=False)
+    assert tokens(make_core(tiny_path), damaged=True) == expected
+    assert "please report it" in caplog.text
+
+
+def test_an_observer_that_fails_is_told_no_more(tiny_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    class FullDisk:
+        def step(self, *_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    core = make_core(tiny_path)
+    core.observers.append(FullDisk())
+    core.add(request("a"))
+    assert run_to_end(core) == {"a": (6, FinishReason.LENGTH, None)}
+    assert not any(isinstance(each, FullDisk) for each in core.observers)
+    assert caplog.text.count("it is told of no more steps") == 1

@@ -207,6 +207,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         scheduler = self.scheduler
+        assert scheduler.seating.violations() == []
         references = [0] * scheduler.pool.num_blocks
         for sequence in self.sequences:
             assert (sequence.status is Status.RUNNING) == (sequence.key in scheduler.running)
