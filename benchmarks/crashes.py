@@ -1,11 +1,11 @@
-"""What a crash costs: the engine is killed and stopped under load, and every answer compared with an undisturbed one.
+"""What a crash costs: the engine is killed and stopped under load, and every answer is compared.
 
     python -m benchmarks.crashes
 
 A real server with the default model, 32 streams at once. The engine's process is killed (SIGKILL) 20 times and
-stopped (SIGSTOP) three times while they run, each time once it serves again. Every stream has to end complete, with
-the text of an undisturbed run; a probe asks /health/live all the time, and no connection of it may be refused. At
-the end the server gets a SIGTERM under load: all streams end complete, and its exit status is 0.
+stopped (SIGSTOP) three times while they run, each time once it serves again. Every stream has to end complete,
+with the text of an undisturbed run; a probe asks /health/live all the time, and no connection of it may be refused.
+At the end the server gets a SIGTERM under load: all streams end complete, and its exit status is 0.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -115,24 +115,21 @@ async def answers(url: str, num_streams: int, max_tokens: int, title: str) -> li
     return [each if isinstance(each, str) else repr(each) for each in found]
 
 
-@asynccontextmanager
-async def server(*flags: str) -> AsyncIterator[Crashed]:
+@contextmanager
+def server(*flags: str) -> Iterator[Crashed]:
     with tempfile.TemporaryDirectory(prefix="crashes-") as scratch:
         folder = Path(scratch) / "temporary"
         folder.mkdir()
         log = Path(scratch) / "log"
+        command = [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", *flags]
+        environment = {**os.environ, "TMPDIR": str(folder)}
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", *flags],
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "TMPDIR": str(folder)},
-            )
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             while "Serving " not in (text := log.read_text()):
                 if process.poll() is not None:
                     raise SystemExit(text)
-                await asyncio.sleep(0.1)
+                time.sleep(0.1)
             url = text.partition(" at http")[2].split()[0]
             yield Crashed(process, f"http{url}", folder)
         finally:
@@ -141,40 +138,37 @@ async def server(*flags: str) -> AsyncIterator[Crashed]:
                 process.wait(60)
 
 
-async def measure(num_kills: int, num_stops: int, num_streams: int, max_tokens: int) -> bool:
-    async with server("--drain-timeout", "300") as crashed:
-        expected = await answers(crashed.url, num_streams, max_tokens, "undisturbed")
-        probing = asyncio.create_task(crashed.probe())
-        outages: dict[signal.Signals, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
-        plan = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
-        rounds: list[list[str]] = []
-        while plan:
-            running = asyncio.create_task(answers(crashed.url, num_streams, max_tokens, "disturbed"))
-            await asyncio.sleep(1)
-            while plan and not running.done():
-                outages[plan[0]].append(await crashed.outage(plan[0]))
-                del plan[0]
-                await asyncio.sleep(2.5)
-            rounds.append(await running)
-        probing.cancel()
-        same = [text == wanted for found in rounds for text, wanted in zip(found, expected, strict=True)]
-        print(f"{processor().name}: {num_streams} streams of {max_tokens} tokens each, {len(rounds)} times")
-        for number, seconds in outages.items():
-            if seconds:
-                median, listed = statistics.median(seconds), ", ".join(f"{each:.1f}" for each in seconds)
-                print(
-                    f"{len(seconds)} times {number.name}: ready again after {median:.1f} s in the median ({listed})"
-                )
-        print(f"{sum(same)} of {len(same)} streams ended complete with the text of an undisturbed run")
-        print(f"{crashed.num_refused} of {crashed.num_probes} connections refused")
-        running = asyncio.create_task(answers(crashed.url, num_streams, max_tokens, "at the end"))
+async def measure(crashed: Crashed, num_kills: int, num_stops: int, num_streams: int, max_tokens: int) -> bool:
+    expected = await answers(crashed.url, num_streams, max_tokens, "undisturbed")
+    probing = asyncio.create_task(crashed.probe())
+    outages: dict[signal.Signals, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
+    plan = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
+    rounds: list[list[str]] = []
+    while plan:
+        running = asyncio.create_task(answers(crashed.url, num_streams, max_tokens, "disturbed"))
         await asyncio.sleep(1)
-        crashed.process.send_signal(signal.SIGTERM)
-        whole = [text == wanted for text, wanted in zip(await running, expected, strict=True)]
-        status = await asyncio.to_thread(crashed.process.wait, 60)
-        print(f"SIGTERM under load: {sum(whole)} of {len(whole)} streams ended complete; exit status {status}")
-        left = await asyncio.to_thread(lambda: [file.name for file in crashed.folder.iterdir()])
-        print(f"left in the temporary folder: {', '.join(left) or 'nothing'}")
+        while plan and not running.done():
+            outages[plan[0]].append(await crashed.outage(plan[0]))
+            del plan[0]
+            await asyncio.sleep(2.5)
+        rounds.append(await running)
+    probing.cancel()
+    same = [text == wanted for found in rounds for text, wanted in zip(found, expected, strict=True)]
+    print(f"{processor().name}: {num_streams} streams of {max_tokens} tokens each, {len(rounds)} times")
+    for number, seconds in outages.items():
+        if seconds:
+            median, listed = statistics.median(seconds), ", ".join(f"{each:.1f}" for each in seconds)
+            print(f"{len(seconds)} times {number.name}: ready again after {median:.1f} s in the median ({listed})")
+    print(f"{sum(same)} of {len(same)} streams ended complete with the text of an undisturbed run")
+    print(f"{crashed.num_refused} of {crashed.num_probes} connections refused")
+    running = asyncio.create_task(answers(crashed.url, num_streams, max_tokens, "at the end"))
+    await asyncio.sleep(1)
+    crashed.process.send_signal(signal.SIGTERM)
+    whole = [text == wanted for text, wanted in zip(await running, expected, strict=True)]
+    status = await asyncio.to_thread(crashed.process.wait, 60)
+    print(f"SIGTERM under load: {sum(whole)} of {len(whole)} streams ended complete; exit status {status}")
+    left = await asyncio.to_thread(lambda: [file.name for file in crashed.folder.iterdir()])
+    print(f"left in the temporary folder: {', '.join(left) or 'nothing'}")
     return all(same) and all(whole) and crashed.num_refused == 0 and status == 0 and not left
 
 
@@ -185,7 +179,8 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32, help="streams at once (default: 32)")
     parser.add_argument("--max-tokens", type=int, default=600, help="length of an answer (default: 600)")
     args = parser.parse_args()
-    is_well = asyncio.run(measure(args.kills, args.stops, args.streams, args.max_tokens))
+    with server("--drain-timeout", "300") as crashed:
+        is_well = asyncio.run(measure(crashed, args.kills, args.stops, args.streams, args.max_tokens))
     sys.exit(not is_well)
 
 
