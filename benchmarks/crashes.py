@@ -4,7 +4,7 @@
 
 A real server with the default model, 32 streams at once. The engine's process is killed (SIGKILL) 20 times and
 stopped (SIGSTOP) three times while they run, each time once it serves again. Every stream has to end complete,
-with the text of an undisturbed run; a probe asks /health/live all the time, and no connection of it may be refused.
+with the text of an undisturbed run; a probe asks /health/live all the time, and is never refused a connection.
 At the end the server gets a SIGTERM under load: all streams end complete, and its exit status is 0.
 """
 

@@ -41,6 +41,7 @@ from server.http.authentication import authenticate
 from server.http.cors import CrossOrigin
 from server.http.draining import DRAINING, Draining
 from server.http.errors import answer_errors
+from server.http.event_loop import EventLoopWatch
 from server.http.guard import guard
 from server.http.metrics import add_metrics, without_names
 from server.http.protocol import refuse_expectations
@@ -91,6 +92,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])
     if config.batches is not None:
         app.cleanup_ctx.append(batches_lifetime)  # after the engine's: it ends before that does
+    app.cleanup_ctx.append(EventLoopWatch(registry).lifetime)
     app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
     _add_routes(app.router, "")
