@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scheduler.config import EngineConfig, PositiveInt
 
@@ -29,6 +29,13 @@ class ServeConfig(EngineConfig):
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
+
+    tls_certificate: Path | None = None
+    """PEM file of the server's certificate and those that vouch for it, to serve HTTPS; with --tls-key. Both are
+    read again when they change."""
+
+    tls_key: Path | None = None
+    """PEM file of the certificate's key."""
 
     served_model_name: str | None = None
     """Name of the model in the API, or several with commas between them; by default the value of --model."""
@@ -118,6 +125,12 @@ class ServeConfig(EngineConfig):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages to log."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: HTTPS needs both")
+        return self
 
     @property
     def ledger_file(self) -> Path | None:

@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from server.http.broken import ConnectionLog
 from server.http.draining import DRAINING
 from server.http.metrics import create_metrics_app
 from server.http.protocol import Runner
+from server.http.tls import Certificate
 from server.starting import create_starting_app
 
 GRACE_SECONDS = 1.0
@@ -76,7 +78,7 @@ async def serve(config: ServeConfig) -> None:
 @asynccontextmanager
 async def served(config: ServeConfig) -> AsyncIterator[Served]:
     """Serve within it. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError` or
-    `EngineStartError`."""
+    `EngineStartError` or `TlsError`."""
     access_log.logger.disabled = not config.access_log
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -91,6 +93,9 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
             metrics = stack.enter_context(_bound(config.metrics_host, config.metrics_port, "--metrics-port"))
             app = create_metrics_app(config, registry)
             await stack.enter_async_context(_running(app, metrics, log, access_log=None))
+        tls = None
+        if config.tls_certificate is not None and config.tls_key is not None:
+            tls = await stack.enter_async_context(_certificate(config.tls_certificate, config.tls_key))
         engine = AsyncEngine(
             config,
             registry,
@@ -100,13 +105,14 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
         app = create_app(config, engine, registry)
         # Another socket of the same port: what connects is answered by the one or the other, and never refused.
         early = stack.enter_context(listener.dup())
-        async with _running(create_starting_app(config.root_path), early, log, access_log=None):
-            await stack.enter_async_context(_running(app, listener, log, access_log=access_log.logger))
+        async with _running(create_starting_app(config.root_path), early, log, access_log=None, tls=tls):
+            running = _running(app, listener, log, access_log=access_log.logger, tls=tls)
+            await stack.enter_async_context(running)
         gc.collect()
         gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
         stack.callback(logger.info, "stopping")
-        of_metrics = None if metrics is None else _url(config.metrics_host, metrics)
-        yield Served(app, _url(config.host, listener), of_metrics)
+        of_metrics = None if metrics is None else _url("http", config.metrics_host, metrics)
+        yield Served(app, _url("http" if tls is None else "https", config.host, listener), of_metrics)
 
 
 def _text_of(template: Path | None) -> str | None:
@@ -118,8 +124,24 @@ def _text_of(template: Path | None) -> str | None:
 
 
 @asynccontextmanager
+async def _certificate(certificate: Path, key: Path) -> AsyncIterator[ssl.SSLContext]:
+    """Follow the files within it. Raises `TlsError`."""
+    tls = Certificate(certificate, key)
+    watching = asyncio.create_task(tls.watch())
+    try:
+        yield tls.context
+    finally:
+        watching.cancel()
+
+
+@asynccontextmanager
 async def _running(
-    app: web.Application, listener: socket.socket, log: ConnectionLog, *, access_log: logging.Logger | None
+    app: web.Application,
+    listener: socket.socket,
+    log: ConnectionLog,
+    *,
+    access_log: logging.Logger | None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[None]:
     """Serve an application on a bound socket. Raises `CannotListenError`."""
     runner = Runner(
@@ -135,7 +157,7 @@ async def _running(
     try:
         await runner.setup()
         with _explained(*listener.getsockname()[:2]):
-            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+            await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
         yield
     finally:
         await runner.cleanup()
@@ -174,6 +196,6 @@ def _announce(config: ServeConfig, where: Served) -> None:
         print(f"Metrics: {where.metrics_url}/metrics", flush=True)
 
 
-def _url(host: str, listener: socket.socket) -> str:
+def _url(scheme: str, host: str, listener: socket.socket) -> str:
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{listener.getsockname()[1]}"
+    return f"{scheme}://{name}:{listener.getsockname()[1]}"

@@ -25,11 +25,19 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     from server.api.responses_api.store import StoreError
     from server.batches.store import BatchStoreError
     from server.http.spans import OtelMissingError
+    from server.http.tls import TlsError
     from server.serving import CannotListenError, EngineLostError, serve
 
     try:
         run_until_signal(serve(config))
-    except (EngineStartError, CannotListenError, OtelMissingError, StoreError, BatchStoreError) as error:
+    except (
+        EngineStartError,
+        CannotListenError,
+        OtelMissingError,
+        StoreError,
+        BatchStoreError,
+        TlsError,
+    ) as error:
         return complain(args, str(error))
     except EngineLostError as error:
         return complain(args, str(error), status=CRASHED)
