@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["AsyncEngine", "Delta", "EngineDeadError", "EngineStartError", "Phase", "RequestCrashedError"]
 
+LATE_SECONDS = 0.25
+"""After a deadline, in which the engine may tell of it itself."""
+
 NO_STATE = EngineState(0, 0, 0, 0, 0.0)
 
 
@@ -283,7 +286,7 @@ class AsyncEngine:
         others wait."""
         request = client.stream.request
         if request.deadline is not None and client.timer is None:
-            seconds = request.deadline - time.monotonic()
+            seconds = max(0.0, request.deadline - time.monotonic()) + LATE_SECONDS
             client.timer = asyncio.get_running_loop().call_later(seconds, self._expire, client)
         if self.phase is not Phase.READY or self._suspects.alone not in (None, request.request_id):
             return

@@ -53,7 +53,7 @@ class Server:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(self._command, env=self._env, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
-        while not (found := re.search(r"^Serving .* at (http://\S+)", self.log, re.MULTILINE)):
+        while not (found := re.search(r"^Serving .* at (https?://\S+)", self.log, re.MULTILINE)):
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.05)
