@@ -154,7 +154,7 @@ async def other_endpoints(soaked: Soaked) -> None:
         ("/openapi.json", None),
     ]
     path, body = soaked.random.choice(requests)
-    async with soaked.session("other") as session:
+    async with soaked.session("rude") as session:
         call = session.get(path) if body is None else session.post(path, json=body)
         async with call as response:
             await response.read()
@@ -165,7 +165,7 @@ async def disconnects(soaked: Soaked) -> None:
     """Leave in the middle: before the answer, or behind some of it."""
     path, body = wishes(soaked)
     body.update(stream=True, max_tokens=400, ignore_eos=True)
-    async with soaked.session("other") as session:
+    async with soaked.session("rude") as session:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(soaked.random.random() * 3), session.post(path, json=body) as response:
                 await response.content.read(soaked.random.randrange(4000))
@@ -175,7 +175,7 @@ async def disconnects(soaked: Soaked) -> None:
 async def reads_slowly(soaked: Soaked) -> None:
     path, body = wishes(soaked)
     body.update(stream=True, max_tokens=200, ignore_eos=True)
-    async with soaked.session("other") as session, session.post(path, json=body) as response:
+    async with soaked.session("rude") as session, session.post(path, json=body) as response:
         for _ in range(8):
             await response.content.read(200)
             await asyncio.sleep(0.5)
@@ -194,10 +194,10 @@ async def makes_no_sense(soaked: Soaked) -> None:
         json.dumps({"prompt": [10**9]}).encode(),
         json.dumps({"prompt": "a", "guided_regex": "(" * 50}).encode(),
     ]
-    path = soaked.random.choice(["/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/responses"])
+    path = soaked.random.choice(["/v1/completions", "/v1/chat/completions", "/v1/responses"])
     headers = {"Content-Type": "application/json"}
     body = soaked.random.choice(bodies)
-    async with soaked.session("other") as session, session.post(path, data=body, headers=headers) as response:
+    async with soaked.session("rude") as session, session.post(path, data=body, headers=headers) as response:
         await response.read()
         is_refused = 400 <= response.status < 500
         soaked.outcomes["refused" if is_refused else f"not refused: {response.status}"] += 1
@@ -408,7 +408,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
 def soaked_server() -> Iterator[tuple[Soaked, bool]]:
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         folder = Path(scratch)
-        keys = {name: add_user(folder / "users.yaml", name, {}) for name in ("steady", "other", "guest")}
+        keys = {name: add_user(folder / "users.yaml", name, {}) for name in ("steady", "rude", "guest")}
         with small_disk(folder / "small") as is_mounted:
             log = folder / "log"
             command = [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", "--users", f"{folder}/users.yaml"]

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import platformdirs
 
 from scheduler.engine.pulse import BEAT_SECONDS, Pulse
 from scheduler.messages import Launch
@@ -32,6 +33,8 @@ def main() -> None:
     if not line:  # the parent has gone
         shutil.rmtree(folder, ignore_errors=True)
         return
+    # torch keeps what it compiles in the temporary folder, and makes a place there even if it compiles nothing.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("carousel") / "inductor"))
     from scheduler.engine.loop import run
 
     run(msgspec.json.decode(line, type=Launch), folder, pulse)
