@@ -39,6 +39,9 @@ LINGER_SECONDS = 2.0
 BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of clients is what this server is for."""
 
+ACCEPTED_AT_ONCE = 4
+"""Connections that the event loop takes before it turns to the streams: asyncio takes all that wait."""
+
 UNSENT_BYTES = 16 * 1024
 """Of an answer, that the system may keep beyond what the client has room for: that nobody reads it shows soon."""
 
@@ -157,7 +160,8 @@ async def _running(
     try:
         await runner.setup()
         with _explained(*listener.getsockname()[:2]):
-            await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
+            await web.SockSite(runner, listener, backlog=ACCEPTED_AT_ONCE, ssl_context=tls).start()
+            listener.listen(BACKLOG)
         yield
     finally:
         await runner.cleanup()

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from server.event_loop import new_event_loop
+
 FAILED, WRONG_USAGE, CRASHED, INTERRUPTED = 1, 2, 70, 130
 """Exit statuses, besides 0. 70 is sysexits.h's for a fault in the program itself: a service manager may try again.
 The last is the shell's for a Ctrl-C."""
@@ -43,4 +45,5 @@ def run_until_signal(coroutine: Coroutine[Any, Any, None]) -> bool:
             return False
         return True
 
-    return asyncio.run(run())
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(run())

@@ -98,6 +98,8 @@ class Ledger:
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
+        self._is_failing = False
+        """Whether the last try to write did."""
         self._used: UsedByDay = defaultdict(Amounts)
         """What the writer has not been given yet."""
         self._unwritten: UsedByDay = defaultdict(Amounts)
@@ -178,8 +180,13 @@ class Ledger:
                 for (user, day), amounts in self._unwritten.items():
                     self._database.execute(_ADD, (user, _date(day), *msgspec.structs.astuple(amounts)))
         except sqlite3.Error as error:
-            logger.error("%s: cannot be written, and will be tried again: %s", self._file, error)
+            if not self._is_failing:  # it is tried twice a second: a full disk needs no line for each
+                logger.error("%s: cannot be written, and is tried again and again: %s", self._file, error)
+            self._is_failing = True
         else:
+            if self._is_failing:
+                logger.warning("%s: can be written again, and nothing is lost", self._file)
+            self._is_failing = False
             self._unwritten.clear()
 
     def _close(self) -> None:

@@ -153,7 +153,7 @@ async def test_what_could_not_be_written_is_written_later(
             broken.setattr("server.users.ledger._ADD", "INSERT INTO nowhere VALUES (?, ?, ?, ?, ?, ?, ?)")
             ledger.add("alice", requests=1)
             assert await ledger.usage("alice") == []
-        assert "cannot be written, and will be tried again" in caplog.text
+        assert "cannot be written, and is tried again and again" in caplog.text
         ledger.add("alice", requests=1)
         assert [day.requests for day in await ledger.usage("alice")] == [2]
 
