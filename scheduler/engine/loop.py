@@ -176,6 +176,7 @@ class EngineLoop:
         return self._core.snapshot(with_blocks=with_blocks)
 
     def _step(self) -> None:
+        self._pulse.begin(list(self._core.scheduler.live_requests), SHORTEST_LIMIT)  # until there is a plan
         result = self._core.step()
         self._pulse.end()
         started = time.monotonic()

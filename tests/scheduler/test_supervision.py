@@ -145,8 +145,16 @@ async def test_a_stopped_engine_is_taken_to_hang(engine: AsyncEngine) -> None:
     assert not psutil.pid_exists(stopped)
 
 
+@pytest.mark.parametrize(
+    "crash",
+    [
+        failing_engine.KILLS,
+        pytest.param(failing_engine.FAILS_PLANNING, marks=pytest.mark.prove),
+        pytest.param(failing_engine.FAILS_COMMIT, marks=pytest.mark.prove),
+    ],
+)
 async def test_a_request_that_crashes_the_engine_ends_alone(
-    model_path: str, monkeypatch: pytest.MonkeyPatch
+    crash: int, model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TEST_HOOK, failing_engine.__name__)
     async with engine_of(model_path) as engine:
@@ -158,7 +166,7 @@ async def test_a_request_that_crashes_the_engine_ends_alone(
         ((_, _, tokens, _, reason),) = await Answer(engine, [failing_engine.RAISES, 1, 2], params).whole()
         assert (tokens, reason) == ([], FinishReason.ERROR)
         assert pid(engine) == process, "what only raises harms nobody else"
-        bad = Answer(engine, [failing_engine.KILLS, 1, 2], params)
+        bad = Answer(engine, [crash, 1, 2], params)
         with pytest.raises(RequestCrashedError, match="makes the engine crash"):
             await bad.whole()
         assert [await answer.whole() for answer in answers] == expected
