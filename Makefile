@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test clients prove sanitize compare lint lock venv clean
+.PHONY: help serve test clients prove sanitize compare lint lock audit venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,6 +56,11 @@ lock: ## Renew requirements.lock: the newest versions that pyproject.toml allows
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@{ head -n 1 requirements.lock; build/lock/bin/python -m pip freeze --exclude-editable --exclude torch; } > build/lock/new
 	@mv build/lock/new requirements.lock && rm -rf build/lock && git --no-pager diff --stat requirements.lock
+
+audit: ## Look up the locked versions among the known vulnerabilities (needs pypi.org itself)
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
 
 clean: ## Remove the virtual environment and every cache in this folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
