@@ -60,7 +60,10 @@ class ModelConfig:
 def read_config(path: str) -> ModelConfig:
     """Of a folder or a Hugging Face id. Raises `UnsupportedModelError`, or transformers' OSError if there is
     none."""
-    config = AutoConfig.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:  # a type that transformers does not know, or whose code is in the model's folder
+        raise UnsupportedModelError(f"code from a model's folder is never run: {error}") from error
     _refuse(config)
     defaults: dict[str, float] = {}
     ids = None

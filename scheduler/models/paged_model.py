@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +120,11 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
     Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
     gguf = gguf_file(path)
+    if gguf is None and _is_pickled(path):
+        raise UnsupportedModelError(
+            "its weights are a pickle (pytorch_model.bin), which can run code when it is read: convert them to "
+            "safetensors, as model.save_pretrained of transformers writes them"
+        )
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -126,6 +132,8 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
             gguf_file=None if gguf is None else gguf.name,
             dtype="auto" if gguf is None else torch.float32,
             attn_implementation=ATTENTION,
+            trust_remote_code=False,
+            use_safetensors=True if gguf is None else None,
         )
         if gguf is not None:
             apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
@@ -134,6 +142,12 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
         raise UnsupportedModelError(str(error)) from error
     model.to(device)  # type: ignore[arg-type]
     return PagedModel(model.eval())  # type: ignore[no-untyped-call]
+
+
+def _is_pickled(path: str) -> bool:
+    """Whether a folder has weights, and none that are safe to read."""
+    folder = Path(path)
+    return any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
 
 
 def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:

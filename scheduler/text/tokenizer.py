@@ -181,4 +181,4 @@ def _load(path: str) -> Any:
             return TokenizersBackend.from_pretrained(path)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)

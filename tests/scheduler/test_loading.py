@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
@@ -150,3 +152,26 @@ def test_without_a_compiler_and_without_a_home_it_warns_once_and_runs_on_torch(m
     (warning,) = [line for line in result.stderr.splitlines() if "falls back" in line]
     assert "need a C++ compiler, and 'no-such-compiler' is not on the PATH" in warning
     assert "cannot write the cache folder /proc/nowhere" in result.stderr
+
+
+def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for fused in (True, False):
+        with pytest.raises(UnsupportedModelError, match="its weights are a pickle"):
+            EngineCore(EngineConfig(dtype="float32", fused=fused), str(tmp_path))
+
+
+def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
+    config = {
+        "model_type": "strange",
+        "architectures": ["Strange"],
+        "auto_map": {"AutoConfig": "strange.StrangeConfig", "AutoModelForCausalLM": "strange.Strange"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass StrangeConfig: pass\n")
+    with pytest.raises(UnsupportedModelError, match="code from a model's folder is never run"):
+        EngineCore(EngineConfig(dtype="float32"), str(tmp_path))
+    assert not (tmp_path / "ran").exists()
