@@ -71,7 +71,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--prove", action="store_true", help="also what takes minutes with the default model")
 
 
+LONGEST = (
+    "test_supervision", "test_tools", "test_soak", "test_lifecycle", "test_gemm", "test_loading", "test_queries",
+    "test_draft_model", "test_not_numbers", "test_families", "test_async_engine", "test_users",
+    "test_model_source", "test_live", "test_ledger", "test_exactness",
+)  # fmt: skip
+"""The files that take longest, which are begun first: at the end no worker is to wait for another."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     if not config.getoption("--prove"):
         for item in items:
             if item.get_closest_marker("prove"):

@@ -10,16 +10,13 @@ from typing import Protocol
 import msgspec
 
 from scheduler.config import EngineConfig
-from scheduler.context_window import ContextWindow
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.free_cores import FreeCores
-from scheduler.execution.drafter import Drafter
-from scheduler.execution.runner import Runner
-from scheduler.execution.steering import Steerings
+from scheduler.engine.outputs import output_of, part_of, refused
+from scheduler.engine.parts import drafter_of, make_policy, runner_of, speculation_of, window_of
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
     Draft,
-    EngineInfo,
     EngineState,
     Phases,
     Progress,
@@ -28,19 +25,14 @@ from scheduler.messages import (
     SequenceOutput,
     Snapshot,
     StepOutputs,
-    StepPart,
     StepStats,
 )
-from scheduler.models.loading import LoadedModel, load, usable_cpus
+from scheduler.models.loading import load, usable_cpus
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare, Prices
-from scheduler.planning.model_drafts import ModelDrafts
+from scheduler.planning.fair import Prices
 from scheduler.planning.plan import Chunk, Pace, Plan
-from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
-from scheduler.planning.scheduler import Gain, Scheduler
-from scheduler.planning.speculation import Speculation
+from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.step_cost import StepCost
-from scheduler.planning.text_drafts import TextDrafts
 from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError
@@ -97,8 +89,8 @@ class EngineCore:
             share_prefixes=config.share_prefixes,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
-            speculation=self._speculation(config, loaded),
-            window=_window(loaded.info),
+            speculation=speculation_of(config, loaded, self.cost, self._draft_cost),
+            window=window_of(loaded.info),
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
@@ -119,13 +111,6 @@ class EngineCore:
         """Steps since the last check of the accounts."""
         self._last_end: float | None = None
         """When the last step ended, if it left work to do."""
-
-    def _speculation(self, config: EngineConfig, loaded: LoadedModel) -> Speculation | None:
-        text = TextDrafts(self.cost) if _looks_back(config, loaded) else None
-        model = None
-        if loaded.draft is not None:
-            model = ModelDrafts(self.cost, self._draft_cost, loaded.info.block_size)
-        return Speculation(loaded.info.max_model_len, text, model) if text or model else None
 
     @property
     def has_work(self) -> bool:
@@ -156,7 +141,7 @@ class EngineCore:
         try:
             self._compiling.begin(request)
         except InvalidRequestError as error:
-            return _refused(request, FinishReason.ERROR, str(error))
+            return refused(request, FinishReason.ERROR, str(error))
         return []
 
     def _take_compiled(self) -> list[SequenceOutput]:
@@ -164,7 +149,7 @@ class EngineCore:
         outputs = []
         for request, grammar, error in self._compiling.take(0.0 if self.scheduler.has_work else COMPILING_SECONDS):
             if grammar is None:
-                outputs += _refused(request, FinishReason.ERROR, error or "")
+                outputs += refused(request, FinishReason.ERROR, error or "")
             else:
                 self.executor.steerings.grammars[request.request_id] = grammar
                 outputs += self._queue(request, self._resuming.pop(request.request_id, None))
@@ -177,12 +162,12 @@ class EngineCore:
             self.scheduler.add(request, progress)
         except (InvalidRequestError, DeadlineError) as error:
             reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
-            return _refused(request, reason, str(error))
+            return refused(request, reason, str(error))
         except Exception:
             if request.request_id in self.scheduler.live_requests:
                 raise  # half of it is there: nothing here can be trusted any more
             logger.exception("request %s could not be queued", request.request_id)
-            return _refused(request, FinishReason.ERROR, FAILED)
+            return refused(request, FinishReason.ERROR, FAILED)
         return []
 
     def _check_deadline(self, request: Request, seconds_left: float) -> None:
@@ -207,10 +192,10 @@ class EngineCore:
         self._resuming.pop(request_id, None)
         compiling = self._compiling.drop(request_id)
         if compiling is not None:
-            return _refused(compiling, reason, None)
+            return refused(compiling, reason, None)
         ended = self.scheduler.abort(request_id, index, reason)
         self._forget(ended)
-        return [_output(sequence) for sequence in ended]
+        return [output_of(sequence) for sequence in ended]
 
     def _forget(self, ended: Iterable[Sequence]) -> None:
         """What is kept for requests of which no sequence is left."""
@@ -241,10 +226,10 @@ class EngineCore:
         for gain in gains:
             if gain.tokens and gain.sequence.first_token_time is None:
                 gain.sequence.first_token_time = now
-        outputs = late + [_output(sequence) for sequence in expired] + failed
+        outputs = late + [output_of(sequence) for sequence in expired] + failed
         seconds = drafting + executing + sampling_time
         outputs += [
-            _output(gain.sequence, gain, part=_part(gain.chunk, len(plan.chunks), seconds))
+            output_of(gain.sequence, gain, part=part_of(gain.chunk, len(plan.chunks), seconds))
             for gain in gains
             if gain.is_news
         ]
@@ -398,100 +383,7 @@ class EngineCore:
     def _fail(self, chunk: Chunk, message: str) -> SequenceOutput:
         self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
         self._forget([chunk.sequence])
-        return _output(chunk.sequence, error=message)
-
-
-def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
-    """Whether guesses come from the text so far."""
-    return config.speculative == "ngram" or (config.speculative == "auto" and bool(loaded.info.instruction_set))
-
-
-def _window(info: EngineInfo) -> ContextWindow | None:
-    """What sequences look back on that go on beyond it, where the model can."""
-    if info.shift_obstacle:
-        return None
-    # With one block more for the copy of the first.
-    num_blocks = min(info.max_model_len // info.block_size, info.num_blocks - 1)
-    return ContextWindow(num_blocks * info.block_size, info.block_size, info.shifted_len)
-
-
-def _refused(request: Request, reason: FinishReason, error: str | None) -> list[SequenceOutput]:
-    """A request that was never queued."""
-    return [
-        SequenceOutput(request.request_id, index, [], finish_reason=reason, error=error)
-        for index in range(request.params.n)
-    ]
-
-
-def _output(
-    sequence: Sequence,
-    gain: Gain | None = None,
-    error: str | None = None,
-    part: StepPart | None = None,
-) -> SequenceOutput:
-    return SequenceOutput(
-        request_id=sequence.request.request_id,
-        index=sequence.index,
-        tokens=gain.tokens if gain else [],
-        finish_reason=sequence.finish_reason,
-        stop_reason=sequence.stop_reason,
-        num_cached_tokens=sequence.num_cached_tokens,
-        queue_time=(
-            sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
-        ),
-        error=error,
-        prompt_logprobs=gain.scored if gain else [],
-        pooled=gain.pooled if gain else [],
-        drafted=list(gain.chunk.drafted) if gain else [],
-        part=part,
-        num_computed=sequence.num_ever_computed,
-    )
-
-
-def _part(chunk: Chunk, num_sequences: int, seconds: float) -> StepPart | None:
-    """What the step was for the chunk's sequence, if that is to be explained."""
-    if not chunk.sequence.request.params.explain:
-        return None
-    return StepPart(chunk.start, chunk.length, chunk.shift, num_sequences, seconds)
-
-
-def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
-    """What executes the steps of a model that was loaded here."""
-    return Runner(
-        loaded.model,
-        loaded.cache,
-        device=loaded.device,
-        num_seats=num_seats,
-        max_model_len=loaded.info.max_model_len,
-        steerings=Steerings(loaded.info.vocab_size, loaded.eos_token_ids),
-    )
-
-
-def drafter_of(loaded: LoadedModel, num_seats: int) -> Drafter:
-    """What runs the draft model that was loaded here."""
-    draft = loaded.draft
-    assert draft is not None
-    runner = Runner(
-        draft.model,
-        draft.cache,
-        device=loaded.device,
-        num_seats=num_seats,
-        max_model_len=loaded.info.max_model_len,
-        steerings=Steerings(draft.vocab_size, ()),
-    )
-    return Drafter(runner, draft.vocab_size, loaded.info.vocab_size)
-
-
-def make_policy(name: str, prices: Prices) -> Policy:
-    """The policy that `--policy` names."""
-    match name:
-        case "fair":
-            return FairShare(prices)
-        case "priority":
-            return PriorityFirst()
-        case "fcfs":
-            return FirstComeFirstServed()
-    raise ValueError(f"unknown policy {name!r}")
+        return output_of(chunk.sequence, error=message)
 
 
 class Stopwatch:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore, runner_of
+from scheduler.engine.core import EngineCore
+from scheduler.engine.parts import runner_of
 from scheduler.execution.runner import Launched, Runner
 from scheduler.models.loading import load
 from scheduler.request import Request
@@ -21,7 +22,7 @@ KNOBS = {"dtype": "float32", "kv_cache_memory": "4MB", "max_num_seqs": 4, "max_b
 ELSEWHERE = """
 import sys, msgspec
 from scheduler.config import EngineConfig
-from scheduler.engine.core import runner_of
+from scheduler.engine.parts import runner_of
 from scheduler.models.loading import load
 from scheduler.step import StepInput
 

@@ -1,0 +1,48 @@
+"""What the engine tells of a sequence."""
+
+from __future__ import annotations
+
+from scheduler.messages import SequenceOutput, StepPart
+from scheduler.planning.plan import Chunk
+from scheduler.planning.scheduler import Gain
+from scheduler.request import FinishReason, Request, Sequence
+
+
+def refused(request: Request, reason: FinishReason, error: str | None) -> list[SequenceOutput]:
+    """A request that was never queued."""
+    return [
+        SequenceOutput(request.request_id, index, [], finish_reason=reason, error=error)
+        for index in range(request.params.n)
+    ]
+
+
+def output_of(
+    sequence: Sequence,
+    gain: Gain | None = None,
+    error: str | None = None,
+    part: StepPart | None = None,
+) -> SequenceOutput:
+    return SequenceOutput(
+        request_id=sequence.request.request_id,
+        index=sequence.index,
+        tokens=gain.tokens if gain else [],
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        num_cached_tokens=sequence.num_cached_tokens,
+        queue_time=(
+            sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
+        ),
+        error=error,
+        prompt_logprobs=gain.scored if gain else [],
+        pooled=gain.pooled if gain else [],
+        drafted=list(gain.chunk.drafted) if gain else [],
+        part=part,
+        num_computed=sequence.num_ever_computed,
+    )
+
+
+def part_of(chunk: Chunk, num_sequences: int, seconds: float) -> StepPart | None:
+    """What the step was for the chunk's sequence, if that is to be explained."""
+    if not chunk.sequence.request.params.explain:
+        return None
+    return StepPart(chunk.start, chunk.length, chunk.shift, num_sequences, seconds)

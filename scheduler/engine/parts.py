@@ -1,0 +1,79 @@
+"""What an engine is put together from, as its config and its model have it."""
+
+from __future__ import annotations
+
+from scheduler.config import EngineConfig
+from scheduler.context_window import ContextWindow
+from scheduler.execution.drafter import Drafter
+from scheduler.execution.runner import Runner
+from scheduler.execution.steering import Steerings
+from scheduler.messages import EngineInfo
+from scheduler.models.loading import LoadedModel
+from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.model_drafts import ModelDrafts
+from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.speculation import Speculation
+from scheduler.planning.step_cost import StepCost
+from scheduler.planning.text_drafts import TextDrafts
+
+
+def make_policy(name: str, prices: Prices) -> Policy:
+    """The policy that `--policy` names."""
+    match name:
+        case "fair":
+            return FairShare(prices)
+        case "priority":
+            return PriorityFirst()
+        case "fcfs":
+            return FirstComeFirstServed()
+    raise ValueError(f"unknown policy {name!r}")
+
+
+def speculation_of(
+    config: EngineConfig, loaded: LoadedModel, cost: StepCost, draft_cost: StepCost
+) -> Speculation | None:
+    """Who guesses, if anybody does. `draft_cost`: of one pass of the draft model."""
+    text = TextDrafts(cost) if _looks_back(config, loaded) else None
+    model = ModelDrafts(cost, draft_cost, loaded.info.block_size) if loaded.draft is not None else None
+    return Speculation(loaded.info.max_model_len, text, model) if text or model else None
+
+
+def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
+    """Whether guesses come from the text so far."""
+    return config.speculative == "ngram" or (config.speculative == "auto" and bool(loaded.info.instruction_set))
+
+
+def window_of(info: EngineInfo) -> ContextWindow | None:
+    """What sequences look back on that go on beyond it, where the model can."""
+    if info.shift_obstacle:
+        return None
+    # With one block more for the copy of the first.
+    num_blocks = min(info.max_model_len // info.block_size, info.num_blocks - 1)
+    return ContextWindow(num_blocks * info.block_size, info.block_size, info.shifted_len)
+
+
+def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
+    """What executes the steps of a model that was loaded here."""
+    return Runner(
+        loaded.model,
+        loaded.cache,
+        device=loaded.device,
+        num_seats=num_seats,
+        max_model_len=loaded.info.max_model_len,
+        steerings=Steerings(loaded.info.vocab_size, loaded.eos_token_ids),
+    )
+
+
+def drafter_of(loaded: LoadedModel, num_seats: int) -> Drafter:
+    """What runs the draft model that was loaded here."""
+    draft = loaded.draft
+    assert draft is not None
+    runner = Runner(
+        draft.model,
+        draft.cache,
+        device=loaded.device,
+        num_seats=num_seats,
+        max_model_len=loaded.info.max_model_len,
+        steerings=Steerings(draft.vocab_size, ()),
+    )
+    return Drafter(runner, draft.vocab_size, loaded.info.vocab_size)
