@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Self
 
 import msgspec
+import psutil
 import zmq
 import zmq.asyncio
 
@@ -79,6 +80,15 @@ class EngineProcess:
         with contextlib.suppress(zmq.Again):
             while True:
                 yield self._decoder.decode(await self._outputs.recv(zmq.NOBLOCK))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the system does not let it run (SIGSTOP, a debugger)."""
+        try:
+            status: str = psutil.Process(self._process.pid).status()
+        except psutil.Error:  # it has just ended: `wait` tells
+            return False
+        return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
     @property
     def work(self) -> Work | None:

@@ -17,11 +17,12 @@ from scheduler.messages import EngineFailed, EngineInfo, FromEngine, Launch, ToE
 CHECK_SECONDS = 0.25
 """Between two looks at the pulse."""
 
-SILENCE_SECONDS = 4.0
-"""Without a beat, after which an engine that serves is taken to hang."""
+STOPPED_SECONDS = 4.0
+"""Without a beat, after which an engine is lost that the system does not let run."""
 
-LOADING_SILENCE_SECONDS = 30.0
-"""The same while it loads: what is imported then may not let others speak for seconds."""
+SILENCE_SECONDS = 30.0
+"""The same for one that may run: a library may keep the interpreter to itself for seconds, as when the engine
+learns a tokenizer of 150,000 tokens."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a new start, from the second in a row on, doubled each time."""
@@ -218,7 +219,7 @@ class Supervisor:
                 since = now  # it was this process that stood still, and the other may have stood still with it
             looked = now
             silence = now - max(process.pulse.last_beat, since)
-            if silence > (SILENCE_SECONDS if self.phase is Phase.READY else LOADING_SILENCE_SECONDS):
+            if silence > STOPPED_SECONDS and (process.is_stopped or silence > SILENCE_SECONDS):
                 return f"the engine's process gave no sign of life for {silence:.1f} s"
             work = process.work
             if work is not None and now - max(work.started, since) > work.limit:
