@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import random
 import resource
 import select
 import socket
@@ -150,6 +151,57 @@ async def _status(target: Target, message: bytes) -> str:
         writer.close()
 
 
+def slow_heads(number: int) -> Attack:
+    """So many requests whose head comes a line a second (slowloris); after five seconds their senders give up."""
+
+    async def one(target: Target) -> str:
+        _, writer = await asyncio.open_connection(*target.address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        for _ in range(5):
+            await asyncio.sleep(1)
+            writer.write(b"X: y\r\n")
+        writer.close()
+        return "gave up"
+
+    return _many(number, one)
+
+
+def streams(number: int) -> Attack:
+    """So many streams at once, each read to its end."""
+    body = json.dumps({"prompt": "a b", "max_tokens": 4, "stream": True}).encode()
+
+    async def one(target: Target) -> str:
+        reader, writer = await asyncio.open_connection(*target.address)
+        writer.write(target.head(COMPLETIONS, len(body)) + body)
+        status = (await reader.readline()).decode()[9:12]
+        try:
+            await reader.readuntil(b"[DONE]" if status == "200" else b"}}")
+        except asyncio.IncompleteReadError:
+            return f"{status}, cut off"
+        finally:
+            writer.close()
+        return status
+
+    return _many(number, one)
+
+
+def nonsense(number: int) -> Attack:
+    """So many bodies of random bytes."""
+    source = random.Random(number)
+
+    async def one(target: Target) -> str:
+        body = source.randbytes(source.randrange(1, 300))
+        return await _status(target, target.head(source.choice((COMPLETIONS, CHAT)), len(body)) + body)
+
+    return _many(number, one, at_once=20)
+
+
+def heads(number: int) -> Attack:
+    """One request of so many header fields."""
+    fields = b"".join(b"X-%d: y\r\n" % place for place in range(number))
+    return _many(1, lambda target: _status(target, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + fields))
+
+
 def scrapes(number: int) -> Attack:
     """/metrics, so many times, one after another."""
 
@@ -248,6 +300,22 @@ CASES: dict[str, Callable[[], Attack]] = {
     "a message of 300,000 turns": lambda: post(
         "/v1/messages", b'{"max_tokens":1,"messages":[' + b",".join([b'{"role":"user"}'] * 300_000) + b"]}"
     ),
+    "JSON 100,000 deep": lambda: post(COMPLETIONS, b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "a prompt of 16 MB": lambda: completion(prompt="word " * 3_200_000),
+    "a template that loops": lambda: post(
+        CHAT,
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "chat_template": "{% for i in range(10 ** 9) %}{% endfor %}",
+            }
+        ).encode(),
+    ),
+    "10,000 header fields": lambda: heads(10_000),
+    "10,000 bodies of random bytes": lambda: nonsense(10_000),
+    "500 slow heads": lambda: slow_heads(500),
+    "900 streams at once": lambda: streams(900),
+    "2,000 streams at once": lambda: streams(2000),
     "100 half-sent bodies": lambda: half_sent(100),
     "100 streams that nobody reads": lambda: unread(100),
     "1,000 broken HTTP messages": lambda: broken(1000),

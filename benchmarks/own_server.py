@@ -50,6 +50,17 @@ class OwnServer:
                     values[user] = values.get(user, 0.0) + sample.value
         return values
 
+    async def buckets(self, name: str) -> dict[float, float]:
+        """A histogram's cumulative counts, by the bounds of its buckets."""
+        async with aiohttp.ClientSession() as session, session.get(self.metrics_url) as response:
+            text = await response.text()
+        return {
+            float(sample.labels["le"]): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == f"{name}_bucket"
+        }
+
     def memory(self) -> int:
         """Bytes that the server and its engine hold for themselves."""
         server = psutil.Process(self.pid)

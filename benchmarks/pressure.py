@@ -122,6 +122,12 @@ async def run(server: OwnServer, cases: list[str], workers: ProcessPoolExecutor)
             f"{1000 * (gap - control):+6.0f} ms {growth / 2**20:+7.0f} MiB",
             file=sys.stdout,
         )
+    lag = await server.buckets("carousel_event_loop_lag_seconds")
+    total = max(lag.values())
+    shares = ", ".join(
+        f"{100 * lag[bound] / total:.1f} % within {1000 * bound:.0f} ms" for bound in (0.01, 0.05, 0.25)
+    )
+    print(f"the event loop was late {total:.0f} times: {shares}")
     print(f"memory in the end: {(server.memory() - first) / 2**20:+.0f} MiB")
 
 
