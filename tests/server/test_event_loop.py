@@ -6,7 +6,7 @@ import socket
 from contextlib import ExitStack
 from itertools import pairwise
 
-from server.event_loop import EVENTS_AT_ONCE, new_event_loop
+from server.event_loop import NEWCOMERS_AT_ONCE, new_event_loop
 
 
 def test_a_burst_is_taken_a_few_at_a_time_and_nobody_is_forgotten() -> None:
@@ -34,4 +34,4 @@ def test_a_burst_is_taken_a_few_at_a_time_and_nobody_is_forgotten() -> None:
         loop.call_soon(turn)
         loop.run_forever()
     assert sorted(served) == list(range(100))
-    assert max(after - before for before, after in pairwise(turns)) <= EVENTS_AT_ONCE
+    assert max(after - before for before, after in pairwise(turns)) <= NEWCOMERS_AT_ONCE
