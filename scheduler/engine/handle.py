@@ -15,7 +15,7 @@ import psutil
 import zmq
 import zmq.asyncio
 
-from scheduler.engine.pulse import Pulse, Work, new_pulse_file
+from scheduler.engine.pulse import Pulse, new_pulse_file
 from scheduler.messages import OUTPUTS, REQUESTS, FromEngine, Launch, Shutdown, StepOutputs, ToEngine
 
 SHUTDOWN_SECONDS = 5.0
@@ -89,11 +89,6 @@ class EngineProcess:
         except psutil.Error:  # it has just ended: `wait` tells
             return False
         return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-
-    @property
-    def work(self) -> Work | None:
-        """What it is at, or was when it died."""
-        return self.pulse.work
 
     async def wait(self) -> str:
         """How it ended, in words."""

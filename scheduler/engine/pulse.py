@@ -12,6 +12,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,7 +38,7 @@ def new_pulse_file() -> int:
     return descriptor
 
 
-class Work(msgspec.Struct, frozen=True):
+class Work(NamedTuple):
     """What the engine is at."""
 
     number: int
@@ -46,8 +47,6 @@ class Work(msgspec.Struct, frozen=True):
     """On the monotonic clock, which all processes share."""
     limit: float
     """Seconds after which it has to be taken for hanging."""
-    in_hand: list[str]
-    """The requests in it."""
 
 
 class Pulse:
@@ -85,12 +84,17 @@ class Pulse:
 
     @property
     def work(self) -> Work | None:
-        """None: nothing is being worked on."""
+        """None: nothing is being worked on, or it is being written what. The other process goes on meanwhile."""
         started, limit, number, length = _WORK.unpack_from(self._memory, _WORK_AT)
+        return Work(number, started, limit) if started and limit and length else None
+
+    @property
+    def in_hand(self) -> list[str]:
+        """The requests in it. To be read only when the other process has ended: it writes them at every step."""
+        length = _WORK.unpack_from(self._memory, _WORK_AT)[3]
         if length == 0:
-            return None
-        in_hand = msgspec.msgpack.decode(self._memory[_IN_HAND_AT : _IN_HAND_AT + length], type=list[str])
-        return Work(number, started, limit, in_hand)
+            return []
+        return msgspec.msgpack.decode(self._memory[_IN_HAND_AT : _IN_HAND_AT + length], type=list[str])
 
     def close(self) -> None:
         self._memory.close()

@@ -142,7 +142,7 @@ class Supervisor:
         await process.kill()
         async for message in process.last_messages():
             await self._tell(message)
-        in_hand = process.work.in_hand if process.work is not None else []
+        in_hand = process.pulse.in_hand
         await self._end(process)
         if not self._ready.done():  # the first one has only one try
             self._fail(reason)
@@ -221,7 +221,7 @@ class Supervisor:
             silence = now - max(process.pulse.last_beat, since)
             if silence > STOPPED_SECONDS and (process.is_stopped or silence > SILENCE_SECONDS):
                 return f"the engine's process gave no sign of life for {silence:.1f} s"
-            work = process.work
+            work = process.pulse.work
             if work is not None and now - max(work.started, since) > work.limit:
                 return f"step {work.number} of the engine has taken {now - work.started:.1f} s: it hangs"
 
