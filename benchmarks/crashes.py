@@ -13,25 +13,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import aiohttp
-import psutil
 from tqdm import tqdm
 
+from benchmarks.own_server import OwnServer, own_server
 from benchmarks.processor import processor
 
-CAROUSEL = Path(sys.executable).with_name("carousel")
 SECONDS = 600.0
 """At most for one answer, with all the crashes in it."""
 
@@ -39,16 +32,10 @@ SECONDS = 600.0
 class Crashed:
     """A server under load, and what is done to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, folder: Path) -> None:
-        self.process = process
-        self.url = url
-        self.folder = folder
+    def __init__(self, server: OwnServer) -> None:
+        self.server = server
         self.num_refused = 0
         self.num_probes = 0
-
-    def engine(self) -> psutil.Process | None:
-        living = [each for each in psutil.Process(self.process.pid).children() if each.status() != "zombie"]
-        return living[0] if living else None
 
     async def probe(self) -> None:
         """Ask all the time whether anybody is there, each time on a new connection."""
@@ -56,7 +43,7 @@ class Crashed:
             while True:
                 self.num_probes += 1
                 try:
-                    async with session.get(f"{self.url}/health/live") as response:
+                    async with session.get(f"{self.server.url}/health/live") as response:
                         response.raise_for_status()
                 except aiohttp.ClientError:
                     self.num_refused += 1
@@ -64,14 +51,14 @@ class Crashed:
 
     async def outage(self, number: signal.Signals) -> float:
         """Send a signal to the engine, and return how many seconds it takes until another one is ready."""
-        engine = self.engine()
+        engine = self.server.engine()
         assert engine is not None
         started = time.perf_counter()
         engine.send_signal(number)
         async with aiohttp.ClientSession() as session:
             is_lost = False
             while True:
-                async with session.get(f"{self.url}/health/ready") as response:
+                async with session.get(f"{self.server.url}/health/ready") as response:
                     if response.status == 200 and is_lost:
                         return time.perf_counter() - started
                     is_lost = is_lost or response.status != 200
@@ -115,37 +102,15 @@ async def answers(url: str, num_streams: int, max_tokens: int, title: str) -> li
     return [each if isinstance(each, str) else repr(each) for each in found]
 
 
-@contextmanager
-def server(*flags: str) -> Iterator[Crashed]:
-    with tempfile.TemporaryDirectory(prefix="crashes-") as scratch:
-        folder = Path(scratch) / "temporary"
-        folder.mkdir()
-        log = Path(scratch) / "log"
-        command = [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", *flags]
-        environment = {**os.environ, "TMPDIR": str(folder)}
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        try:
-            while "Serving " not in (text := log.read_text()):
-                if process.poll() is not None:
-                    raise SystemExit(text)
-                time.sleep(0.1)
-            url = text.partition(" at http")[2].split()[0]
-            yield Crashed(process, f"http{url}", folder)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(60)
-
-
-async def measure(crashed: Crashed, num_kills: int, num_stops: int, num_streams: int, max_tokens: int) -> bool:
-    expected = await answers(crashed.url, num_streams, max_tokens, "undisturbed")
+async def measure(server: OwnServer, num_kills: int, num_stops: int, num_streams: int, max_tokens: int) -> bool:
+    crashed = Crashed(server)
+    expected = await answers(server.url, num_streams, max_tokens, "undisturbed")
     probing = asyncio.create_task(crashed.probe())
     outages: dict[signal.Signals, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
     plan = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
     rounds: list[list[str]] = []
     while plan:
-        running = asyncio.create_task(answers(crashed.url, num_streams, max_tokens, "disturbed"))
+        running = asyncio.create_task(answers(server.url, num_streams, max_tokens, "disturbed"))
         await asyncio.sleep(1)
         while plan and not running.done():
             outages[plan[0]].append(await crashed.outage(plan[0]))
@@ -161,13 +126,13 @@ async def measure(crashed: Crashed, num_kills: int, num_stops: int, num_streams:
             print(f"{len(seconds)} times {number.name}: ready again after {median:.1f} s in the median ({listed})")
     print(f"{sum(same)} of {len(same)} streams ended complete with the text of an undisturbed run")
     print(f"{crashed.num_refused} of {crashed.num_probes} connections refused")
-    running = asyncio.create_task(answers(crashed.url, num_streams, max_tokens, "at the end"))
+    running = asyncio.create_task(answers(server.url, num_streams, max_tokens, "at the end"))
     await asyncio.sleep(1)
-    crashed.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGTERM)
     whole = [text == wanted for text, wanted in zip(await running, expected, strict=True)]
-    status = await asyncio.to_thread(crashed.process.wait, 60)
+    status = await asyncio.to_thread(server.process.wait, 60)
     print(f"SIGTERM under load: {sum(whole)} of {len(whole)} streams ended complete; exit status {status}")
-    left = await asyncio.to_thread(lambda: [file.name for file in crashed.folder.iterdir()])
+    left = await asyncio.to_thread(lambda: [file.name for file in server.temporary.iterdir()])
     print(f"left in the temporary folder: {', '.join(left) or 'nothing'}")
     return all(same) and all(whole) and crashed.num_refused == 0 and status == 0 and not left
 
@@ -179,8 +144,8 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32, help="streams at once (default: 32)")
     parser.add_argument("--max-tokens", type=int, default=600, help="length of an answer (default: 600)")
     args = parser.parse_args()
-    with server("--drain-timeout", "300") as crashed:
-        is_well = asyncio.run(measure(crashed, args.kills, args.stops, args.streams, args.max_tokens))
+    with own_server("--drain-timeout", "300") as server:
+        is_well = asyncio.run(measure(server, args.kills, args.stops, args.streams, args.max_tokens))
     sys.exit(not is_well)
 
 

@@ -30,12 +30,11 @@ from typing import Any
 
 import aiohttp
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
-from server.users.file import add_user, set_disabled
+from benchmarks.own_server import OwnServer, own_server
+from server.users.file import set_disabled
 
-CAROUSEL = Path(sys.executable).with_name("carousel")
 SETTLE_SECONDS = 60.0
 """In which all that was begun has to be over, once nobody sends any more."""
 
@@ -53,27 +52,19 @@ WORDS = ("the sea", "a lighthouse", "bread", "stars", "a river", "winter", "the 
 class Soaked:
     """The server, and what the clients know of it."""
 
-    url: str
-    process: subprocess.Popen[bytes]
-    folder: Path
-    keys: dict[str, str]
+    server: OwnServer
+    small: Path
+    """The file system that is full for a while."""
     outcomes: Counter[str] = field(default_factory=Counter)
     without_end: list[str] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     """Tokens of the user whose answers are all read to their end: of prompts, and of answers."""
     random: random.Random = field(default_factory=lambda: random.Random(14))
 
-    def engine(self) -> psutil.Process | None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.process.pid).children():
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    return child
-        return None
-
     def session(self, user: str = "steady", seconds: float = 120.0) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            self.url,
-            headers={"Authorization": f"Bearer {self.keys[user]}"},
+            self.server.url,
+            headers={"Authorization": f"Bearer {self.server.keys[user]}"},
             timeout=aiohttp.ClientTimeout(total=seconds),
         )
 
@@ -239,20 +230,19 @@ async def every(seconds: float, end: float, act: Callable[[], Awaitable[None]]) 
 
 
 async def kill_engine(soaked: Soaked) -> None:
-    engine = soaked.engine()
+    engine = soaked.server.engine()
     if engine is not None:
         engine.send_signal(soaked.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]))
         soaked.outcomes["engine killed"] += 1
 
 
 async def edit_users(soaked: Soaked) -> None:
-    users = soaked.folder / "users.yaml"
-    await asyncio.to_thread(set_disabled, users, "guest", soaked.random.random() < 0.5)
+    await asyncio.to_thread(set_disabled, soaked.server.users_file, "guest", soaked.random.random() < 0.5)
 
 
 async def fill_disk(soaked: Soaked) -> None:
     """For a few seconds nothing can be written to the ledger's file system."""
-    waste = soaked.folder / "small" / "waste"
+    waste = soaked.small / "waste"
 
     def fill() -> None:
         with contextlib.suppress(OSError), waste.open("wb", buffering=0) as file:
@@ -281,26 +271,16 @@ class Holding:
     """Of the server's process: the engine is another one after each kill."""
 
 
-async def metrics(soaked: Soaked) -> dict[str, float]:
-    async with soaked.session() as session, session.get("/metrics") as response:
-        text = await response.text()
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            values[sample.name] = values.get(sample.name, 0.0) + sample.value
-    return values
-
-
 async def holding(soaked: Soaked) -> Holding:
-    values = await metrics(soaked)
-    server = psutil.Process(soaked.process.pid)
+    metric = soaked.server.metric
+    process = psutil.Process(soaked.server.process.pid)
     return Holding(
-        blocks=values["carousel_kv_cache_usage_ratio"],
-        running=values["carousel_requests_running"] + values["carousel_requests_waiting"],
-        tasks=values["carousel_server_tasks"],
-        descriptors=server.num_fds(),
-        threads=server.num_threads(),
-        megabytes=server.memory_info().rss / 1e6,
+        blocks=await metric("carousel_kv_cache_usage_ratio"),
+        running=await metric("carousel_requests_running") + await metric("carousel_requests_waiting"),
+        tasks=await metric("carousel_server_tasks"),
+        descriptors=process.num_fds(),
+        threads=process.num_threads(),
+        megabytes=process.memory_info().rss / 1e6,
     )
 
 
@@ -348,7 +328,7 @@ async def run(soaked: Soaked, minutes: float, has_small_disk: bool) -> list[str]
             while (now := time.monotonic()) < end:
                 bar.update(round(now - started) - bar.n)
                 if now - started > WARM_UP * 60 * minutes:
-                    memory.append(psutil.Process(soaked.process.pid).memory_info().rss / 1e6)
+                    memory.append(psutil.Process(soaked.server.process.pid).memory_info().rss / 1e6)
                 await asyncio.sleep(1)
 
     await asyncio.gather(look(), *workers)
@@ -409,27 +389,16 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def soaked_server() -> Iterator[tuple[Soaked, bool]]:
-    with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
-        folder = Path(scratch)
-        keys = {name: add_user(folder / "users.yaml", name, {}) for name in ("steady", "rude", "guest")}
-        with small_disk(folder / "small") as is_mounted:
-            log = folder / "log"
-            command = [str(CAROUSEL), "serve", "--port", "0", "--no-access-log", "--users", f"{folder}/users.yaml"]
-            command += ["--ledger", f"{folder}/small/ledger.sqlite3", "--kv-cache-memory", "64MB"]
-            with log.open("wb") as output:
-                process = subprocess.Popen(command, stdout=output, stderr=output)
-            try:
-                while "Serving " not in (text := log.read_text()):
-                    if process.poll() is not None:
-                        raise SystemExit(text)
-                    time.sleep(0.1)
-                yield Soaked(f"http{text.partition(' at http')[2].split()[0]}", process, folder, keys), is_mounted
-            finally:
-                process.terminate()
-                process.wait(60)
-                for line in log.read_text().splitlines():
-                    if "Traceback" in line or " ERROR " in line:
-                        print(line, file=sys.stderr)
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as scratch,
+        small_disk(small := Path(scratch) / "small") as is_mounted,
+    ):
+        flags = ["--ledger", f"{small}/ledger.sqlite3", "--kv-cache-memory", "64MB"]
+        with own_server(*flags, users=dict.fromkeys(("steady", "rude", "guest"), 1.0)) as server:
+            yield Soaked(server, small), is_mounted
+            for line in server.log.splitlines():
+                if "Traceback" in line or " ERROR " in line:
+                    print(line, file=sys.stderr)
 
 
 def main() -> None:
