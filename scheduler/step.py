@@ -16,6 +16,11 @@ DraftKind = Literal["ngram", "prediction", "model"]
 """Where guesses come from: the sequence's own text, what its client expects, or a draft model."""
 
 
+def num_attended(start: int, length: int) -> int:
+    """Keys that the queries of `length` tokens look at, the first of which follows `start` others."""
+    return length * (2 * start + length + 1) // 2
+
+
 class TableChange(msgspec.Struct, frozen=True, array_like=True):
     """New entries of one seat's block table, from the place `start` on. Entries before the first that a sequence
     brought are nobody's: they are out of the layers' window."""

@@ -41,8 +41,8 @@ from server.http.authentication import authenticate
 from server.http.cors import CrossOrigin
 from server.http.draining import DRAINING, Draining
 from server.http.errors import answer_errors
-from server.http.event_loop import EventLoopWatch
 from server.http.guard import guard
+from server.http.loop_watch import EventLoopWatch
 from server.http.metrics import add_metrics, without_names
 from server.http.protocol import refuse_expectations
 from server.http.record import name_response

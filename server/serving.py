@@ -80,8 +80,8 @@ async def serve(config: ServeConfig) -> None:
 
 @asynccontextmanager
 async def served(config: ServeConfig) -> AsyncIterator[Served]:
-    """Serve within it. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError` or
-    `EngineStartError` or `TlsError`."""
+    """Serve within it. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError`,
+    `TlsError` or `EngineStartError`."""
     access_log.logger.disabled = not config.access_log
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

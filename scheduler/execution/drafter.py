@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scheduler.execution.runner import Runner
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkInput, DraftInput, StepInput, TableChange
+from scheduler.step import ChunkInput, DraftInput, StepInput, TableChange, num_attended
 
 MEASURED = (1, 1, 16, 1, 4, 1, 16, 1)
 """Tokens of the passes that tell, before the first guess, what guessing costs."""
@@ -84,8 +84,6 @@ class Drafter:
         tables, self._tables = self._tables, []
         result = self._runner.collect(self._runner.launch(StepInput(chunks, tables)))
         num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
-        attended = sum(
-            len(chunk.token_ids) * (2 * chunk.start + len(chunk.token_ids) + 1) // 2 for chunk in chunks
-        )
+        attended = sum(num_attended(chunk.start, len(chunk.token_ids)) for chunk in chunks)
         tokens = [[token.token_id for token in sampled] for sampled in result.tokens]
         return tokens, DraftPass(num_tokens, attended, time.monotonic() - started)

@@ -159,7 +159,8 @@ class ModelDrafts:
         while active and budget > 0:
             level += 1
             # What only one row more costs has to pay for each, and the pass of the draft model for all of them.
-            row = self._cost.predict(num_tokens + 1, attended) - self._cost.predict(num_tokens, attended)
+            computing = self._cost.predict(num_tokens, attended)
+            row = self._cost.predict(num_tokens + 1, attended) - computing
             row += self._draft_cost.predict(1, 0) - self._draft_cost.predict(0, 0)
             active = [
                 place
@@ -168,8 +169,7 @@ class ModelDrafts:
             ][:budget]
             gain = sum(chances[place] ** level for place in active)
             keys = sum(chunks[place].end + level for place in active)
-            longer = self._cost.predict(num_tokens + len(active), attended + keys)
-            longer += seconds - self._cost.predict(num_tokens, attended)  # what drafting takes so far
+            longer = seconds + self._cost.predict(num_tokens + len(active), attended + keys) - computing
             longer += self._draft_cost.predict(len(active), keys)
             if longer > room.longest or gain * seconds <= total * (longer - seconds):
                 break

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scheduler.planning.policy import Work
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
-from scheduler.step import ChunkInput, DraftInput, DraftKind, SinkShift, StepInput, TableChange
+from scheduler.step import ChunkInput, DraftInput, DraftKind, SinkShift, StepInput, TableChange, num_attended
 
 
 class Chunk(NamedTuple):
@@ -80,7 +80,7 @@ class Chunk(NamedTuple):
     @property
     def attended(self) -> int:
         """Keys that its queries look at."""
-        return self.num_computed * (2 * (self.start - self.shift) + self.num_computed + 1) // 2
+        return num_attended(self.start - self.shift, self.num_computed)
 
 
 @dataclass(slots=True)
