@@ -227,6 +227,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     weights_bytes: int
     instruction_set: str
     """That of the native kernels, as processor.py names it; empty where they are not used."""
+    pool_bytes: int = 0
+    """Of all blocks: an engine that is given as many as its `kv_cache_memory` has the same number of them."""
     num_seats: int = 0
     """How many sequences at most share a step."""
     eos_token_ids: list[int] = []

@@ -78,6 +78,32 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
         """Rows of logits: those of the chunk's last tokens."""
         return self.num_drafted + 1 if self.samples else 0
 
+    def split(self, length: int) -> tuple[ChunkInput, ChunkInput]:
+        """The same in two chunks, to be computed one after the other: `length` tokens, and the rest. The rest has
+        the rows of which tokens are sampled."""
+        middle = self.start + length
+        num_scored = min(len(self.targets), max(0, middle - self.first_scored))
+        rest = len(self.token_ids) - length
+        replace = msgspec.structs.replace
+        first = replace(
+            self,
+            token_ids=self.token_ids[:length],
+            num_drafted=0,
+            samples=False,
+            targets=self.targets[:num_scored],
+            num_pooled=max(0, self.num_pooled - rest),
+        )
+        second = replace(
+            self,
+            start=middle,
+            token_ids=self.token_ids[length:],
+            before=None,
+            first_scored=self.first_scored + num_scored,
+            targets=self.targets[num_scored:],
+            num_pooled=min(self.num_pooled, rest),
+        )
+        return first, second
+
 
 class DraftInput(msgspec.Struct, frozen=True, array_like=True):
     """What a draft model is asked about one sequence."""
@@ -151,6 +177,17 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
         scored = {other - (other > place): found for other, found in self.scored.items() if other != place}
         pooled = {other - (other > place): found for other, found in self.pooled.items() if other != place}
         return StepResult([*self.tokens[:place], *self.tokens[place + 1 :]], self.broken, scored, pooled)
+
+    def followed_by(self, rest: StepResult) -> StepResult:
+        """Of one chunk, of which this is the first part's and `rest` the other's."""
+        scored = self.scored.get(0, []) + rest.scored.get(0, [])
+        pooled = [part.pooled[0] for part in (self, rest) if 0 in part.pooled]
+        return StepResult(
+            rest.tokens,
+            sorted({*self.broken, *rest.broken}),
+            {0: scored} if scored else {},
+            {0: [sum(numbers) for numbers in zip(*pooled, strict=True)]} if pooled else {},
+        )
 
 
 Handle = TypeVar("Handle")

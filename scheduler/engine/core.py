@@ -11,9 +11,11 @@ import msgspec
 
 from scheduler.config import EngineConfig
 from scheduler.engine.compiling import Compiling
+from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_in_parts
 from scheduler.engine.free_cores import FreeCores
 from scheduler.engine.outputs import output_of, part_of, refused
 from scheduler.engine.parts import drafter_of, make_policy, runner_of, speculation_of, window_of
+from scheduler.engine.stopwatch import Stopwatch
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
     Draft,
@@ -345,9 +347,13 @@ class EngineCore:
             handle = self.executor.launch(step)
             sampling = Stopwatch()
             result = self.executor.collect(handle)
-        except Exception:
+        except Exception as error:
+            if is_device_lost(error):
+                raise  # the next engine goes on with what this one has
             logger.exception("a step of %d sequences failed; running them one at a time", len(plan.chunks))
             result, failed = self._execute_singly(plan, step)
+            if is_out_of_memory(error):
+                self._take_smaller_steps(plan.num_tokens)
         for place in reversed(result.broken):
             chunk = plan.chunks.pop(place)
             result = result.without(place)
@@ -360,13 +366,9 @@ class EngineCore:
         failed: list[SequenceOutput] = []
         chunks, plan.chunks = plan.chunks, []
         result = StepResult([], [], {}, {})
-        for chunk, chunk_input in zip(chunks, step.chunks, strict=True):
-            try:
-                alone = self.executor.collect(
-                    self.executor.launch(StepInput([chunk_input], step.tables, step.shifts))
-                )
-            except Exception:
-                logger.exception("request %s failed", chunk.sequence.request.request_id)
+        for chunk, alone in zip(chunks, run_in_parts(self.executor, step), strict=True):
+            if isinstance(alone, Exception):
+                logger.error("request %s failed", chunk.sequence.request.request_id, exc_info=alone)
                 failed.append(self._fail(chunk, FAILED))
                 continue
             place = len(plan.chunks)
@@ -380,29 +382,13 @@ class EngineCore:
             result.tokens.extend(alone.tokens)
         return result, failed
 
+    def _take_smaller_steps(self, num_tokens: int) -> None:
+        """There was not enough memory for a step of so many tokens."""
+        fewer = max(self.scheduler.num_seats, num_tokens // 2)
+        self.scheduler.max_batched_tokens = min(self.scheduler.max_batched_tokens, fewer)
+        logger.warning("from now on a step has at most %d tokens", self.scheduler.max_batched_tokens)
+
     def _fail(self, chunk: Chunk, message: str) -> SequenceOutput:
         self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
         self._forget([chunk.sequence])
         return output_of(chunk.sequence, error=message)
-
-
-class Stopwatch:
-    """Laps, and the time since it was made."""
-
-    def __init__(self) -> None:
-        self.started = self._last = time.monotonic()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        before, self._last = self._last, time.monotonic()
-        return self._last - before
-
-    @property
-    def now(self) -> float:
-        """When the last lap ended."""
-        return self._last
-
-    @property
-    def total(self) -> float:
-        """Seconds of all laps."""
-        return self._last - self.started

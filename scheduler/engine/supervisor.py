@@ -78,6 +78,7 @@ class Supervisor:
         self._num_failures = 0
         self._trouble = ""
         self._lost_at: float | None = None
+        self._pool_bytes = 0
         self.phase = Phase.STARTING
 
     @property
@@ -130,10 +131,16 @@ class Supervisor:
         try:
             while await self._live(process):
                 process = self._process = await EngineProcess.start()
+                launch = self._as_large(launch)
                 process.launch(launch)
         except Exception as error:
             logger.exception("supervising the engine failed")
             self._fail(f"supervising the engine failed ({type(error).__name__}); the log says why")
+
+    def _as_large(self, launch: Launch) -> Launch:
+        """The next engine's pool is as large as the first one's, whatever memory is free now: what was accepted
+        must fit."""
+        return msgspec.structs.replace(launch, config=launch.config | {"kv_cache_memory": self._pool_bytes})
 
     async def _live(self, process: EngineProcess) -> bool:
         """One engine's life. Returns when it is time for the next, or False if there will be none."""
@@ -188,7 +195,8 @@ class Supervisor:
             except msgspec.MsgspecError as error:
                 return f"the engine's process sent a message that is none ({error})"
             match message:
-                case EngineInfo():
+                case EngineInfo(pool_bytes=pool_bytes):
+                    self._pool_bytes = pool_bytes
                     self.phase = Phase.READY
                     if self._lost_at is not None:
                         logger.warning("the engine is back after %.1f s", time.monotonic() - self._lost_at)

@@ -136,23 +136,18 @@ def holdings(config: EngineConfig, groups: Sequence[LayerGroup], device: torch.d
 
 def choose_num_blocks(
     config: EngineConfig,
-    specs: Sequence[LayerSpec],
     groups: Sequence[LayerGroup],
+    block_bytes: int,
     *,
     model_max_len: int,
-    dtype: torch.dtype,
     device: torch.device,
-    draft_bytes: int = 0,
 ) -> int:
-    """How many blocks the pool has: as many as `kv_cache_memory` holds, or by default a share of the free
-    memory, up to what all seats could fill with sequences of the longest length. Each has `draft_bytes` more for a
-    draft model.
+    """How many blocks of `block_bytes` the pool has: as many as `kv_cache_memory` holds, or by default a share of
+    the free memory, up to what all seats could fill with sequences of the longest length.
 
     Raises `KVCacheTooSmallError` if that is not even one sequence of `max_model_len`, or of `FEWEST_TOKENS` where
     that was not given.
     """
-    block_bytes = bytes_per_block([specs[layer] for layer in largest(groups)], config.block_size, dtype)
-    block_bytes += draft_bytes
     held = holdings(config, groups, device)
     longest = min(config.max_model_len or model_max_len, model_max_len)
     if config.kv_cache_memory is not None:

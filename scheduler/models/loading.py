@@ -12,7 +12,14 @@ import torch
 from scheduler.config import EngineConfig
 from scheduler.container import cpu_quota
 from scheduler.execution.cuda_graphs import CudaGraphs
-from scheduler.execution.kv_cache import KVCache, choose_num_blocks, group_layers, holdings
+from scheduler.execution.kv_cache import (
+    KVCache,
+    bytes_per_block,
+    choose_num_blocks,
+    group_layers,
+    holdings,
+    largest,
+)
 from scheduler.execution.step_model import StepModel
 from scheduler.messages import EngineInfo
 from scheduler.models.draft_model import LoadedDraft, open_draft
@@ -61,15 +68,12 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     draft = None
     if config.speculative_model is not None:
         draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
-    num_blocks = choose_num_blocks(
-        config,
-        source.layers,
-        groups,
-        model_max_len=model_config.max_len,
-        dtype=opened.kv_dtype,
-        device=device,
-        draft_bytes=draft.block_bytes(config.block_size) if draft is not None else 0,
+    block_bytes = bytes_per_block(
+        [source.layers[layer] for layer in largest(groups)], config.block_size, opened.kv_dtype
     )
+    if draft is not None:
+        block_bytes += draft.block_bytes(config.block_size)
+    num_blocks = choose_num_blocks(config, groups, block_bytes, model_max_len=model_config.max_len, device=device)
     longest = holdings(config, groups, device).longest(num_blocks)
     max_model_len = min(config.max_model_len or model_config.max_len, longest)
     has_graphs = config.cuda_graphs and device.type == "cuda" and backend.name == "flex"
@@ -100,6 +104,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         vocab_size=model_config.vocab_size,
         num_blocks=num_blocks,
         block_size=config.block_size,
+        pool_bytes=num_blocks * block_bytes,
         kv_cache_dtype=_name(opened.kv_dtype),
         device=str(device),
         attention_backend=backend.name,

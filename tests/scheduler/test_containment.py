@@ -122,3 +122,75 @@ def test_one_fails_and_31_do_not(
     assert "its log says why" in end.error
     assert "Traceback" in caplog.text
     assert tokens(found) == expected
+
+
+def run_requests(core: EngineCore) -> dict[str, Any]:
+    """Tokens with logprobs, logprobs of the prompt and embeddings of some requests that are computed together."""
+    core.pool.reset()
+    plain = SamplingParams(max_tokens=12, ignore_eos=True)
+    wishes = [
+        msgspec.structs.replace(plain, seed=1),
+        msgspec.structs.replace(plain, seed=2, prompt_logprobs=1),
+        msgspec.structs.replace(plain, seed=3, frequency_penalty=0.5, logprobs=1),
+        SamplingParams(pooling="mean", max_tokens=0),
+    ]
+    for number, wish in enumerate(wishes):
+        prompt = [3 + (7 * place + number) % 150 for place in range(50 + number)]
+        core.add(Request(request_id=str(number), prompt_token_ids=prompt, params=wish))
+    outputs: list[SequenceOutput] = []
+    while core.has_work:
+        outputs += core.step().outputs
+    assert core.pool.num_used == 0
+    assert not [output.error for output in outputs if output.error]
+    return {
+        name: (
+            [token for output in outputs if output.request_id == name for token in output.tokens],
+            [each for output in outputs if output.request_id == name for each in output.prompt_logprobs],
+            [
+                sum(dimension)
+                for dimension in zip(
+                    *[o.pooled for o in outputs if o.request_id == name and o.pooled], strict=True
+                )
+            ],
+        )
+        for name in map(str, range(len(wishes)))
+    }
+
+
+def test_what_needs_too_much_memory_is_computed_in_smaller_steps(
+    tiny_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody's answer is another one, and the steps that follow stay small."""
+    config = EngineConfig(dtype="float32", max_num_seqs=8, kv_cache_memory="8MB")
+    expected = run_requests(EngineCore(config, tiny_path))
+    launch = Runner.launch
+    sizes = []
+
+    def failing(runner: Runner, step: StepInput) -> Any:
+        sizes.append(sum(len(chunk.token_ids) for chunk in step.chunks))
+        if sizes[-1] > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+        return launch(runner, step)
+
+    monkeypatch.setattr(Runner, "launch", failing)
+    core = EngineCore(config, tiny_path)
+    assert run_requests(core) == expected
+    assert "from now on a step has at most" in caplog.text
+    run_requests(core)  # now it has learned how much is too much
+    tried = len(sizes)
+    assert run_requests(core) == expected
+    assert max(sizes[tried:]) <= 20
+
+
+def test_a_device_that_is_lost_ends_the_engine(tiny_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing works on it any more in this process; the next engine goes on with the requests."""
+
+    def failing(runner: Runner, step: StepInput) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="8MB"), tiny_path)
+    core.add(Request(request_id="a", prompt_token_ids=[5, 6, 7], params=SamplingParams(max_tokens=4)))
+    monkeypatch.setattr(Runner, "launch", failing)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        core.step()
+    assert core.scheduler.live_requests

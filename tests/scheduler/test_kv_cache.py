@@ -9,7 +9,7 @@ import torch
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import KVCacheTooSmallError, choose_num_blocks, group_layers
+from scheduler.execution.kv_cache import KVCacheTooSmallError, bytes_per_block, choose_num_blocks, group_layers
 
 LAYERS = [LayerSpec(8, 8, 64, 64, 0.125, None, None)] * 32
 """1 MiB in a block of 16 tokens, in bfloat16."""
@@ -17,14 +17,9 @@ LAYERS = [LayerSpec(8, 8, 64, 64, 0.125, None, None)] * 32
 
 def num_blocks(memory: str, model_max_len: int = 8192, **knobs: Any) -> int:
     config = EngineConfig(kv_cache_memory=memory, **knobs)
-    return choose_num_blocks(
-        config,
-        LAYERS,
-        group_layers(LAYERS),
-        model_max_len=model_max_len,
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-    )
+    block_bytes = bytes_per_block(LAYERS, config.block_size, torch.bfloat16)
+    groups = group_layers(LAYERS)
+    return choose_num_blocks(config, groups, block_bytes, model_max_len=model_max_len, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

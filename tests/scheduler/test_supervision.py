@@ -19,9 +19,11 @@ from prometheus_client import CollectorRegistry
 
 from scheduler import AsyncEngine, EngineConfig, SamplingParams
 from scheduler.engine.client import Delta, EngineDeadError, Phase, RequestCrashedError
+from scheduler.engine.handle import EngineProcess
 from scheduler.engine.loop import TEST_HOOK
 from scheduler.engine.suspects import Suspects
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.messages import Launch
 from scheduler.request import FinishReason
 from tests.scheduler import failing_engine
 
@@ -107,7 +109,17 @@ WISHES = [
 ]
 
 
-async def test_a_killed_engine_costs_nobody_a_bit(engine: AsyncEngine, folder: Path) -> None:
+async def test_a_killed_engine_costs_nobody_a_bit(
+    engine: AsyncEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Launch] = []
+    launch = EngineProcess.launch
+
+    def record(process: EngineProcess, what: Launch) -> None:
+        launched.append(what)
+        launch(process, what)
+
+    monkeypatch.setattr(EngineProcess, "launch", record)
     prompt = engine.tokenizer.encode("Once upon a time there was a")
     expected = [await Answer(engine, prompt, params).whole() for params in WISHES]
     before = pid(engine)
@@ -124,6 +136,7 @@ async def test_a_killed_engine_costs_nobody_a_bit(engine: AsyncEngine, folder: P
     assert [await answer.whole() for answer in answers] == expected
     assert await late.whole() == expected[0]
     assert pid(engine) != before
+    assert [each.config["kv_cache_memory"] for each in launched] == [engine.info.pool_bytes] * 2, "as many blocks"
     registry = engine.metrics._registry
     lost = registry.get_sample_value("carousel_engine_lost_total", {"model": engine.config.model})
     assert lost == 2

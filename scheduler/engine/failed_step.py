@@ -1,0 +1,53 @@
+"""What a step that failed is run again as: smaller steps, so that one request does not take the others with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from scheduler.step import ChunkInput, Executor, StepInput, StepResult
+
+OUT_OF_MEMORY = "can't allocate memory"
+"""What torch's allocator for the CPU says."""
+
+DEVICE_ERRORS = ("CUDA error", "HIP error", "XPU error")
+"""After one of these nothing works on the device any more, until the process ends."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether less at once might do."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether trying again is of no use in this process."""
+    return (
+        isinstance(error, RuntimeError)
+        and not is_out_of_memory(error)
+        and any(words in str(error) for words in DEVICE_ERRORS)
+    )
+
+
+def run_in_parts(executor: Executor[Any], step: StepInput) -> list[StepResult | Exception]:
+    """Each chunk alone: what came of it, or what it fails with. One for which there is not enough memory is
+    computed in halves, and each of these in halves again. Raises the error that loses the device."""
+    return [_run(executor, step, chunk) for chunk in step.chunks]
+
+
+def _run(executor: Executor[Any], step: StepInput, chunk: ChunkInput) -> StepResult | Exception:
+    try:
+        return executor.collect(executor.launch(StepInput([chunk], step.tables, step.shifts)))
+    except Exception as error:
+        if is_device_lost(error):
+            raise
+        half = min(len(chunk.token_ids) // 2, len(chunk.token_ids) - chunk.num_sampled)
+        if not is_out_of_memory(error) or half < 1:
+            return error
+    parts = []
+    for part in chunk.split(half):
+        result = _run(executor, step, part)
+        if isinstance(result, Exception):
+            return result
+        parts.append(result)
+    return parts[0].followed_by(parts[1])
