@@ -102,6 +102,11 @@ class ServeConfig(EngineConfig):
     """Tokens that the waiting prompts may have together, and those of one request at most; when they are so many,
     whoever holds more than their part of them is refused with status 429."""
 
+    max_connections: PositiveInt = 8192
+    """Open connections, or as many as the system lets the server have. Where no more fit, a new one takes the
+    place of the one on which nothing was asked for longest; where something is asked on all, its request is
+    refused with status 503."""
+
     slow_body_seconds: PositiveSeconds = 30.0
     """Seconds that a request's body may take to arrive; then the request ends with status 408, and its connection
     is closed."""

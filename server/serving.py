@@ -24,6 +24,7 @@ from server.config import ServeConfig
 from server.http import access_log
 from server.http.access_log import AccessLogger
 from server.http.broken import ConnectionLog
+from server.http.connections import most_connections
 from server.http.draining import DRAINING
 from server.http.metrics import create_metrics_app
 from server.http.protocol import Runner
@@ -41,6 +42,9 @@ BACKLOG = 1024
 
 ACCEPTED_AT_ONCE = 4
 """Connections that the event loop takes before it turns to the streams: asyncio takes all that wait."""
+
+METRICS_CONNECTIONS = 64
+"""On the metrics' own port."""
 
 UNSENT_BYTES = 16 * 1024
 """Of an answer, that the system may keep beyond what the client has room for: that nobody reads it shows soon."""
@@ -83,6 +87,7 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
     """Serve within it. Where it cannot begin, raises `CannotListenError`, `UsersFileError`, `LedgerError`,
     `TlsError` or `EngineStartError`."""
     access_log.logger.disabled = not config.access_log
+    max_connections = most_connections(config.max_connections)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     log = ConnectionLog(registry)
@@ -95,7 +100,7 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
         if config.metrics_port is not None:
             metrics = stack.enter_context(_bound(config.metrics_host, config.metrics_port, "--metrics-port"))
             app = create_metrics_app(config, registry)
-            await stack.enter_async_context(_running(app, metrics, log, access_log=None))
+            await stack.enter_async_context(_running(app, metrics, log, METRICS_CONNECTIONS, access_log=None))
         tls = None
         if config.tls_certificate is not None and config.tls_key is not None:
             tls = await stack.enter_async_context(_certificate(config.tls_certificate, config.tls_key))
@@ -108,8 +113,9 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
         app = create_app(config, engine, registry)
         # Another socket of the same port: what connects is answered by the one or the other, and never refused.
         early = stack.enter_context(listener.dup())
-        async with _running(create_starting_app(config.root_path), early, log, access_log=None, tls=tls):
-            running = _running(app, listener, log, access_log=access_log.logger, tls=tls)
+        starting = create_starting_app(config.root_path)
+        async with _running(starting, early, log, max_connections, access_log=None, tls=tls):
+            running = _running(app, listener, log, max_connections, access_log=access_log.logger, tls=tls)
             await stack.enter_async_context(running)
         gc.collect()
         gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
@@ -142,6 +148,7 @@ async def _running(
     app: web.Application,
     listener: socket.socket,
     log: ConnectionLog,
+    max_connections: int,
     *,
     access_log: logging.Logger | None,
     tls: ssl.SSLContext | None = None,
@@ -149,6 +156,7 @@ async def _running(
     """Serve an application on a bound socket. Raises `CannotListenError`."""
     runner = Runner(
         app,
+        max_connections,
         handler_cancellation=True,  # a client that leaves takes its request along
         shutdown_timeout=GRACE_SECONDS,
         access_log=access_log,

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
+from server.http.connections import Connections
 from server.http.errors import ApiError
 from server.http.json import json_response
 
 
 class Runner(web.AppRunner):
-    """Runs an application whose connections speak JSON in all cases."""
+    """Runs an application whose connections speak JSON in all cases, and are so many at most."""
+
+    def __init__(self, app: web.Application, max_connections: int, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._connections = Connections(max_connections)
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+        answer = made.request_handler
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                with self._connections.asked(request.protocol):
+                    return await answer(request)
+            except ApiError as error:
+                return json_response(error.body, status=error.status, headers=error.headers)
+
         return _Server(
-            made.request_handler,
+            handle,
+            self._connections,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=asyncio.get_running_loop(),
@@ -26,8 +42,20 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
+    def __init__(self, handler: Any, connections: Connections, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._all = connections
+
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._all.opened(handler)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._all.closed(handler)
 
 
 class _Connection(RequestHandler):

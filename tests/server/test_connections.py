@@ -1,0 +1,59 @@
+"""More connections than there may be: who is served keeps theirs, and who only holds one makes room."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.server.conftest import MODEL
+from tests.server.serving import Server
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.settimeout(1)
+    try:
+        return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def test_idle_connections_make_room_and_busy_ones_do_not(tmp_path: Path) -> None:
+    with Server(tmp_path / "log", "--dtype", "float32", "--max-connections", "6") as server:
+        address = server.url.removeprefix("http://").split(":")
+        held = [socket.create_connection((address[0], int(address[1]))) for _ in range(6)]
+        for number, connection in enumerate(held):
+            if number % 2:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: ")  # and no more of it
+        for _ in range(3):
+            with urllib.request.urlopen(f"{server.url}/health") as answer:
+                assert answer.status == 200
+        assert [is_open(connection) for connection in held[:1] + held[-1:]] == [False, True]
+        with server.client() as client:
+            streams = [
+                client.completions.create(
+                    model=MODEL,
+                    prompt="On",
+                    max_tokens=100,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_body={"ignore_eos": True},
+                )
+                for _ in range(6)
+            ]
+            for stream in streams:
+                next(stream)
+            assert not any(map(is_open, held))
+            with pytest.raises(openai.InternalServerError, match="6 connections") as refused:
+                client.models.list()
+            assert refused.value.code == "too_many_connections"
+            assert refused.value.response.headers["retry-after"] == "1"
+            ends = [list(stream)[-1].usage for stream in streams]
+            assert [end.completion_tokens for end in ends if end is not None] == [100] * 6
+            assert client.models.list().data
+        assert "Traceback" not in server.log
