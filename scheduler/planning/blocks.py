@@ -19,9 +19,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 from array import array
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from scheduler.planning.windows import ENDLESS, blocks_behind
 from scheduler.request import BlockTable
@@ -87,7 +89,7 @@ class BlockPool:
 
     def reset(self) -> None:
         """Forget who holds what: all blocks are free, and nothing is cached."""
-        self._references = [0] * self.num_blocks
+        self._references = array("i", bytes(self.num_blocks * array("i").itemsize))
         self._free = deque(range(self.num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._identities: list[Identity | None] = [None] * self.num_blocks
@@ -96,18 +98,23 @@ class BlockPool:
     def violations(self, held: Iterable[int]) -> list[str]:
         """What does not add up, if `held` are the blocks that sequences refer to, each as often as they do."""
         found = []
-        references = Counter(held)
-        wrong = [block for block in range(self.num_blocks) if self._references[block] != references[block]]
-        if wrong:
+        references = np.bincount(np.fromiter(held, np.int64), minlength=self.num_blocks)
+        counted = np.frombuffer(self._references, np.intc)
+        wrong = np.flatnonzero(references != counted)
+        if len(wrong):
             block = wrong[0]
             found.append(
                 f"{len(wrong)} blocks are referred to more or less often than it is counted, like {block}: "
-                f"{references[block]} and {self._references[block]} times"
+                f"{references[block]} and {counted[block]} times"
             )
-        idle = [*self._free, *self._cached]
-        if sorted(idle) != [block for block in range(self.num_blocks) if self._references[block] == 0]:
-            found.append(f"{len(idle)} blocks are free or cached, and they are not those that nobody refers to")
-        if any(self._identities[block] is not None for block in self._free):
+        idle = np.bincount([*self._free, *self._cached], minlength=self.num_blocks)
+        if not np.array_equal(idle, counted == 0):
+            found.append(
+                f"{self.num_free} blocks are free or cached, and they are not those that nobody refers to"
+            )
+        num_contents = self.num_blocks - self._identities.count(None)
+        in_use = (*np.flatnonzero(references).tolist(), *self._cached)
+        if num_contents != sum(self._identities[block] is not None for block in in_use):
             found.append("a block that is free has a content")
         if any(self._identities[block] is None for block in self._cached):
             found.append("a block that is cached has no content")

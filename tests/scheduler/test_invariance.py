@@ -50,7 +50,7 @@ ONE = 5
 
 def check_invariance(mode: str, path: str, prompts: list[list[int]], params: SamplingParams = PARAMS) -> None:
     def engine(**knobs: object) -> EngineCore:
-        return EngineCore(EngineConfig(**MODES[mode], **{"kv_cache_memory": "1GB", **knobs}), path)
+        return EngineCore(EngineConfig(**MODES[mode], **{"kv_cache_memory": "16MB", **knobs}), path)
 
     core = engine()
     (alone,), _ = answers(core, [prompts[ONE]], params)
