@@ -129,6 +129,9 @@ class StepInput(msgspec.Struct, frozen=True, array_like=True):
     """To be taken over before anything is computed, in this order."""
     shifts: list[SinkShift] = []
     """To be done before anything is computed."""
+    vacated: list[int] = []
+    """Seats that were left since the last step: what a model has kept of these sequences is nobody's any more. The
+    next sequence may be there already."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -56,6 +56,8 @@ class PackedBatch:
     """[number of rows read for embeddings] int64: the rows whose last hidden states are wanted."""
     query_lens: list[int]
     contexts: list[int]
+    seats: list[int] = field(default_factory=list)
+    """Of the sequences, for models that keep something for each; may be left out for others."""
 
 
 class LayerCache(NamedTuple):

@@ -43,7 +43,7 @@ def group_layers(specs: Sequence[LayerSpec]) -> list[LayerGroup]:
     sizes that make no more than `MOST_GROUPS` groups it is the one that leaves the least room empty. Layers whose
     keys and values differ in shape cannot take each other's blocks: then all are one group without a window.
     """
-    if len({(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in specs}) > 1:
+    if len({(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in specs}) != 1:
         return [one_group(specs)]
     alike: dict[int | None, list[int]] = {}
     for layer, spec in enumerate(specs):
@@ -141,9 +141,11 @@ def choose_num_blocks(
     *,
     model_max_len: int,
     device: torch.device,
+    seats_bytes: int = 0,
 ) -> int:
     """How many blocks of `block_bytes` the pool has: as many as `kv_cache_memory` holds, or by default a share of
-    the free memory, up to what all seats could fill with sequences of the longest length.
+    the free memory, up to what all seats could fill with sequences of the longest length. `seats_bytes` of it are
+    for what the model keeps for each seat, however long its sequence is.
 
     Raises `KVCacheTooSmallError` if that is not even one sequence of `max_model_len`, or of `FEWEST_TOKENS` where
     that was not given.
@@ -151,10 +153,10 @@ def choose_num_blocks(
     held = holdings(config, groups, device)
     longest = min(config.max_model_len or model_max_len, model_max_len)
     if config.kv_cache_memory is not None:
-        num_blocks = config.kv_cache_memory // block_bytes
+        num_blocks = max(0, config.kv_cache_memory - seats_bytes) // block_bytes
     else:
         memory = int(free_memory(device) * SHARE_OF_FREE_MEMORY[device.type])
-        num_blocks = min(memory // block_bytes, config.max_num_seqs * held.blocks(longest))
+        num_blocks = min(max(0, memory - seats_bytes) // block_bytes, config.max_num_seqs * held.blocks(longest))
     shortest = longest if config.max_model_len is not None else min(longest, FEWEST_TOKENS)
     required = held.blocks(shortest)
     in_blocks = math.ceil(shortest / config.block_size) * config.block_size
@@ -163,7 +165,7 @@ def choose_num_blocks(
             f"the KV pool would have {num_blocks} blocks of {config.block_size} tokens "
             f"({block_bytes / 2**20:.1f} MiB each), but {required} are needed for one sequence of "
             f"{in_blocks} tokens: raise --kv-cache-memory to at least "
-            f"{math.ceil(required * block_bytes / 2**20)}MiB, or lower --max-model-len"
+            f"{math.ceil((seats_bytes + required * block_bytes) / 2**20)}MiB, or lower --max-model-len"
         )
     return num_blocks
 

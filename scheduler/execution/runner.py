@@ -16,7 +16,7 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import SamplingRow, logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
-from scheduler.execution.step_model import ShiftableModel, StepModel, StepOutput
+from scheduler.execution.step_model import ShiftableModel, StatefulModel, StepModel, StepOutput
 from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
 
 _POOLING_STEPS = 2.0**24
@@ -63,6 +63,9 @@ class Runner:
         for change in step.tables:
             table = self._tables[change.group, change.seat]
             table[change.start : change.start + len(change.blocks)] = change.blocks
+        if step.vacated and isinstance(self.model, StatefulModel):
+            for seat in step.vacated:
+                self.model.vacate(seat)
         for shift in step.shifts:
             assert isinstance(self.model, ShiftableModel)
             self.model.shift_sink(self.cache, shift)
@@ -146,6 +149,7 @@ class Runner:
             read_rows=self._tensor(np.array(read_rows, dtype=np.int64)),
             query_lens=lengths.tolist(),
             contexts=contexts.tolist(),
+            seats=seats.tolist(),
         )
 
     def _tensor(self, array: npt.NDArray[np.integer]) -> torch.Tensor:

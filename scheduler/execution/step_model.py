@@ -21,12 +21,20 @@ class StepOutput(NamedTuple):
 
 
 class StepModel(Protocol):
-    """Runs a packed batch: PagedModel, FusedModel, or CudaGraphs around one of them."""
+    """Runs a packed batch: PagedModel, FusedModel, SequentialModel, or CudaGraphs around one of them."""
 
     layers: list[LayerSpec]
 
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
         """One step: write the batch's keys and values, and return what its rows give."""
+
+
+@runtime_checkable
+class StatefulModel(Protocol):
+    """One that keeps something for each seat besides what is in the pool."""
+
+    def vacate(self, seat: int) -> None:
+        """Whoever had this seat has left it."""
 
 
 @runtime_checkable

@@ -75,6 +75,10 @@ def open_draft(
         opened = open_model(own, path, device=device, dtype=dtype, num_threads=num_threads)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"--speculative-model {path}: {error}") from error
+    if opened.source.own is not None:
+        raise UnsupportedModelError(
+            f"--speculative-model {path}: it keeps a state from which no token can be taken back"
+        )
     return OpenedDraft(opened)
 
 

@@ -36,6 +36,9 @@ MOST_POSITIONS = 65_536
 """Where a sequence ends that goes on beyond its window: each position has a row in a table of angles."""
 
 
+LEAST_BLOCK_BYTES = 4096
+"""That a block counts where a model keeps no more for a long sequence than for a short one."""
+
 FEWEST_BLOCKS = 4
 """In a window from which tokens can be dropped."""
 
@@ -71,9 +74,21 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     block_bytes = bytes_per_block(
         [source.layers[layer] for layer in largest(groups)], config.block_size, opened.kv_dtype
     )
+    seats_bytes = 0
+    if source.own is not None:
+        _check_speculation(config)
+        block_bytes += max(LEAST_BLOCK_BYTES, source.own.per_token * config.block_size)
+        seats_bytes = source.own.per_seat * config.max_num_seqs
     if draft is not None:
         block_bytes += draft.block_bytes(config.block_size)
-    num_blocks = choose_num_blocks(config, groups, block_bytes, model_max_len=model_config.max_len, device=device)
+    num_blocks = choose_num_blocks(
+        config,
+        groups,
+        block_bytes,
+        model_max_len=model_config.max_len,
+        device=device,
+        seats_bytes=seats_bytes,
+    )
     longest = holdings(config, groups, device).longest(num_blocks)
     max_model_len = min(config.max_model_len or model_config.max_len, longest)
     has_graphs = config.cuda_graphs and device.type == "cuda" and backend.name == "flex"
@@ -104,7 +119,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         vocab_size=model_config.vocab_size,
         num_blocks=num_blocks,
         block_size=config.block_size,
-        pool_bytes=num_blocks * block_bytes,
+        pool_bytes=num_blocks * block_bytes + seats_bytes,
         kv_cache_dtype=_name(opened.kv_dtype),
         device=str(device),
         attention_backend=backend.name,
@@ -122,6 +137,13 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     _announce(info, opened.packed.bits)
     loaded_draft = draft.load(num_blocks, config.block_size, max_model_len, device) if draft is not None else None
     return LoadedModel(model, cache, device, model_config.eos_token_ids, info, loaded_draft)
+
+
+def _check_speculation(config: EngineConfig) -> None:
+    """For a model that keeps what it has computed in its own way. Raises `UnsupportedModelError`."""
+    flag = "--speculative ngram" if config.speculative == "ngram" else "--speculative-model"
+    if config.speculative == "ngram" or config.speculative_model is not None:
+        raise UnsupportedModelError(f"{flag}: this model keeps a state from which no token can be taken back")
 
 
 def _shift_obstacle(config: EngineConfig, source: Source, model_config: ModelConfig, max_model_len: int) -> str:

@@ -96,9 +96,3 @@ def _refuse(config: PretrainedConfig) -> None:
     text = config.get_text_config(decoder=True)
     if getattr(text, "add_cross_attention", False):
         raise UnsupportedModelError("it has cross-attention")
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise UnsupportedModelError(
-            f"it has {', '.join(sorted(kinds))} layers: Carousel serves full and sliding-window attention, "
-            "whose state is a KV cache and nothing else"
-        )

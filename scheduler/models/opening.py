@@ -38,13 +38,17 @@ def open_model(
     model_config = read_config(model_path)
     try:
         source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
-        backend = choose_backend(
-            config.attention_backend,
-            source.layers,
-            block_size=config.block_size,
-            dtype=dtype,
-            device=device,
-            num_threads=num_threads,
+        backend = (
+            source.own.backend
+            if source.own is not None
+            else choose_backend(
+                config.attention_backend,
+                source.layers,
+                block_size=config.block_size,
+                dtype=dtype,
+                device=device,
+                num_threads=num_threads,
+            )
         )
         mode = _choose_products(config, source, backend, dtype, model_path)
         packed = source.pack(mode)

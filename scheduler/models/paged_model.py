@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 ATTENTION = "carousel_paged"
 
+KINDS = ("full_attention", "sliding_attention")
+"""Of layers, as configurations name those that look at everything and those that do not."""
+
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec], torch.Tensor]
 """(layer, query [T, H, D], key [T, Hkv, D], value [T, Hkv, Dv], what the layer asks for) -> [T, H, Dv]."""
 
@@ -118,6 +121,14 @@ class PagedModel:
 def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedModel:
     """Load a model through transformers, in the type its weights are stored in; those of a GGUF file as float32.
     Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
+    dtype = "auto" if gguf_file(path) is None else torch.float32
+    return PagedModel(load_modules(path, config, device, dtype, ATTENTION))
+
+
+def load_modules(
+    path: str, config: ModelConfig, device: torch.device, dtype: torch.dtype | str, attention: str | None = None
+) -> PreTrainedModel:
+    """The same as transformers has it, with its own attention or another one. Raises what `load_model` does."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it takes a blink
     gguf = gguf_file(path)
     if gguf is None and _is_pickled(path):
@@ -126,12 +137,12 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
             "safetensors, as model.save_pretrained of transformers writes them"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
             config=config.whole,
             gguf_file=None if gguf is None else gguf.name,
-            dtype="auto" if gguf is None else torch.float32,
-            attn_implementation=ATTENTION,
+            dtype=dtype,
+            attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True if gguf is None else None,
         )
@@ -141,7 +152,7 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
     except (ValueError, NotImplementedError) as error:
         raise UnsupportedModelError(str(error)) from error
     model.to(device)  # type: ignore[arg-type]
-    return PagedModel(model.eval())  # type: ignore[no-untyped-call]
+    return model.eval()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _is_pickled(path: str) -> bool:
@@ -191,7 +202,7 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
             "recurrent layers), or attend in a way of their own"
         )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
-        if (kind == "sliding_attention") != (specs[layer].sliding_window is not None):
+        if kind in KINDS and (kind == "sliding_attention") != (specs[layer].sliding_window is not None):
             raise UnsupportedModelError(
                 f"layer {layer} is of type {kind}, but its attention is called with a window of "
                 f"{specs[layer].sliding_window}"

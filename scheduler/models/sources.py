@@ -1,5 +1,5 @@
-"""From a model's files to what runs it, in one arithmetic or another: through the native decoder, or through
-transformers' modules."""
+"""From a model's files to what runs it, in one arithmetic or another: through the native decoder, through
+transformers' modules over the block pool, or through these one sequence after the other."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, open_check
 from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused_weights import FAMILIES, PLAIN_MODES, Mode, missing_weights, pack_weights
 from scheduler.models.model_config import ModelConfig
+from scheduler.models.module import open_module
 from scheduler.models.outline import outline
 from scheduler.models.packed_linear import obstacle, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, load_model
+from scheduler.models.sequential_model import OwnState, SequentialModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ class Source(Protocol):
     """A model that can be packed. `obstacle` says why its products are torch's, or is None."""
 
     layers: list[LayerSpec]
+    """Those whose keys and values are in the block pool."""
+    own: OwnState | None
+    """What the model keeps beside it."""
     obstacle: str | None
     shift_obstacle: str
     """Why no tokens can be dropped from the middle of a context; empty: they can."""
@@ -50,6 +55,7 @@ class Source(Protocol):
 class FusedSource:
     """A model of the fused families, read from its checkpoint tensor by tensor."""
 
+    own: OwnState | None = None
     obstacle: str | None = None
 
     def __init__(
@@ -73,9 +79,28 @@ class FusedSource:
         return Packed(weights.nbytes, weights.bits, model)
 
 
-class ModuleSource:
-    """Any other model: transformers' modules, with native products where there can be."""
+class SequentialSource:
+    """A model whose sequences run one after the other, through transformers' modules alone."""
 
+    has_stored_weights = False
+    obstacle: str | None = "its sequences run one after the other, through transformers' modules"
+    shift_obstacle = "this model is not run by the native decoder, which turns the positions of what stays"
+
+    def __init__(self, model: SequentialModel) -> None:
+        self.layers: list[LayerSpec] = []
+        self.own: OwnState | None = model.measure()
+        self._model = model
+
+    def pack(self, mode: Mode) -> Packed:
+        parameters = list(self._model.module.parameters())
+        nbytes = sum(parameter.nbytes for parameter in parameters)
+        return Packed(nbytes, 8 * nbytes / sum(each.numel() for each in parameters), lambda _: self._model)
+
+
+class ModuleSource:
+    """A model whose sequences run together: transformers' modules, with native products where there can be."""
+
+    own: OwnState | None = None
     has_stored_weights = False
     shift_obstacle = "this model is not run by the native decoder, which turns the positions of what stays"
 
@@ -124,4 +149,7 @@ def open_source(
         ):
             apply_rope_factors(shape.module, checkpoint)
             return FusedSource(model_config, shape, checkpoint, dtype, num_threads)
-    return ModuleSource(load_model(path, model_config, device), dtype, num_threads)
+    found = open_module(path, model_config, device, dtype)
+    return (
+        SequentialSource(found) if isinstance(found, SequentialModel) else ModuleSource(found, dtype, num_threads)
+    )

@@ -97,6 +97,7 @@ class Plan:
     tables: list[TableChange] = field(default_factory=list)
     """What is new in the seats' block tables."""
     shifts: list[SinkShift] = field(default_factory=list)
+    vacated: list[int] = field(default_factory=list)
     """Of the sequences that go on beyond their window."""
     asked: dict[int, DraftInput] = field(default_factory=dict)
     """By the chunk's place, what the draft model is to be asked before the step is executed."""
@@ -130,7 +131,7 @@ class Plan:
 
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""
-        return StepInput([chunk.input() for chunk in self.chunks], self.tables, self.shifts)
+        return StepInput([chunk.input() for chunk in self.chunks], self.tables, self.shifts, self.vacated)
 
 
 MAX_SCORED_TOKENS = 256

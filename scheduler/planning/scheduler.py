@@ -263,6 +263,7 @@ class Scheduler:
         if plan.chunks:  # or nothing is executed, and what is new stays for the next step
             plan.tables = self.seating.take_changes()
             plan.shifts = self.seating.take_shifts()
+            plan.vacated = self.seating.take_vacated()
         return plan
 
     def _divide(

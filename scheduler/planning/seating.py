@@ -41,6 +41,7 @@ class Seating:
         self._kept_blocks: dict[tuple[str, int], int] = {}  # cached blocks of those who wait to resume
         self._changes: list[TableChange] = []
         self._shifts: list[SinkShift] = []
+        self._vacated: list[int] = []
 
     @property
     def num_free_seats(self) -> int:
@@ -55,6 +56,11 @@ class Seating:
         """The first blocks that have moved on since the last call."""
         shifts, self._shifts = self._shifts, []
         return shifts
+
+    def take_vacated(self) -> list[int]:
+        """The seats that were left since the last call."""
+        vacated, self._vacated = self._vacated, []
+        return vacated
 
     # The prefix cache -----------------------------------------------------------------------------------
 
@@ -182,6 +188,7 @@ class Seating:
         sequence.tables = []
         sequence.prefix = []
         heapq.heappush(self._free, sequence.seat)
+        self._vacated.append(sequence.seat)
         sequence.seat = None
         del self.running[sequence.key]
 
@@ -203,7 +210,7 @@ class Seating:
         self.running.clear()
         self._kept_blocks.clear()
         self._free = list(range(self._num_seats))
-        self._changes, self._shifts = [], []
+        self._changes, self._shifts, self._vacated = [], [], list(range(self._num_seats))
         self.pool.reset()
         return sequences
 

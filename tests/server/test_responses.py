@@ -87,7 +87,9 @@ def test_a_pydantic_model_comes_back(client: OpenAI) -> None:
     class City(BaseModel):
         name: str
 
-    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=City, temperature=0, max_output_tokens=60)
+    parsed = client.responses.parse(
+        model=MODEL, input=QUESTION, text_format=City, temperature=0, max_output_tokens=60
+    )
     assert isinstance(parsed.output_parsed, City)
 
 

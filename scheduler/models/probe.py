@@ -1,0 +1,242 @@
+"""Which way a model can be run exactly: its own forward pass, without any cache, is the truth.
+
+A small copy of the model (small_copy.py) runs two sequences that are longer than its windows: packed into one
+batch with paged attention, whole and in chunks, and one after the other with its own cache. What differs is not
+used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import platformdirs
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from scheduler.attention import PackedBatch
+from scheduler.attention.torch_backend import TorchAttention
+from scheduler.execution.kv_cache import KVCache
+from scheduler.models.model_config import UnsupportedModelError
+from scheduler.models.paged_model import ATTENTION, PagedModel
+from scheduler.models.sequential_model import SequentialModel, new_sequence
+from scheduler.models.small_copy import randomize, small_copy
+
+logger = logging.getLogger(__name__)
+
+Way = Literal["paged", "sequential", "token by token"]
+"""All sequences in one packed batch, over the block pool; or each by itself, over its own cache: what follows on
+others in chunks, or not."""
+
+LENGTHS = (61, 47)
+"""Of the two sequences, in tokens."""
+
+CUTS = (17, 18, 40)
+"""Where they are cut into chunks."""
+
+BLOCK_SIZE = 16
+
+Found = TypeVar("Found")
+
+VERSION = 1
+"""Of what is remembered."""
+
+
+class CannotRunError(UnsupportedModelError):
+    """It fails, rather than giving something else."""
+
+
+def way_of(config: PretrainedConfig) -> Way | None:
+    """How models of this configuration are run; None: its small copy cannot tell, so it takes the model itself.
+    What was found is remembered. Raises `UnsupportedModelError` where no way is exact."""
+    memory = _memory(config)
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = _find_way(config)
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps(known) + "\n")
+        except OSError:
+            logger.info("what was found out about this model cannot be remembered in %s", memory)
+    if "refused" in known:
+        raise UnsupportedModelError(known["refused"])
+    if "obstacle" in known:
+        logger.info("not in one batch with paged attention: %s", known["obstacle"])
+    way: Way | None = known["way"]
+    return way
+
+
+def _memory(config: PretrainedConfig) -> Path:
+    facts = (VERSION, torch.__version__, transformers.__version__, config.to_json_string(use_diff=False))
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return platformdirs.user_cache_path("carousel") / "probes" / f"{digest}.json"
+
+
+def _find_way(config: PretrainedConfig) -> dict[str, str | None]:
+    try:
+        expected = truth(small_model(config))
+    except Exception as error:
+        logger.info("there is no small copy of this model to try (%s: %s)", type(error).__name__, error)
+        return {"way": None}
+    try:
+        check_paged(_caught(partial(_small_paged, config)), expected)
+    except UnsupportedModelError as error:
+        paged = str(error)
+    else:
+        return {"way": "paged"}
+    try:
+        return {"way": sequential_way(small_model(config), expected), "obstacle": paged}
+    except CannotRunError:
+        return {"way": None, "obstacle": paged}  # the copy may be at fault
+    except UnsupportedModelError as error:
+        return {"refused": f"{paged}; and {error}"}
+
+
+def small_model(config: PretrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """In float32, with random weights. Raises whatever the model's classes do."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            small_copy(config), dtype=torch.float32, attn_implementation=attention
+        )
+    randomize(module)
+    return module.eval()  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _small_paged(config: PretrainedConfig) -> PagedModel:
+    return PagedModel(small_model(config, ATTENTION))
+
+
+def sequences(module: PreTrainedModel) -> list[list[int]]:
+    """Of token ids, with which models are tried."""
+    size = module.config.get_text_config(decoder=True).vocab_size
+    return [
+        [(3 + 7 * place * (number + 2)) % (size - 4) + 3 for place in range(length)]
+        for number, length in enumerate(LENGTHS)
+    ]
+
+
+@torch.inference_mode()
+def truth(module: PreTrainedModel) -> list[torch.Tensor]:
+    """The logits of each sequence's tokens, [T, vocabulary]. Raises ValueError where they are not numbers."""
+    logits = [
+        module(input_ids=torch.tensor([ids], device=module.device), use_cache=False).logits[0].float()
+        for ids in sequences(module)
+    ]
+    if not all(each.isfinite().all() for each in logits):
+        raise ValueError("its logits are not numbers")
+    return logits
+
+
+def check_paged(model: PagedModel, expected: Sequence[torch.Tensor]) -> None:
+    """Raises `UnsupportedModelError` where packed batches over the block pool give other logits."""
+    _compare(_caught(partial(_packed, model, ())), expected, "two packed sequences", model.module)
+    _compare(_caught(partial(_packed, model, CUTS)), expected, "two packed sequences in chunks", model.module)
+
+
+def sequential_way(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> Way:
+    """Raises `UnsupportedModelError` where the model's own cache gives other logits than its forward pass without
+    one."""
+    what = f"the cache of {type(module).__name__}"
+    try:
+        found = _caught(partial(_sequentially, SequentialModel(module, continues=True), CUTS))
+        _compare(found, expected, what, module)
+        return "sequential"
+    except UnsupportedModelError:
+        found = _caught(partial(_sequentially, SequentialModel(module, continues=False), CUTS))
+    _compare(found, expected, what, module)
+    return "token by token"
+
+
+def _caught(run: Callable[[], Found]) -> Found:
+    """What a model cannot do it says in many ways."""
+    try:
+        return run()
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise CannotRunError(f"it does not run so ({type(error).__name__}: {said})") from error
+
+
+def _compare(
+    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], what: str, module: PreTrainedModel
+) -> None:
+    """Rounding differs between two ways to compute the same; a wrong state differs by far more."""
+    largest = max(each.abs().max().item() for each in expected)
+    tolerance = torch.finfo(module.dtype).eps ** 0.5 * max(1.0, largest)
+    difference = max((ours - theirs).abs().max().item() for ours, theirs in zip(found, expected, strict=True))
+    if not difference <= tolerance:
+        raise UnsupportedModelError(
+            f"{what}: the logits differ by {difference:.3g} from those of the model's own forward pass, where at "
+            f"most {tolerance:.3g} is rounding"
+        )
+
+
+def _sequentially(model: SequentialModel, cuts: Sequence[int]) -> list[torch.Tensor]:
+    """Both sequences in turns, so that what a model keeps for itself is found out."""
+    tokens = sequences(model.module)
+    started = [new_sequence() for _ in tokens]
+    logits: list[list[torch.Tensor]] = [[] for _ in tokens]
+    for begin, end in _chunks(cuts):
+        for number, ids in enumerate(tokens):
+            if ids[begin:end]:
+                logits[number].append(model.advance(started[number], ids[begin:end])[0].float())
+    return [torch.cat(each) for each in logits]
+
+
+@torch.inference_mode()
+def _packed(model: PagedModel, cuts: Sequence[int]) -> list[torch.Tensor]:
+    tokens = sequences(model.module)
+    width = -(-max(LENGTHS) // BLOCK_SIZE)
+    cache = KVCache(
+        model.layers,
+        TorchAttention(),
+        num_blocks=len(tokens) * width,
+        block_size=BLOCK_SIZE,
+        dtype=model.module.dtype,
+        device=model.device,
+    )
+    logits: list[list[torch.Tensor]] = [[] for _ in tokens]
+    for begin, end in _chunks(cuts):
+        parts = [(number, ids[begin:end]) for number, ids in enumerate(tokens) if ids[begin:end]]
+        lengths = [len(ids) for _, ids in parts]
+        found = model.forward(_batch(parts, begin, width, model.device), cache).logits.float()
+        for (number, _), own in zip(parts, torch.split(found, lengths), strict=True):
+            logits[number].append(own)
+    return [torch.cat(each) for each in logits]
+
+
+def _chunks(cuts: Sequence[int]) -> list[tuple[int, int]]:
+    places = [0, *cuts, max(LENGTHS)]
+    return list(itertools.pairwise(places))
+
+
+def _batch(parts: list[tuple[int, list[int]]], start: int, width: int, device: torch.device) -> PackedBatch:
+    """Each sequence has blocks of its own, in the pool's order."""
+    lengths = [len(ids) for _, ids in parts]
+    positions = torch.cat([torch.arange(start, start + length) for length in lengths])
+    numbers = torch.repeat_interleave(torch.tensor([number for number, _ in parts]), torch.tensor(lengths))
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    tables = [list(range(number * width, (number + 1) * width)) for number, _ in parts]
+    return PackedBatch(
+        input_ids=torch.tensor([token for _, ids in parts for token in ids], device=device),
+        positions=positions.to(device),
+        slot_mapping=(numbers * width * BLOCK_SIZE + positions).unsqueeze(0).to(device),
+        query_start=starts.to(device),
+        context_lens=torch.tensor([start + length for length in lengths], dtype=torch.int32, device=device),
+        block_tables=torch.tensor([tables], dtype=torch.int32, device=device),
+        sample_rows=torch.arange(len(positions), device=device),
+        read_rows=torch.empty(0, dtype=torch.int64, device=device),
+        query_lens=lengths,
+        contexts=[start + length for length in lengths],
+        seats=[number for number, _ in parts],
+    )
