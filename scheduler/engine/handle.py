@@ -18,6 +18,9 @@ import zmq.asyncio
 from scheduler.engine.pulse import Pulse, new_pulse_file
 from scheduler.messages import OUTPUTS, REQUESTS, FromEngine, Launch, Shutdown, StepOutputs, ToEngine
 
+LONGEST_FOLDER = 70
+"""Characters of the temporary folder, so that a socket's name in a folder there has no more than 107."""
+
 SHUTDOWN_SECONDS = 5.0
 
 
@@ -44,7 +47,10 @@ class EngineProcess:
     @classmethod
     async def start(cls) -> Self:
         """Start a process; it does nothing yet that matters."""
-        folder = tempfile.TemporaryDirectory(prefix="carousel-", ignore_cleanup_errors=True)
+        where = tempfile.gettempdir()
+        if len(where) > LONGEST_FOLDER:  # the system knows no longer names of sockets
+            where = "/tmp"
+        folder = tempfile.TemporaryDirectory(prefix="carousel-", dir=where, ignore_cleanup_errors=True)
         descriptor = new_pulse_file()
         process = await asyncio.create_subprocess_exec(
             sys.executable,

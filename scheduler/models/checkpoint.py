@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
@@ -26,6 +26,11 @@ STORED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"
 """Block types that the kernels multiply as they are. What else a file may have is made float32."""
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+_OTHERS = {
+    **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "U8": torch.uint8},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
+}
 
 
 class CheckpointError(ValueError):
@@ -70,23 +75,24 @@ class SafetensorsCheckpoint:
 
     def __init__(self, files: list[Path]) -> None:
         self._places: dict[str, tuple[Path, torch.dtype, list[int], int]] = {}
+        self.names: list[str] = []
+        """Of all tensors, also those whose type is not read here."""
         for file in files:
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(length))
+            header, length = _header(file)
+            self.names += [name for name in header if name != "__metadata__"]
             for name, entry in header.items():
-                if name != "__metadata__" and entry["dtype"] in _FLOATS:
+                if name != "__metadata__" and (dtype := (_FLOATS | _OTHERS).get(entry["dtype"])) is not None:
                     start, _ = entry["data_offsets"]
-                    self._places[name] = (file, _FLOATS[entry["dtype"]], entry["shape"], 8 + length + start)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._places)
+                    self._places[name] = (file, dtype, entry["shape"], 8 + length + start)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._places and self._places[name][1] in _FLOATS.values()
 
     def weight(self, name: str) -> Tensor:
+        return self.raw(name)
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor of any type."""
         file, dtype, shape, offset = self._places[name]
         count = math.prod(shape) * dtype.itemsize
         data = torch.from_numpy(np.fromfile(file, dtype=np.uint8, count=count, offset=offset))
@@ -94,6 +100,22 @@ class SafetensorsCheckpoint:
 
     def table(self, name: str) -> Tensor:
         return self.weight(name)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """Of a safetensors file, and its length. Raises `CheckpointError` where the file is not whole."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: this is no safetensors file, or only its beginning") from error
+    needed = 8 + length + max(ends, default=0)
+    if size < needed:
+        raise CheckpointError(f"{file} is damaged: it has {size:,} bytes of {needed:,}; copy or download it again")
+    return header, length
 
 
 class GgufCheckpoint:
@@ -179,7 +201,7 @@ class ModuleCheckpoint:
         return self._state[name]
 
 
-def open_checkpoint(path: str) -> Checkpoint | None:
+def open_checkpoint(path: str) -> SafetensorsCheckpoint | GgufCheckpoint | None:
     """The weights of a folder or a Hugging Face id; None if they are in neither of the two formats. Raises
     `CheckpointError`, `GgufError` or OSError."""
     if (file := gguf_file(path)) is not None:

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from scheduler.kernels.native import kernels
-from scheduler.models.checkpoint import Checkpoint, CheckpointError, StoredBlocks, Weight
+from scheduler.models.checkpoint import Checkpoint, CheckpointError, SafetensorsCheckpoint, StoredBlocks, Weight
 from scheduler.models.paged_model import PagedModel
+from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
@@ -25,6 +26,9 @@ Mode = Literal["stored", "int4", "int8", "bf16", "f32"]
 """Arithmetic of the products. stored: the weights of a GGUF file in their own blocks, activations in 8 bits. int4:
 weights in groups of 32 with a scale and a minimum each. int8: weights in groups of 64 with a scale each. In all
 three the activations of each row are rounded to 8 bits in groups with a scale each, and a group's sum is exact."""
+
+COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+"""What old checkpoints have, though it is no weight: it follows from the configuration."""
 
 PLAIN_MODES: dict[torch.dtype, Mode] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -182,6 +186,18 @@ def _for_kernels(weight: Weight) -> Any:
 
 def missing_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
     """The names of the model's weights that the checkpoint does not have."""
+    return [name for name in _names(outline) if name not in checkpoint]
+
+
+def unexpected_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
+    """Those that a checkpoint has and the model does not. Of GGUF files nothing is said: they have more than
+    weights."""
+    if not isinstance(checkpoint, SafetensorsCheckpoint | QuantizedCheckpoint):
+        return []
+    known = {*_names(outline), "lm_head.weight"}
+    return [name for name in checkpoint.names if name not in known and not name.endswith(COMPUTED)]
+
+
+def _names(outline: PagedModel) -> list[str]:
     is_tied = outline.config.tie_word_embeddings
-    names = [name for name in outline.module.state_dict() if not (is_tied and name == "lm_head.weight")]
-    return [name for name in names if name not in checkpoint]
+    return [name for name in outline.module.state_dict() if not (is_tied and name == "lm_head.weight")]

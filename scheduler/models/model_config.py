@@ -6,6 +6,7 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
@@ -24,6 +25,9 @@ class ModelConfig:
     eos_token_ids: frozenset[int]
     sampling_defaults: dict[str, float]
     """What the generation config says of how to choose tokens."""
+    quantization: dict[str, Any] | None
+    """How its weights are quantized, where they are. The configuration itself says nothing of it: they are made
+    floats."""
     pooling: Pooling | None
     """Of what the model makes embeddings, as sentence-transformers writes it beside one that was trained for them;
     the mean where it says nothing, None where it says what Carousel does not do."""
@@ -65,6 +69,7 @@ def read_config(path: str) -> ModelConfig:
     except ValueError as error:  # a type that transformers does not know, or whose code is in the model's folder
         raise UnsupportedModelError(f"code from a model's folder is never run: {error}") from error
     _refuse(config)
+    quantization = _take_quantization(config)
     defaults: dict[str, float] = {}
     ids = None
     with contextlib.suppress(OSError):
@@ -73,9 +78,18 @@ def read_config(path: str) -> ModelConfig:
         found = {name: getattr(generation, name, None) for name in MODEL_DEFAULTS}
         defaults = {name: value for name, value in found.items() if isinstance(value, int | float)}
     if ids is None:
-        ids = config.get_text_config(decoder=True).eos_token_id
+        ids = getattr(config.get_text_config(decoder=True), "eos_token_id", None)
     end_tokens = frozenset([ids] if isinstance(ids, int) else ids or [])
-    return ModelConfig(config, end_tokens, defaults, _pooling(path))
+    return ModelConfig(config, end_tokens, defaults, quantization, _pooling(path))
+
+
+def _take_quantization(config: PretrainedConfig) -> dict[str, Any] | None:
+    for part in (config, config.get_text_config(decoder=True)):
+        found = getattr(part, "quantization_config", None)
+        if found is not None:
+            del part.quantization_config
+            return dict(found) if isinstance(found, dict) else dict(found.to_dict())
+    return None
 
 
 def _pooling(path: str) -> Pooling | None:

@@ -1,4 +1,4 @@
-"""From the name of a model to a folder (or Hugging Face id) that holds its weights, config and tokenizer.
+"""From the name of a model to the folder that holds its weights, config and tokenizer.
 
 A GGUF file keeps its weights as they are. Its config and its tokenizer are written beside it once, in the forms
 that transformers reads quickly, into a folder of the user's cache; a file of the user's own is linked from there.
@@ -22,6 +22,7 @@ import platformdirs
 
 from scheduler.config import EngineConfig
 from scheduler.models.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
+from scheduler.models.hub import hub_folder
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ class ModelNotFoundError(ValueError):
 
 
 def resolve_model(name: str, flag: str = "--model") -> str:
-    """Find or fetch the model called `name`, and return the folder or Hugging Face id that it can be loaded from.
+    """Find or fetch the model called `name`, and return the folder that it can be loaded from.
 
     `name` is the name of a model in `NAMED_MODELS`, a local folder, a .gguf file, or a Hugging Face id. The first
-    use of a named model downloads it. Two processes that start at once wait for each other. What the cache has is
-    served also where it cannot be written. Raises `ModelNotFoundError`, which names the `flag`.
+    use of a model that is not here downloads it. Two processes that start at once wait for each other. What the
+    cache has is served also where it cannot be written. Raises `ModelNotFoundError`, which names the `flag`.
     """
     path = Path(name).expanduser()
     if (named := named_model(name)) is not None and not path.exists():
@@ -49,11 +50,19 @@ def resolve_model(name: str, flag: str = "--model") -> str:
             raise ModelNotFoundError(f"{flag} {name}: expected a folder or a .gguf file")
         return str(_linked_folder(path.resolve()))
     if path.is_dir():
+        if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+            raise ModelNotFoundError(
+                f"{flag} {name}: this folder has an adapter and no model: merge it into its model first "
+                "(merge_and_unload of peft)"
+            )
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{flag} {name}: this folder has no config.json, so it is not a model")
         return str(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".") and not name.endswith(".gguf"):
-        return name
+        try:
+            return hub_folder(name)
+        except FetchError as error:
+            raise ModelNotFoundError(f"{flag} {error}") from error
     raise ModelNotFoundError(
         f"{flag} {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
         f"(owner/name), or one of {', '.join(model.name for model in NAMED_MODELS)}"

@@ -3,7 +3,9 @@ are, and how many blocks there are for them."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,10 @@ from scheduler.models.gguf_file import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
 from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
 from scheduler.models.sources import Packed, Source, open_source
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ def open_model(
 ) -> OpenedModel:
     """Raises `UnsupportedModelError`, `BackendError`, or transformers' OSError."""
     model_config = read_config(model_path)
+    if (Path(model_path) / ADAPTER).is_file():
+        logger.warning("there is an adapter beside the model (%s), and it is not applied", ADAPTER)
     try:
         source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
         backend = (

@@ -8,13 +8,15 @@ logits are then held against the model's own attention. A model that differs is 
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AttentionInterface,
@@ -27,13 +29,17 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
-from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
+from scheduler.models.checkpoint import Checkpoint, CheckpointError, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
+from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = "carousel_paged"
+
+SHOWN = 3
+"""Weights that a message names."""
 
 KINDS = ("full_attention", "sliding_attention")
 """Of layers, as configurations name those that look at everything and those that do not."""
@@ -89,6 +95,7 @@ class PagedModel:
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
         self.layers = _probe(model, self.config)
+        self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
@@ -112,10 +119,11 @@ class PagedModel:
                 input_ids=batch.input_ids.unsqueeze(0),
                 position_ids=batch.positions.unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=batch.sample_rows,
                 attend=attend,
+                **({"logits_to_keep": batch.sample_rows} if self._keeps_rows else {}),
             )
-        return StepOutput(output.logits[0], states)
+        logits = output.logits[0]
+        return StepOutput(logits if self._keeps_rows else logits[batch.sample_rows], states)
 
 
 def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedModel:
@@ -136,23 +144,47 @@ def load_modules(
             "its weights are a pickle (pytorch_model.bin), which can run code when it is read: convert them to "
             "safetensors, as model.save_pretrained of transformers writes them"
         )
+    state = None
+    loader: Any = AutoModelForCausalLM
+    if config.quantization is not None:
+        weights = QuantizedCheckpoint.open(path, config.quantization)
+        state = {name: weights.weight(name) for name in weights.names}
+        dtype = (config.whole.dtype or torch.float32) if dtype == "auto" else dtype
+        loader = AutoModelForCausalLM._model_mapping[type(config.whole)]  # the other one wants a path
+    model: Any
+    found: dict[str, Any]
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path,
+        model, found = loader.from_pretrained(
+            path if state is None else None,
+            state_dict=state,
             config=config.whole,
             gguf_file=None if gguf is None else gguf.name,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True if gguf is None else None,
+            output_loading_info=True,
         )
         if gguf is not None:
             apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
-    # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF
-    except (ValueError, NotImplementedError) as error:
-        raise UnsupportedModelError(str(error)) from error
-    model.to(device)  # type: ignore[arg-type]
-    return model.eval()  # type: ignore[no-untyped-call,no-any-return]
+    # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF; a
+    # package that is not installed; weights of other shapes; a file that is not whole
+    except CheckpointError:
+        raise
+    except (ValueError, NotImplementedError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UnsupportedModelError(" ".join(str(error).split())) from error
+    check_complete(found["missing_keys"], found["unexpected_keys"])
+    model.to(device)
+    module: PreTrainedModel = model.eval()
+    return module
+
+
+def check_complete(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises `UnsupportedModelError` for weights that a checkpoint lacks, or has and the model does not."""
+    for names, what in ((sorted(missing), "lacks"), (sorted(unexpected), "has, unlike this model,")):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise UnsupportedModelError(f"the checkpoint {what} {', '.join(names[:SHOWN])}{more}")
 
 
 def _is_pickled(path: str) -> bool:
@@ -190,7 +222,7 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
     positions = torch.arange(ids.shape[1], device=model.device).unsqueeze(0)
     inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
     try:
-        ours = model(**inputs, logits_to_keep=positions[0], attend=attend).logits.float()
+        ours = model(**inputs, attend=attend).logits.float()
     except TypeError as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"

@@ -171,6 +171,8 @@ def _compare(
     found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], what: str, module: PreTrainedModel
 ) -> None:
     """Rounding differs between two ways to compute the same; a wrong state differs by far more."""
+    if [ours.shape for ours in found] != [theirs.shape for theirs in expected]:
+        raise UnsupportedModelError(f"{what}: its logits have another shape than those of its own forward pass")
     largest = max(each.abs().max().item() for each in expected)
     tolerance = torch.finfo(module.dtype).eps ** 0.5 * max(1.0, largest)
     difference = max((ours - theirs).abs().max().item() for ours, theirs in zip(found, expected, strict=True))

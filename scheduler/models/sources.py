@@ -14,14 +14,22 @@ from scheduler.attention import LayerSpec
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import StepModel
-from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, open_checkpoint
+from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint
 from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
-from scheduler.models.fused_weights import FAMILIES, PLAIN_MODES, Mode, missing_weights, pack_weights
+from scheduler.models.fused_weights import (
+    FAMILIES,
+    PLAIN_MODES,
+    Mode,
+    missing_weights,
+    pack_weights,
+    unexpected_weights,
+)
 from scheduler.models.model_config import ModelConfig
 from scheduler.models.module import open_module
 from scheduler.models.outline import outline
 from scheduler.models.packed_linear import obstacle, pack_linears, weights_bytes
-from scheduler.models.paged_model import PagedModel, apply_rope_factors, load_model
+from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
+from scheduler.models.quantized_checkpoint import open_weights
 from scheduler.models.sequential_model import OwnState, SequentialModel
 
 logger = logging.getLogger(__name__)
@@ -134,14 +142,14 @@ def open_source(
         config.fused
         and config.attention_backend in ("auto", "native")
         and model_config.whole.model_type in FAMILIES
-        and getattr(model_config.whole, "quantization_config", None) is None
         and obstacle(device, dtype) is None
     ):
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_weights(path, model_config.quantization)
         shape = outline(text) if checkpoint is not None else load_model(path, model_config, device)
         if checkpoint is None:
             checkpoint = ModuleCheckpoint(shape.module)
         missing = missing_weights(shape, checkpoint)
+        check_complete((), unexpected_weights(shape, checkpoint))
         if missing:
             logger.info("not fused: the checkpoint has no %s", missing[0])
         elif can_fuse(text, shape.layers) and not NativeAttention.obstacle(

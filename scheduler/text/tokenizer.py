@@ -27,7 +27,7 @@ PIECE = 64 * 1024
 
 
 class Tokenizer:
-    """A transformers tokenizer, reduced to what serving needs. `path`: a folder or a Hugging Face id.
+    """A transformers tokenizer, reduced to what serving needs. `path`: a folder.
     `chat_template` takes the place of the model's own."""
 
     def __init__(
@@ -170,15 +170,32 @@ def _too_long(length: str, longest: int) -> InvalidRequestError:
     )
 
 
+class TokenizerError(OSError):
+    """There is no tokenizer, or none that can be read; the message is for the user."""
+
+
 def _load(path: str) -> Any:
+    """Raises `TokenizerError`."""
+    try:
+        return _read(Path(path))
+    except Exception as error:  # transformers says in many ways that there is none
+        said = " ".join(str(error).split())[:300]
+        raise TokenizerError(
+            f"no tokenizer can be read from {path} (tokenizer.json and tokenizer_config.json, or what "
+            f"transformers makes them of): {said}"
+        ) from error
+
+
+def _read(folder: Path) -> Any:
     """The fast tokenizer of a folder that has one, without the second and the 300 MB that importing torch takes;
     else whatever transformers finds."""
-    if (Path(path) / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").is_file():
         from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-        config = json.loads((Path(path) / "tokenizer_config.json").read_text())
-        if config.get("tokenizer_class") == TokenizersBackend.__name__:
-            return TokenizersBackend.from_pretrained(path)
+        settings = folder / "tokenizer_config.json"
+        name = TokenizersBackend.__name__
+        if not settings.is_file() or json.loads(settings.read_text()).get("tokenizer_class") == name:
+            return TokenizersBackend.from_pretrained(folder)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -115,23 +115,7 @@ def test_family(name: str, knobs: dict[str, Any], tmp_path: Path) -> None:
         assert run.num_preemptions > 0
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "reason"),
-    [
-        ("t5", {}, "encoder-decoder|not.*causal|Unrecognized"),
-        ("mamba", {"state_size": 4}, "attention"),
-        ("bloom", {"n_head": 6}, "attention"),
-        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "sinks"),
-    ],
-)
-def test_what_cannot_be_served_exactly_is_refused_at_load(
-    family: str, changes: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
-    config = AutoConfig.for_model(family, **{**SMALL, **changes})
-    if family == "t5":
-        config.save_pretrained(tmp_path)
-    else:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-        model.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=reason):
+def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
+    AutoConfig.for_model("t5", **SMALL).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
         EngineCore(EngineConfig(dtype="float32"), str(tmp_path))
