@@ -24,6 +24,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.families.check import Found, check
+from benchmarks.families.page import page
 
 LIMIT_SECONDS = 400.0
 
@@ -46,6 +47,8 @@ def main() -> int:
         sys.stdout.flush()
     counts = Counter(each.verdict for each in found)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+    if args.write is not None:
+        args.write.write_text(page(found))
     return 1 if counts["wrong"] or counts["crashed"] else 0
 
 

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
+from scheduler.models.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.models.sequential_model import SequentialModel
 from scheduler.planning.plan import Plan
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
@@ -160,7 +162,8 @@ def _in_way(
 
 def path_of(core: EngineCore) -> str:
     """What runs a model, in a word or two."""
-    return f"{type(core.model).__name__}, {core.info.attention_backend}"
+    way = {FusedModel: "native decoder", SequentialModel: "one by one"}.get(type(core.model), "together")
+    return way if way != "together" else f"{way}, {core.info.attention_backend} attention"
 
 
 WAYS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from scheduler.models.small_copy import randomize, small_copy
+from scheduler.models.small_copy import auto_class, randomize, small_copy
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
@@ -62,6 +62,6 @@ BY_TYPE: dict[str, dict[str, Any]] = {
 def tiny_model(model_type: str) -> PreTrainedModel:
     """Raises whatever the type's classes do where there is none."""
     config = small_copy(AutoConfig.for_model(model_type), **IDS, **BY_TYPE.get(model_type, {}))
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+    model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32).eval()
     randomize(model)
     return model

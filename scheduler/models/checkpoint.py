@@ -33,6 +33,14 @@ _OTHERS = {
 }
 
 
+TEXT_PREFIXES = {
+    **{"model.language_model.": "model.", "language_model.model.": "model."},
+    **{"language_model.lm_head.": "lm_head.", "lm_head.": "lm_head."},
+}
+"""Under which checkpoints of several parts have the decoder's weights, and what these are called without the
+others; the second form is older."""
+
+
 class CheckpointError(ValueError):
     """The weights cannot be read, or are not those of this model; the message says why."""
 
@@ -62,6 +70,17 @@ class Checkpoint(Protocol):
 
     def table(self, name: str) -> Weight:
         """The same for a weight of which single rows are looked up: it may stay in its file."""
+
+
+class NamedWeights(Protocol):
+    """A checkpoint that knows what it has, all of it in floats."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def weight(self, name: str) -> Tensor: ...
 
 
 class SafetensorsCheckpoint:
@@ -181,6 +200,38 @@ class GgufCheckpoint:
         width = rows.shape[1:] if rows.ndim == 2 else (4,)  # a bias is float32
         halves = rows.reshape(heads, -1, 2, *width)
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+class TextCheckpoint:
+    """The decoder's weights in a checkpoint that also has those for images or sound, by the names that they have
+    in a checkpoint of the decoder alone."""
+
+    is_quantized = False
+
+    def __init__(self, whole: NamedWeights) -> None:
+        self._whole = whole
+        self._names = dict(filter(None, map(_text_name, whole.names)))
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names and self._names[name] in self._whole
+
+    def weight(self, name: str) -> Tensor:
+        return self._whole.weight(self._names[name])
+
+    def table(self, name: str) -> Tensor:
+        return self.weight(name)
+
+
+def _text_name(name: str) -> tuple[str, str] | None:
+    """What a weight is called in the decoder alone, and here; None: it is another part's."""
+    for prefix, alone in TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return alone + name.removeprefix(prefix), name
+    return None
 
 
 class ModuleCheckpoint:

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AttentionInterface,
-    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -33,6 +32,7 @@ from scheduler.models.checkpoint import Checkpoint, CheckpointError, GgufCheckpo
 from scheduler.models.gguf_file import GgufFile
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
+from scheduler.models.small_copy import auto_class
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +145,12 @@ def load_modules(
             "safetensors, as model.save_pretrained of transformers writes them"
         )
     state = None
-    loader: Any = AutoModelForCausalLM
+    loader = auto_class(config.whole)
     if config.quantization is not None:
         weights = QuantizedCheckpoint.open(path, config.quantization)
         state = {name: weights.weight(name) for name in weights.names}
         dtype = (config.whole.dtype or torch.float32) if dtype == "auto" else dtype
-        loader = AutoModelForCausalLM._model_mapping[type(config.whole)]  # the other one wants a path
+        loader = loader._model_mapping[type(config.whole)]  # the other one wants a path
     model: Any
     found: dict[str, Any]
     try:

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import platformdirs
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import PackedBatch
 from scheduler.attention.torch_backend import TorchAttention
@@ -27,7 +27,7 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import ATTENTION, PagedModel
 from scheduler.models.sequential_model import SequentialModel, new_sequence
-from scheduler.models.small_copy import randomize, small_copy
+from scheduler.models.small_copy import auto_class, randomize, small_copy
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def small_model(config: PretrainedConfig, attention: str | None = None) -> PreTr
     """In float32, with random weights. Raises whatever the model's classes do."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        module: PreTrainedModel = auto_class(config).from_config(
             small_copy(config), dtype=torch.float32, attn_implementation=attention
         )
     randomize(module)

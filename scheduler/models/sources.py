@@ -14,7 +14,7 @@ from scheduler.attention import LayerSpec
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import StepModel
-from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint
+from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, SafetensorsCheckpoint, TextCheckpoint
 from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused_weights import (
     FAMILIES,
@@ -29,7 +29,7 @@ from scheduler.models.module import open_module
 from scheduler.models.outline import outline
 from scheduler.models.packed_linear import obstacle, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
-from scheduler.models.quantized_checkpoint import open_weights
+from scheduler.models.quantized_checkpoint import QuantizedCheckpoint, open_weights
 from scheduler.models.sequential_model import OwnState, SequentialModel
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class FusedSource:
         self.layers = shape.layers
         self.shift_obstacle = shift_obstacle(config.text, shape.layers)
         self.has_stored_weights = checkpoint.is_quantized
-        self._config = config.whole
+        self._config = config.text
         self._shape = shape
         self._checkpoint = checkpoint
         self._plain = PLAIN_MODES[dtype]
@@ -141,13 +141,15 @@ def open_source(
     if (
         config.fused
         and config.attention_backend in ("auto", "native")
-        and model_config.whole.model_type in FAMILIES
+        and text.model_type in FAMILIES
         and obstacle(device, dtype) is None
     ):
         checkpoint = open_weights(path, model_config.quantization)
         shape = outline(text) if checkpoint is not None else load_model(path, model_config, device)
         if checkpoint is None:
             checkpoint = ModuleCheckpoint(shape.module)
+        if text is not model_config.whole and isinstance(checkpoint, SafetensorsCheckpoint | QuantizedCheckpoint):
+            checkpoint = TextCheckpoint(checkpoint)
         missing = missing_weights(shape, checkpoint)
         check_complete((), unexpected_weights(shape, checkpoint))
         if missing:
