@@ -12,25 +12,28 @@ from benchmarks.families.check import Found
 
 HEAD = """# Which models are served, and how
 
-Made by `python -m benchmarks.families --write docs/models.md`, which builds a tiny model with random weights of each
-of transformers' causal model types, and asks it alone, with others, in chunks of 16 tokens, with a prefix that was
-computed before, and with a preemption in the middle of its answer. **Exact** means that each time the greedy tokens
-were those of transformers' own forward pass without any cache, in float32. transformers {transformers}, torch
-{torch}.
+Made by `python -m benchmarks.families --write docs/models.md`, which builds a tiny model with random weights of
+each of transformers' causal model types, and asks it alone, with others, in chunks of 16 tokens, with a prefix
+that was computed before, and with a preemption in the middle of its answer. **Exact** means that each time the
+greedy tokens were those of transformers' own forward pass without any cache, in float32. transformers
+{transformers}, torch {torch}.
 
-- **native decoder**: the whole forward pass in one native call. A request has the same bits whoever else is in the
-  batch; quantization, speculation and context shift are for these families.
-- **together**: transformers' modules on one packed batch, with keys and values in the block pool, and linear layers
-  as native products. Attention is native where its heads have a size that the kernel takes, and else torch's.
-- **one by one**: transformers' modules on each sequence by itself, with the model's own cache. For models that keep
-  another state than keys and values (recurrent layers, convolutions), or attend in a way of their own (sinks, chunks,
-  biases, an index). Nothing is shared between requests, and a step takes as long as all its sequences together.
+- **native decoder**: the whole forward pass in one native call. A request has the same bits whoever else is in
+  the batch; quantization, speculation and context shift are for these families.
+- **together**: transformers' modules on one packed batch, with keys and values in the block pool, and linear
+  layers as native products. Attention is native where its heads have a size that the kernel takes, and else
+  torch's.
+- **one by one**: transformers' modules on each sequence by itself, with the model's own cache. For models that
+  keep another state than keys and values (recurrent layers, convolutions), or attend in a way of their own
+  (sinks, chunks, biases, an index). Nothing is shared between requests, and a step takes as long as all its
+  sequences together.
 
-Which way a model is run is found out when it is loaded, with a small copy of its configuration, and remembered. What
-is exact in no way is refused, in a sentence. Models that also read images or sound are served with text.
+Which way a model is run is found out when it is loaded, with a small copy of its configuration, and remembered.
+What is exact in no way is refused, in a sentence. Models that also read images or sound are served with text.
 
-Weights are read from safetensors (float32, bfloat16, float16; or quantized by GPTQ, AWQ, compressed-tensors, FP8,
-MXFP4 or bitsandbytes in 4 bits, which are made floats again and then rounded as `--quantization` says) and from GGUF.
+Weights are read from safetensors (float32, bfloat16, float16; or quantized by GPTQ, AWQ, compressed-tensors,
+FP8, MXFP4 or bitsandbytes in 4 bits, which are made floats again and then rounded as `--quantization` says) and
+from GGUF.
 
 {counts}.
 

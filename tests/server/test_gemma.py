@@ -3,6 +3,7 @@ with random weights, over HTTP."""
 
 from __future__ import annotations
 
+import copy
 import random
 import shutil
 from collections.abc import Callable
@@ -45,9 +46,10 @@ def in_gguf(folder: Path, vocab_size: int) -> PreTrainedModel:
 
 
 def in_float16(folder: Path, vocab_size: int) -> PreTrainedModel:
-    model = text_model(vocab_size).to(torch.float16)  # type: ignore[arg-type]
-    model.save_pretrained(folder)
-    model.to(torch.float32)  # type: ignore[arg-type]
+    model = text_model(vocab_size)
+    half: Any = copy.deepcopy(model)
+    half.half().save_pretrained(folder)
+    model.load_state_dict(half.state_dict())
     return model
 
 
