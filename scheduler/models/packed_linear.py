@@ -7,23 +7,59 @@ stay torch's, which does not promise that.
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from scheduler.kernels.native import NativeBuildError, kernels
 from scheduler.models.fused_weights import PLAIN_MODES, Mode
 from scheduler.models.paged_model import PagedModel
 
+logger = logging.getLogger(__name__)
+
+
+class WeightReadError(RuntimeError):
+    """A model computes with a layer's weights by itself, and they are packed; says which layer's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the weights of {name} are packed, and the model reads them by itself")
+        self.name = name
+
+
+class AbsentWeight(Tensor):
+    """What a layer's weights were: their type and shape. Computing with them is an error; without this class torch
+    would take whatever is in memory."""
+
+    layer: str
+
+    @classmethod
+    def of(cls, weight: Tensor, layer: str) -> AbsentWeight:
+        made = Tensor._make_subclass(cls, weight.detach().to("meta"))
+        made.layer = layer
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") == "__get__":
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise WeightReadError(next(each.layer for each in args if isinstance(each, cls)))
+
 
 class PackedLinear(nn.Module):
     """What `linear` computes, over its weights packed once for the products' arithmetic."""
 
-    def __init__(self, linear: nn.Linear, mode: Mode, num_threads: int) -> None:
+    def __init__(self, linear: nn.Linear, name: str, mode: Mode, num_threads: int) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # Some models look at a layer's dtype before they call it. Without storage: the packed weights replace it.
-        self.weight = linear.weight.detach().to("meta")
+        # Some models look at a layer's dtype before they call it.
+        self.weight = AbsentWeight.of(linear.weight, name)
         bias = None if linear.bias is None else linear.bias.detach().float()
         weights = kernels().PackedWeights([linear.weight.detach().contiguous()], bias, mode)
         self.packed_bytes: int = weights.nbytes
@@ -50,17 +86,32 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def pack_linears(model: PagedModel, mode: Mode, num_threads: int) -> PagedModel:
-    """`model` with packed linear layers. The one given stays as it is, and shares all other weights with it."""
-    tensors = [*model.module.parameters(), *model.module.buffers()]
-    module = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
-    for parent in module.modules():
+    """`model` with packed linear layers, but for those whose weights it reads by itself. The one given stays as it
+    is, and shares all other weights with it."""
+    read_directly: set[str] = set()
+    while True:
+        packed = copy.copy(model)
+        packed.module = _packed(model.module, mode, num_threads, read_directly)
+        try:
+            packed.try_out()
+        except WeightReadError as error:
+            logger.info("%s stays as it is: the model computes with its weights by itself", error.name)
+            read_directly.add(error.name)
+        else:
+            return packed
+
+
+def _packed(model: PreTrainedModel, mode: Mode, num_threads: int, kept: Container[str]) -> PreTrainedModel:
+    tensors = [*model.parameters(), *model.buffers()]
+    module = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for path, parent in module.named_modules():
         for name, child in parent.named_children():
+            whole = f"{path}.{name}"
             # Not its subclasses, which do more than multiply; Conv1D and stacked experts are no linear layers.
-            if type(child) is nn.Linear and child.weight.dtype in PLAIN_MODES and child.weight.numel() > 0:
-                setattr(parent, name, PackedLinear(child, mode, num_threads))
-    packed = copy.copy(model)
-    packed.module = module
-    return packed
+            is_plain = type(child) is nn.Linear and child.weight.dtype in PLAIN_MODES and child.weight.numel() > 0
+            if is_plain and whole not in kept:
+                setattr(parent, name, PackedLinear(child, whole, mode, num_threads))
+    return module
 
 
 def weights_bytes(model: PagedModel) -> int:

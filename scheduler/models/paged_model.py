@@ -125,6 +125,25 @@ class PagedModel:
         logits = output.logits[0]
         return StepOutput(logits if self._keeps_rows else logits[batch.sample_rows], states)
 
+    @torch.inference_mode()
+    def try_out(self) -> torch.Tensor:
+        """The logits of a few tokens, without the pool."""
+        inputs = _few_tokens(self.module, self.config)
+        logits: torch.Tensor = self.module(**inputs, attend=_attend_whole).logits
+        return logits
+
+
+def _attend_whole(
+    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+) -> torch.Tensor:
+    return attend_sequence(query, key, value, spec)
+
+
+def _few_tokens(model: PreTrainedModel, config: PretrainedConfig) -> dict[str, Any]:
+    ids = torch.arange(1, 9, device=model.device).remainder(config.vocab_size).unsqueeze(0)
+    positions = torch.arange(ids.shape[1], device=model.device).unsqueeze(0)
+    return {"input_ids": ids, "position_ids": positions, "use_cache": False}
+
 
 def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedModel:
     """Load a model through transformers, in the type its weights are stored in; those of a GGUF file as float32.
@@ -216,11 +235,9 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
     ) -> torch.Tensor:
         if specs.setdefault(layer, spec) != spec:
             raise UnsupportedModelError(f"layer {layer} runs two different attentions")
-        return attend_sequence(query, key, value, spec)
+        return _attend_whole(layer, query, key, value, spec)
 
-    ids = torch.arange(1, 9, device=model.device).remainder(config.vocab_size).unsqueeze(0)
-    positions = torch.arange(ids.shape[1], device=model.device).unsqueeze(0)
-    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    inputs = _few_tokens(model, config)
     try:
         ours = model(**inputs, attend=attend).logits.float()
     except TypeError as error:

@@ -45,7 +45,9 @@ QUERY_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder
 FEWER_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_query_groups")
 
 SIZES: dict[str, Any] = {
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size"), VOCABULARY),
+    **dict.fromkeys(
+        ("vocab_size", "vocab_size_per_layer_input", "text_vocab_size", "unpadded_vocab_size"), VOCABULARY
+    ),
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embedding_size", "dim_model"), HIDDEN
     ),
@@ -59,7 +61,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("rotary_dim", "qk_rope_head_dim"), ROTARY_DIM),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "index_head_dim"), HEAD_DIM),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), LONGEST),
-    **dict.fromkeys(("sliding_window", "attention_window", "window_size", "local_attention"), WINDOW),
+    **dict.fromkeys(
+        ("sliding_window", "attention_window", "window_size", "local_attention", "sliding_window_size"), WINDOW
+    ),
     **dict.fromkeys(("attention_chunk_size", "attention_window_size"), CHUNK),
     **dict.fromkeys(
         ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_shared_expert_intermediate_size"), 32
@@ -67,8 +71,10 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("shared_expert_intermediate_size", "ffn_hidden_size", "dense_intermediate_size"), 48),
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "altup_rank"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_top_k", "top_k_experts", "moe_k", "num_experts_per_token"), 2),
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "moe_topk"), 1),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "moe_top_k", "top_k_experts", "moe_k", "moe_topk", "num_experts_per_token"), 2
+    ),
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
     **dict.fromkeys(("q_lora_rank",), 24),
     **dict.fromkeys(("kv_lora_rank", "o_lora_rank"), 16),
@@ -84,7 +90,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "adapter_rank"), 8),
     "num_kv_shared_layers": 1,
     "qk_head_dim": HEAD_DIM + ROTARY_DIM,
+    **dict.fromkeys(("local_attn_chunk_length", "lsh_attn_chunk_length"), 16),
     "lru_width": HIDDEN,
+    "zero_expert_num": 2,
 }
 
 PER_LAYER = "per_layer_config"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.families.tiny import tiny_model as tiny_model_of
 from scheduler.attention import PackedBatch
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
@@ -15,7 +16,7 @@ from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
 from scheduler.models.fused_weights import Mode
 from scheduler.models.model_config import read_config
-from scheduler.models.packed_linear import PackedLinear, pack_linears
+from scheduler.models.packed_linear import PackedLinear, WeightReadError, pack_linears
 from scheduler.models.paged_model import PagedModel, load_model
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import run_all
@@ -80,8 +81,28 @@ def test_int8_for_a_family_that_is_not_fused(
 
 @pytest.mark.parametrize("mode", ["int4", "int8", "bf16", "f32"])
 def test_a_row_of_a_layer_does_not_depend_on_its_company(mode: Mode) -> None:
-    layer = PackedLinear(nn.Linear(70, 50), mode, num_threads=2)
+    layer = PackedLinear(nn.Linear(70, 50), "layer", mode, num_threads=2)
     x = torch.randn(2, 9, 70)
     together = layer(x)
     assert together.shape == (2, 9, 50)
     assert torch.equal(layer(x[1, 4:5]), together[1, 4:5])
+
+
+def test_weights_that_are_packed_are_read_by_nobody() -> None:
+    """torch would compute with whatever is in memory."""
+    layer = PackedLinear(nn.Linear(70, 50), "router", "f32", num_threads=1)
+    assert (layer.weight.dtype, tuple(layer.weight.shape)) == (torch.float32, (50, 70))
+    with pytest.raises(WeightReadError, match="router"):
+        nn.functional.linear(torch.randn(3, 70), layer.weight)
+
+
+def test_a_layer_whose_weights_are_read_by_the_model_stays(tmp_path: Path) -> None:
+    """LongCat's routers do."""
+    tiny_model_of("longcat_flash").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), read_config(str(tmp_path)), CPU)
+    packed = pack_linears(model, "f32", num_threads=1)
+    plain = {name for name, module in packed.module.named_modules() if type(module) is nn.Linear}
+    assert plain
+    assert all("router" in name for name in plain)
+    assert any(isinstance(module, PackedLinear) for module in packed.module.modules())
+    assert (logits(packed) - logits(model)).norm() < 1e-4 * logits(model).norm()
