@@ -113,10 +113,6 @@ def test_a_wrong_name_gets_a_clear_error(
         resolve_model(name.format(folder=tmp_path))
 
 
-def test_a_hugging_face_id_is_passed_on() -> None:
-    assert resolve_model("owner/name") == "owner/name"
-
-
 def test_a_gguf_file_of_ones_own_stays_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str
 ) -> None:

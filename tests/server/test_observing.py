@@ -60,7 +60,11 @@ async def test_json_logs_spans_and_traces(tmp_path: Path, model_path: str) -> No
             await asyncio.sleep(0.2)
             headers = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01", "X-Request-Id": "mine"}
             await client.completions.create(
-                model="SmolLM2-135M-Instruct", prompt=SECRET, max_tokens=30, extra_headers=headers
+                model="SmolLM2-135M-Instruct",
+                prompt=SECRET,
+                max_tokens=30,
+                extra_headers=headers,
+                extra_body={"ignore_eos": True},
             )
             status, events = await recording
             assert status == 200
