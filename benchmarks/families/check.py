@@ -153,7 +153,8 @@ def _in_way(
     ask: Callable[[EngineCore, list[list[int]]], list[list[int]]], **knobs: Any
 ) -> Callable[[str, list[list[int]]], tuple[str, list[list[int]]]]:
     def run(folder: str, prompts: list[list[int]]) -> tuple[str, list[list[int]]]:
-        config = EngineConfig(dtype="float32", kv_cache_memory="64MB", threads=1, **knobs)
+        sizes: dict[str, Any] = {"kv_cache_memory": "256MB", "max_num_seqs": 8, "threads": 1}
+        config = EngineConfig(dtype="float32", **{**sizes, **knobs})
         core = EngineCore(config, folder)
         return path_of(core), ask(core, prompts)
 
@@ -169,7 +170,7 @@ def path_of(core: EngineCore) -> str:
 WAYS = {
     "alone": _in_way(_alone),
     "batched": _in_way(answers),
-    "chunked": _in_way(answers, max_batched_tokens=16, max_num_seqs=8),
+    "chunked": _in_way(answers, max_batched_tokens=16),
     "cached": _in_way(_cached),
     "preempted": _in_way(_preempted),
 }

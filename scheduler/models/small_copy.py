@@ -46,10 +46,11 @@ FEWER_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads",
 
 SIZES: dict[str, Any] = {
     **dict.fromkeys(
-        ("vocab_size", "vocab_size_per_layer_input", "text_vocab_size", "unpadded_vocab_size"), VOCABULARY
+        ("vocab_size", "vocab_size_per_layer_input", "text_vocab_size", "unpadded_vocab_size", "n_words"),
+        VOCABULARY,
     ),
     **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embedding_size", "dim_model"), HIDDEN
+        ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embedding_size", "dim_model", "emb_dim"), HIDDEN
     ),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_ff", "shared_intermediate_size"), INNER),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "dim_ff", "intermediate_size_mlp"), INNER),
