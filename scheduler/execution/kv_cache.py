@@ -24,6 +24,10 @@ MOST_GROUPS = 8
 """A step looks at a block table of every group for every sequence."""
 
 
+TYPICAL_TOKENS = 4096
+"""The length for which layers are grouped."""
+
+
 class KVCacheTooSmallError(ValueError):
     """The memory for the KV pool cannot hold what was asked of it; the message says what to change."""
 
@@ -40,8 +44,9 @@ def group_layers(specs: Sequence[LayerSpec]) -> list[LayerGroup]:
     """The layers by their windows, the widest first, cut into groups of one size.
 
     A block has room for as many layers as the largest group has, so that any block can be any group's. Of the
-    sizes that make no more than `MOST_GROUPS` groups it is the one that leaves the least room empty. Layers whose
-    keys and values differ in shape cannot take each other's blocks: then all are one group without a window.
+    sizes that make no more than `MOST_GROUPS` groups it is the one with which a sequence of `TYPICAL_TOKENS` takes
+    the least room. Layers whose keys and values differ in shape cannot take each other's blocks: then all are one
+    group without a window.
     """
     if len({(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in specs}) != 1:
         return [one_group(specs)]
@@ -52,9 +57,16 @@ def group_layers(specs: Sequence[LayerSpec]) -> list[LayerGroup]:
     def num_groups(size: int) -> int:
         return sum(-(-len(layers) // size) for layers in alike.values())
 
+    def room(size: int) -> int:
+        """In tokens' layers."""
+        return sum(
+            size * -(-len(layers) // size) * min(window or TYPICAL_TOKENS, TYPICAL_TOKENS)
+            for window, layers in alike.items()
+        )
+
     sizes = range(1, max(len(layers) for layers in alike.values()) + 1)
     few = [size for size in sizes if num_groups(size) <= max(MOST_GROUPS, len(alike))]
-    size = min(few, key=lambda size: (size * num_groups(size), -size))
+    size = min(few, key=lambda size: (room(size), -size))
     return [
         LayerGroup(window, layers[start : start + size])
         for window, layers in sorted(alike.items(), key=lambda item: -math.inf if item[0] is None else -item[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -170,3 +171,24 @@ def test_a_sequence_holds_its_window_a_chunk_and_what_their_ends_take_of_a_block
     assert held.longest(1081) == 16_000 - 16
     assert Holdings([512], 16, 128).longest(41) > 1 << 40, "a window holds any length"
     assert Holdings([None], 16, 128).longest(10) == 160
+
+
+def test_a_long_context_takes_less_than_a_quarter(tmp_path: Path) -> None:
+    """32 layers, of which one in six sees everything and the others 128 tokens: at 4,000 tokens."""
+    model = tiny_model(
+        "gemma3_text",
+        **{"sliding_window": 128, "num_hidden_layers": 32, "sliding_window_pattern": 6},
+        **{"query_pre_attn_scalar": 24, "max_position_embeddings": 4608},
+    )
+    model.save_pretrained(tmp_path)
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="256MB"), str(tmp_path))
+    prompt = [3 + (7 * place * place) % 190 for place in range(4000)]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    core.add(Request(request_id="long", prompt_token_ids=prompt, params=params))
+    most, tokens = 0, []
+    while core.has_work:
+        tokens += [token for output in core.step().outputs for token in output.token_ids]
+        most = max(most, core.pool.num_used)
+    assert count_ties([tokens], [reference(model, prompt, 8)]) == 0
+    taken = most * core.info.pool_bytes / core.info.num_blocks
+    assert taken < 250 * bytes_per_block(core.model.layers, 16, torch.float32) / 4
