@@ -13,6 +13,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -162,34 +164,15 @@ def _complete(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _describe(gguf: Path, folder: Path) -> None:
-    """Write what transformers makes of a GGUF file's metadata: config, generation config and tokenizer."""
+    """Write what transformers makes of a GGUF file's metadata, in a process that ends: a large vocabulary takes
+    gigabytes of memory, and much of that would stay."""
     logger.info("reading the config and the tokenizer of %s (once)", gguf.name)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    from scheduler.models.gguf_file import GgufFile
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        header = GgufFile(gguf)
-        config = AutoConfig.from_pretrained(**source)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    command = [sys.executable, "-m", "scheduler.models.gguf_description", str(gguf), str(folder)]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
-        raise ModelNotFoundError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    if hasattr(config, "head_dim") and (size := header.of_architecture("attention.key_length")) is not None:
-        config.head_dim = size  # which transformers reads for some architectures only
-    config.architectures = [getattr(model_class, "__name__", "")]  # other engines look for it
-    config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    # tokenizer.json says it all: no class of its own is needed, which would import torch into every process.
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(
-        json.dumps({**json.loads(settings.read_text()), "tokenizer_class": "TokenizersBackend"}, indent=2) + "\n"
-    )
+        said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+        raise ModelNotFoundError(f"{gguf}: transformers cannot read this GGUF file: {said[-1]}")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from scheduler.models.model_source import ModelNotFoundError, models_folder, res
 from scheduler.processor import instruction_set
 
 RESOLVE = (
+    "import logging; logging.basicConfig(level=logging.INFO); "
     f"from scheduler.models.model_source import resolve_model; print(resolve_model({DEFAULT_MODEL!r})); "
     f"import sys; print('torch' in sys.modules)"
 )
@@ -40,8 +41,9 @@ def test_two_first_starts_at_once_fetch_once(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], results
     folders = {out.splitlines()[0] for out, _ in results}
     assert folders == {str(tmp_path / "carousel" / "models" / DEFAULT_MODEL)}
+    assert sorted("fetching" in err for _, err in results) == [False, True], "the other found it done"
     loaded_torch = [out.splitlines()[1] for out, _ in results]
-    assert sorted(loaded_torch) == ["False", "True"], "one described it, the other found it done"
+    assert loaded_torch == ["False", "False"], "it was described in a process that has ended"
 
 
 def test_a_later_start_is_offline(model_path: str) -> None:
