@@ -8,7 +8,7 @@ import torch
 
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.paged_model import PagedModel, load_model, load_modules
-from scheduler.models.probe import sequential_way, truth, way_of
+from scheduler.models.probe import sequential, truth, way_of
 from scheduler.models.sequential_model import SequentialModel
 
 logger = logging.getLogger(__name__)
@@ -29,4 +29,4 @@ def open_module(
         expected = truth(module)
     except Exception as error:
         raise UnsupportedModelError(f"its forward pass fails ({type(error).__name__}: {error})") from error
-    return SequentialModel(module, continues=sequential_way(module, expected) == "sequential")
+    return sequential(module, expected)

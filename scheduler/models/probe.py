@@ -26,14 +26,13 @@ from scheduler.attention.torch_backend import TorchAttention
 from scheduler.execution.kv_cache import KVCache
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import ATTENTION, PagedModel
-from scheduler.models.sequential_model import SequentialModel, new_sequence
+from scheduler.models.sequential_model import MANNERS, SequentialModel, new_sequence
 from scheduler.models.small_copy import auto_class, randomize, small_copy
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["paged", "sequential", "token by token"]
-"""All sequences in one packed batch, over the block pool; or each by itself, over its own cache: what follows on
-others in chunks, or not."""
+Way = Literal["paged", "sequential"]
+"""All sequences in one packed batch, over the block pool; or each by itself, over its own cache."""
 
 LENGTHS = (61, 47)
 """Of the two sequences, in tokens."""
@@ -45,7 +44,7 @@ BLOCK_SIZE = 16
 
 Found = TypeVar("Found")
 
-VERSION = 1
+VERSION = 2
 """Of what is remembered."""
 
 
@@ -93,11 +92,12 @@ def _find_way(config: PretrainedConfig) -> dict[str, str | None]:
     else:
         return {"way": "paged"}
     try:
-        return {"way": sequential_way(small_model(config), expected), "obstacle": paged}
+        sequential(small_model(config), expected)
     except CannotRunError:
         return {"way": None, "obstacle": paged}  # the copy may be at fault
     except UnsupportedModelError as error:
         return {"refused": f"{paged}; and {error}"}
+    return {"way": "sequential", "obstacle": paged}
 
 
 def small_model(config: PretrainedConfig, attention: str | None = None) -> PreTrainedModel:
@@ -142,18 +142,20 @@ def check_paged(model: PagedModel, expected: Sequence[torch.Tensor]) -> None:
     _compare(_caught(partial(_packed, model, CUTS)), expected, "two packed sequences in chunks", model.module)
 
 
-def sequential_way(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> Way:
-    """Raises `UnsupportedModelError` where the model's own cache gives other logits than its forward pass without
-    one."""
+def sequential(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> SequentialModel:
+    """The model in the first manner in which its own cache gives the logits of its forward pass without one.
+    Raises `UnsupportedModelError` if there is none."""
     what = f"the cache of {type(module).__name__}"
-    try:
-        found = _caught(partial(_sequentially, SequentialModel(module, continues=True), CUTS))
-        _compare(found, expected, what, module)
-        return "sequential"
-    except UnsupportedModelError:
-        found = _caught(partial(_sequentially, SequentialModel(module, continues=False), CUTS))
-    _compare(found, expected, what, module)
-    return "token by token"
+    failure = UnsupportedModelError(what)
+    for manner in MANNERS:
+        model = SequentialModel(module, manner)
+        try:
+            _compare(_caught(partial(_sequentially, model, CUTS)), expected, what, module)
+        except UnsupportedModelError as error:
+            failure = error
+        else:
+            return model
+    raise failure
 
 
 def _caught(run: Callable[[], Found]) -> Found:

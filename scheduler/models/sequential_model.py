@@ -66,14 +66,27 @@ class _Sequence:
     """Where its last chunk began and what that gave: a step that failed for another's sake is run again."""
 
 
-class SequentialModel:
-    """The `StepModel` of such a model. `continues`: whether a forward pass may take several tokens when there are
-    some before them; otherwise they go one at a time."""
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a model's forward pass is to be called."""
 
-    def __init__(self, module: PreTrainedModel, *, continues: bool) -> None:
+    continues: bool
+    """With several tokens when there are some before them; otherwise these go one at a time."""
+    counts: bool
+    """With each token's position, which most models count by themselves."""
+
+
+MANNERS = (Manner(True, False), Manner(False, False), Manner(True, True), Manner(False, True))
+"""In the order in which they are tried."""
+
+
+class SequentialModel:
+    """The `StepModel` of such a model."""
+
+    def __init__(self, module: PreTrainedModel, manner: Manner) -> None:
         self.module = module
         self.layers: list[LayerSpec] = []
-        self._continues = continues
+        self._manner = manner
         self._sequences: dict[int, _Sequence] = {}
         self._takes = set(inspect.signature(module.forward).parameters)
 
@@ -125,7 +138,7 @@ class SequentialModel:
     @torch.inference_mode()
     def advance(self, sequence: _Sequence, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute a sequence's next tokens: logits [T, vocabulary], and their states [T, hidden size]."""
-        size = len(ids) if self._continues or not sequence.tokens else 1
+        size = len(ids) if self._manner.continues or not sequence.tokens else 1
         passes = [self._pass(sequence, ids[start : start + size]) for start in range(0, len(ids), size)]
         return torch.cat([logits for logits, _ in passes]), torch.cat([states for _, states in passes])
 
@@ -134,12 +147,14 @@ class SequentialModel:
         is_first = not sequence.tokens
         sequence.tokens += ids
         tokens = torch.tensor([sequence.tokens], device=module.device)
+        counted = {"position_ids": torch.arange(tokens.shape[1], device=module.device).unsqueeze(0)}
         inputs = module.prepare_inputs_for_generation(  # type: ignore[operator]
             tokens,
             next_sequence_length=len(ids),
             is_first_iteration=is_first,
             use_cache=True,
             attention_mask=torch.ones_like(tokens),
+            **(counted if self._manner.counts and "position_ids" in self._takes else {}),
             **sequence.kept,
         )
         inputs.pop("next_sequence_length", None)
@@ -155,7 +170,9 @@ class SequentialModel:
         with module.base_model.register_forward_hook(read):
             output = module(**inputs, return_dict=True)
         kept = module._update_model_kwargs_for_generation(output, dict(sequence.kept))  # type: ignore[operator]
-        sequence.kept = {name: value for name, value in kept.items() if name != "attention_mask"}
+        sequence.kept = {
+            name: value for name, value in kept.items() if name not in ("attention_mask", "position_ids")
+        }
         # Models without a cache compute all tokens each time.
         return output.logits[0, -len(ids) :], states[-len(ids) :]
 
