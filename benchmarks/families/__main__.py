@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from benchmarks.families.check import Found, check
 from benchmarks.families.page import page
 
-LIMIT_SECONDS = 400.0
+LIMIT_SECONDS = 900.0
 
 
 def main() -> int:
