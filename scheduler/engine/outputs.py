@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from scheduler.messages import SequenceOutput, StepPart
+from scheduler.planning.gain import Gain
 from scheduler.planning.plan import Chunk
-from scheduler.planning.scheduler import Gain
 from scheduler.request import FinishReason, Request, Sequence
 
 

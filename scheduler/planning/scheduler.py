@@ -9,49 +9,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from scheduler.context_window import ContextWindow
 from scheduler.messages import Progress
 from scheduler.planning.blocks import BlockPool, Prefix
-from scheduler.planning.plan import Chunk, Pace, Plan, PlanBuilder
-from scheduler.planning.policy import Policy, Work
+from scheduler.planning.express import Express
+from scheduler.planning.gain import Gain, work_of
+from scheduler.planning.plan import Pace, Plan, PlanBuilder
+from scheduler.planning.policy import Policy
 from scheduler.planning.ranked import Ranked
+from scheduler.planning.resuming import resumed
 from scheduler.planning.seating import Seating
+from scheduler.planning.siblings import Siblings
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.turns import Turns
 from scheduler.request import FinishReason, Request, Sequence, Status, check_fits
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.step import SampledToken, StepResult, TokenLogprobs
-
-EXPRESS_TOKENS = 64
-"""Prompt tokens at most that a step computes for newcomers alone."""
-
-EXPRESS_EVERY = 4
-"""Steps of all that come between two steps for newcomers alone."""
-
-
-class Gain(NamedTuple):
-    """What a step gave to one sequence."""
-
-    chunk: Chunk
-    """What was computed for it. Guesses, as far as they were right, are the first of `tokens`."""
-    tokens: list[SampledToken]
-    scored: list[TokenLogprobs]
-    """Of its prompt."""
-    pooled: list[float]
-    """The chunk's part of its embedding."""
-
-    @property
-    def sequence(self) -> Sequence:
-        return self.chunk.sequence
-
-    @property
-    def is_news(self) -> bool:
-        """Whether there is anything to tell the client."""
-        sequence = self.sequence
-        has_ended = sequence.finish_reason is not None
-        return bool(self.tokens or self.scored or self.pooled or has_ended or sequence.request.params.explain)
+from scheduler.step import StepResult
 
 
 class Scheduler:
@@ -102,10 +76,9 @@ class Scheduler:
         self._window = window
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
-        self._num_steps_since_express = EXPRESS_EVERY
+        self._express = Express(policy)
         self._deadlines = Ranked()
-        self._followers: dict[str, list[Sequence]] = {}  # by request id
-        self._num_following = 0
+        self._siblings = Siblings(policy)
 
     @property
     def running(self) -> dict[tuple[str, int], Sequence]:
@@ -117,7 +90,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.policy) + self._num_following
+        return len(self.policy) + len(self._siblings)
 
     @property
     def has_work(self) -> bool:
@@ -145,7 +118,7 @@ class Scheduler:
         if progress is None:
             sequences = [Sequence(request, index) for index in range(request.params.n)]
         else:
-            sequences = [_resumed(request, each) for each in progress]
+            sequences = [resumed(request, each) for each in progress]
         self._live[request.request_id] = list(sequences)
         for sequence in sequences:
             self._num_arrivals += 1
@@ -165,18 +138,7 @@ class Scheduler:
             for sequence in others:
                 self.policy.add(sequence)
         elif others:
-            for sequence in others:
-                sequence.status = Status.FOLLOWING
-            self._followers[first.request.request_id] = others
-            self._num_following += len(others)
-
-    def _let_follow(self, first: Sequence) -> None:
-        """The prompt is computed, or the one who computed it has ended: its siblings join the queue."""
-        followers = self._followers.pop(first.request.request_id, [])
-        self._num_following -= len(followers)
-        for sequence in followers:
-            sequence.status = Status.WAITING
-            self.policy.add(sequence)
+            self._siblings.wait(first, others)
 
     def num_cached_tokens(self, request: Request) -> int:
         """How much of a new request's prompt need not be computed, as things stand."""
@@ -253,11 +215,7 @@ class Scheduler:
                 length = step.prefill(sequence, most)
                 leftovers -= length if gets_leftovers else 0
         plan = step.plan()
-        self._num_steps_since_express += 1
-        if self._num_steps_since_express > EXPRESS_EVERY and (express := self._express(plan)):
-            plan.chunks = express
-            self._num_steps_since_express = 0
-        elif self.speculation is not None:
+        if not self._express.narrow(plan) and self.speculation is not None:
             longest = None if pace is None else pace.seconds
             self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
         if plan.chunks:  # or nothing is executed, and what is new stays for the next step
@@ -281,13 +239,6 @@ class Scheduler:
             if num_tokens == budget:
                 break
         return turns.divide(decoding, num_tokens, attended, budget)
-
-    def _express(self, plan: Plan) -> list[Chunk]:
-        """The short prompts of users who ask for nothing else. Where a step computes them alone, their first
-        tokens are out in a fraction of the time that a step of all takes, and the others lose little."""
-        seated = {sequence.key for sequence in plan.admitted if self.policy.is_newcomer(sequence)}
-        chunks = [chunk for chunk in plan.chunks if chunk.sequence.key in seated and chunk.samples]
-        return chunks if sum(chunk.length for chunk in chunks) <= EXPRESS_TOKENS else []
 
     def _make_room(self, sequence: Sequence, step: PlanBuilder) -> bool:
         """Give a running sequence the blocks for its next tokens, preempting others if it must; False if it was
@@ -386,7 +337,7 @@ class Scheduler:
                     break
             if sequence.request.params.max_tokens == 0 and chunk.end == sequence.num_tokens:
                 ended.append((sequence, FinishReason.LENGTH))
-            plan.work.append(self._work(chunk, len(taken), len(chunk.drafted) + 1 - len(tokens)))
+            plan.work.append(work_of(chunk, len(taken), len(chunk.drafted) + 1 - len(tokens)))
             if self.speculation is not None and tokens:
                 self.speculation.learn(chunk, len(tokens))
             sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
@@ -394,28 +345,12 @@ class Scheduler:
             self.seating.settle(sequence)
             scored, pooled = result.scored.get(index, []), result.pooled.get(index, [])
             gains.append(Gain(chunk, taken, scored, pooled))
-            if tokens and self._followers and sequence.index == 0:
-                self._let_follow(sequence)
+            if tokens and self._siblings and sequence.index == 0:
+                self._siblings.follow(sequence)
         self.policy.charge(plan.work)
         for sequence, reason in ended:
             self.finish(sequence, reason)
         return gains
-
-    def _work(self, chunk: Chunk, num_sampled: int, num_refused: int) -> Work:
-        """What a computed chunk did for its sequence."""
-        sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.length
-        recomputed = prompt = cached = 0
-        if start < sequence.num_ever_computed:
-            recomputed = min(end, sequence.num_ever_computed) - start
-        if end > sequence.num_ever_computed:
-            sequence.num_ever_computed = end
-        if start < sequence.num_prompt_tokens:
-            is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and recomputed == 0
-            cached = sequence.num_cached_tokens if is_first else 0
-            charged = max(sequence.num_charged_tokens, min(end, sequence.num_prompt_tokens))
-            prompt = charged - sequence.num_charged_tokens
-            sequence.num_charged_tokens = charged
-        return Work(sequence, prompt, cached, num_sampled, recomputed, num_refused if chunk.drafted else 0)
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.request.params
@@ -442,10 +377,9 @@ class Scheduler:
             self.seating.forget(sequence)
             self.policy.withdraw(sequence)
         else:
-            self._followers[sequence.request.request_id].remove(sequence)
-            self._num_following -= 1
+            self._siblings.leave(sequence)
         if sequence.index == 0:
-            self._let_follow(sequence)
+            self._siblings.follow(sequence)
         if sequence in self._deadlines:
             self._deadlines.remove(sequence)
         sequence.status = Status.FINISHED
@@ -454,16 +388,3 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._live[sequence.request.request_id]
-
-
-def _resumed(request: Request, progress: Progress) -> Sequence:
-    """A sequence that goes on where it was lost: its known tokens are computed again, and charged to nobody."""
-    sequence = Sequence(request, progress.index)
-    for token_id in progress.token_ids:
-        sequence.append(token_id)
-    if progress.num_computed > 0:
-        sequence.num_preemptions = 1
-        sequence.num_ever_computed = progress.num_computed
-        sequence.num_cached_tokens = progress.num_cached_tokens
-        sequence.num_charged_tokens = min(progress.num_computed, sequence.num_prompt_tokens)
-    return sequence
