@@ -13,7 +13,9 @@ from typing import Self, Unpack
 from prometheus_client import CollectorRegistry
 
 from scheduler.config import EngineConfig
-from scheduler.engine.stream import Delta, Ownership, RequestStream, make_request
+from scheduler.engine.in_flight import InFlight
+from scheduler.engine.recordings import Recordings
+from scheduler.engine.stream import Delta, Ownership, make_request
 from scheduler.engine.supervisor import EngineDeadError, EngineStartError, Phase, Supervisor
 from scheduler.engine.suspects import Suspects
 from scheduler.messages import (
@@ -25,7 +27,6 @@ from scheduler.messages import (
     Launch,
     LearnTokenizer,
     Recorded,
-    RecordTrace,
     SeatView,
     SequenceOutput,
     StepOutputs,
@@ -34,7 +35,7 @@ from scheduler.messages import (
 )
 from scheduler.models.model_source import ModelNotFoundError, resolve_model, with_draft_model
 from scheduler.observing.metrics import EngineMetrics
-from scheduler.request import DeadlineError, FinishReason, Request
+from scheduler.request import DeadlineError, FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 
@@ -50,20 +51,6 @@ NO_STATE = EngineState(0, 0, 0, 0, 0.0)
 
 class RequestCrashedError(RuntimeError):
     """The request makes the engine crash; the message says so."""
-
-
-class _Client:
-    """One request in flight: its stream of text, and the queue that its deltas go through."""
-
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        self.stream = RequestStream(request, tokenizer)
-        self.queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        self.first_token_at: float | None = None
-        self.last_token_at: dict[int, float] = {}
-        self.engine_number = 0
-        """The engine that knows of it; 0: none."""
-        self.timer: asyncio.TimerHandle | None = None
-        """Ends it at its deadline."""
 
 
 class AsyncEngine:
@@ -108,13 +95,12 @@ class AsyncEngine:
         self._suspects = Suspects()
         self._engine_number = 0
         """Counts the engines that there have been."""
-        self._recordings: dict[int, asyncio.Future[bytes]] = {}
-        self._clients: dict[str, _Client] = {}
+        self._recordings = Recordings(self._supervisor)
+        self._clients: dict[str, InFlight] = {}
         self._loading: asyncio.Task[Tokenizer] | None = None
         self._teaching: asyncio.Task[str | InvalidRequestError] | None = None
         self._watch_interval: float | None = None
         self._num_requests = 0
-        self._num_recordings = 0
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -191,9 +177,7 @@ class AsyncEngine:
     async def engine_says(self, message: FromEngine) -> None:
         match message:
             case Recorded():
-                recorded = self._recordings.get(message.number)
-                if recorded is not None and not recorded.done():  # else whoever asked has gone
-                    recorded.set_result(message.events)
+                self._recordings.take(message)
             case StepOutputs():
                 try:
                     self._take_note(message)
@@ -205,7 +189,7 @@ class AsyncEngine:
         """The next engine goes on with all requests, but for one that is at fault."""
         self.metrics.record_engine_lost()
         self.state, self.seats, self.block_map = NO_STATE, [], b""
-        self._give_up_recordings(reason)
+        self._recordings.give_up(reason)
         culprit = self._suspects.crashed(in_hand)
         if culprit is None:
             return
@@ -222,14 +206,9 @@ class AsyncEngine:
 
     def _give_up(self, reason: str) -> None:
         self.metrics.record_engine_end()
-        self._give_up_recordings(reason)
+        self._recordings.give_up(reason)
         for client in self._clients.values():
             client.queue.put_nowait(EngineDeadError(reason))
-
-    def _give_up_recordings(self, reason: str) -> None:
-        for recorded in self._recordings.values():
-            if not recorded.done():
-                recorded.set_exception(EngineDeadError(reason))
 
     # Requests -------------------------------------------------------------------------------------------
 
@@ -260,7 +239,7 @@ class AsyncEngine:
         )
         if params.grammar is not None:
             await self._can_read_text()
-        client = _Client(request, self.tokenizer)
+        client = InFlight(request, self.tokenizer)
         self.metrics.record_request(request.user)
         self._clients[request.request_id] = client
         try:
@@ -281,7 +260,7 @@ class AsyncEngine:
                 await self._supervisor.send(AbortRequest(request.request_id))
             await self._clear(request.request_id)
 
-    async def _submit(self, client: _Client) -> None:
+    async def _submit(self, client: InFlight) -> None:
         """Hand a request to the engine, if there is one that has not got it yet. While a suspect runs alone the
         others wait."""
         request = client.stream.request
@@ -308,7 +287,7 @@ class AsyncEngine:
         if self._suspects.cleared(request_id):
             await self._submit_all()
 
-    def _expire(self, client: _Client) -> None:
+    def _expire(self, client: InFlight) -> None:
         """A request's deadline has come, whatever the engine is doing: a step may be long, or hang."""
         request = client.stream.request
         for progress in client.stream.progress:
@@ -352,17 +331,7 @@ class AsyncEngine:
         `EngineDeadError`."""
         if self.error is not None:
             raise EngineDeadError(self.error)
-        self._num_recordings += 1
-        recorded: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        number = self._num_recordings
-        self._recordings[number] = recorded
-        try:
-            await self._supervisor.send(RecordTrace(number, num_steps))
-            return await recorded
-        finally:
-            del self._recordings[number]
-            if recorded.cancelled() or not recorded.done():  # whoever asked has gone
-                await self._supervisor.send(RecordTrace(number, 0))
+        return await self._recordings.record(num_steps)
 
     @property
     def waiting(self) -> dict[str, int]:
@@ -397,7 +366,7 @@ class AsyncEngine:
                 if client is not None:
                     client.queue.put_nowait(error)
 
-    async def _push(self, client: _Client, output: SequenceOutput, now: float) -> None:
+    async def _push(self, client: InFlight, output: SequenceOutput, now: float) -> None:
         delta = client.stream.push(output)
         if delta is None:
             return
@@ -411,7 +380,7 @@ class AsyncEngine:
         if delta.finish_reason is not None and output.finish_reason is None:  # met a stop string
             await self._supervisor.send(AbortRequest(output.request_id, output.index, FinishReason.STOP))
 
-    def _record_token(self, client: _Client, output: SequenceOutput, now: float) -> None:
+    def _record_token(self, client: InFlight, output: SequenceOutput, now: float) -> None:
         request = client.stream.request
         self.metrics.record_tokens(request.user, len(output.token_ids))
         last = client.last_token_at.get(output.index)
@@ -428,7 +397,7 @@ class AsyncEngine:
         for listener in self.latency_listeners:
             listener(seconds, is_first)
 
-    def _record_end(self, client: _Client, now: float) -> None:
+    def _record_end(self, client: InFlight, now: float) -> None:
         if client.first_token_at is not None:
             arrival = client.stream.request.arrival_time
             self.metrics.record_finished_request(now - arrival, now - client.first_token_at)
