@@ -38,6 +38,9 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 METHODS = ("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "bitsandbytes")
 
+FORMS = {"gptq": ("checkpoint_format", ("gptq", "gptq_v2")), "awq": ("version", ("gemm",))}
+"""Of methods that have several: the setting that names it, and those that are read, the usual one first."""
+
 BITSANDBYTES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 
 PARTS = (
@@ -65,6 +68,10 @@ class QuantizedCheckpoint:
             raise CheckpointError(f"its weights are quantized by {method!r}; what is read is {', '.join(METHODS)}")
         if method in ("gptq", "awq") and config.get("bits", 4) != 4:
             raise CheckpointError(f"its weights are quantized by {method} in {config['bits']} bits; 4 are read")
+        if method in FORMS:
+            setting, known = FORMS[method]
+            if (form := str(config.get(setting) or known[0]).lower()) not in known:
+                raise CheckpointError(f"its weights are quantized by {method} in a form that is not read: {form}")
         self._read: dict[str, Read] = dict(filter(None, map(self._made_of, stored.names)))
         if all(read == stored.weight for read in self._read.values()):
             raise CheckpointError(f"its config says that its weights are quantized by {method}, and they are not")
@@ -90,7 +97,11 @@ class QuantizedCheckpoint:
             return name, self._bitsandbytes
         if f"{name}_scale" in self._names or f"{name}_scale_inv" in self._names:
             return name, self._scaled
-        return None if name.endswith(PARTS) else (name, self._stored.weight)
+        if name.endswith(PARTS):
+            return None
+        if name not in self._stored:
+            raise CheckpointError(f"{name} is no floats, and nothing says what its numbers stand for")
+        return name, self._stored.weight
 
     @property
     def names(self) -> list[str]:
@@ -127,7 +138,10 @@ class QuantizedCheckpoint:
 
     def _packed(self, name: str) -> Tensor:
         rows, columns = self._raw(f"{name}_shape").tolist()
-        numbers = _nibbles(self._raw(f"{name}_packed"))[:rows, :columns] - 8
+        packed = self._raw(f"{name}_packed")
+        if packed.dtype != torch.int32 or packed.shape != (rows, -(-columns // 8)):
+            raise CheckpointError(f"{name} is packed in another form than eight 4-bit numbers in 32 bits")
+        numbers = _nibbles(packed)[:, :columns] - 8
         scales = self._raw(f"{name}_scale").float().view(rows, -1)
         groups = torch.arange(columns) // (columns // scales.shape[1])
         if f"{name}_g_idx" in self._names:
@@ -140,6 +154,8 @@ class QuantizedCheckpoint:
     def _scaled(self, name: str) -> Tensor:
         """8 bits, and a factor for all, for each row, or for blocks of rows and columns."""
         end = "_scale_inv" if f"{name}_scale_inv" in self._names else "_scale"
+        if f"{name}_zero_point" in self._names:
+            raise CheckpointError(f"{name} has zero points, which are read of weights in 4 bits only")
         weight, scale = self._raw(name).float(), self._raw(f"{name}{end}").float()
         if scale.numel() == 1:
             return weight * scale.reshape(())

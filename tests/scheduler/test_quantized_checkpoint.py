@@ -211,6 +211,8 @@ def test_experts_in_four_bits(tmp_path: Path) -> None:
         ({"quant_method": "foo"}, "quantized by 'foo'; what is read is gptq, awq"),
         ({"quant_method": "mxfp4"}, "says that its weights are quantized by mxfp4, and they are not"),
         ({"quant_method": "gptq", "bits": 3}, "by gptq in 3 bits; 4 are read"),
+        ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "by gptq in a form that is not read: marlin"),
+        ({"quant_method": "awq", "version": "GEMV"}, "by awq in a form that is not read: gemv"),
     ],
 )
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "modules"])
@@ -221,6 +223,40 @@ def test_what_is_not_read_is_refused(
     write(model, tmp_path, model.state_dict(), quantization)
     with pytest.raises(UnsupportedModelError, match=message):
         EngineCore(EngineConfig(dtype="float32", fused=fused), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"weight": torch.zeros(128, 64, dtype=torch.int8), "SCB": torch.zeros(128)}, "is no floats"),
+        (
+            {
+                "weight_packed": torch.zeros(128, 16, dtype=torch.int32),
+                "weight_scale": torch.ones(128, 2),
+                "weight_shape": torch.tensor([128, 64]),
+            },
+            "packed in another form",
+        ),
+        (
+            {
+                "weight": torch.zeros(128, 64, dtype=torch.int8),
+                "weight_scale": torch.ones(128, 1),
+                "weight_zero_point": torch.ones(128, 1, dtype=torch.int8),
+            },
+            "has zero points",
+        ),
+    ],
+    ids=["bitsandbytes-8", "compressed-tensors-8-packed", "compressed-tensors-8-zeros"],
+)
+def test_numbers_of_another_meaning_are_refused(parts: Stored, message: str, tmp_path: Path) -> None:
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    name = "model.layers.0.mlp.up_proj"
+    stored = {key: weight for key, weight in model.state_dict().items() if name not in key}
+    method = "bitsandbytes" if "SCB" in parts else "compressed-tensors"
+    stored |= {f"{name}.{end}": part for end, part in parts.items()}
+    write(model, tmp_path, stored, {"quant_method": method})
+    with pytest.raises(UnsupportedModelError, match=f"{name}.weight.* {message}"):
+        EngineCore(EngineConfig(dtype="float32", quantization="none"), str(tmp_path))
 
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
