@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gguf
 import numpy as np
@@ -31,6 +31,7 @@ _OTHERS = {
     **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "U8": torch.uint8},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
 }
+_TYPES = _FLOATS | _OTHERS
 
 
 TEXT_PREFIXES = {
@@ -72,8 +73,9 @@ class Checkpoint(Protocol):
         """The same for a weight of which single rows are looked up: it may stay in its file."""
 
 
+@runtime_checkable
 class NamedWeights(Protocol):
-    """A checkpoint that knows what it has, all of it in floats."""
+    """A checkpoint that knows what it has."""
 
     @property
     def names(self) -> list[str]: ...
@@ -100,7 +102,7 @@ class SafetensorsCheckpoint:
             header, length = _header(file)
             self.names += [name for name in header if name != "__metadata__"]
             for name, entry in header.items():
-                if name != "__metadata__" and (dtype := (_FLOATS | _OTHERS).get(entry["dtype"])) is not None:
+                if name != "__metadata__" and (dtype := _TYPES.get(entry["dtype"])) is not None:
                     start, _ = entry["data_offsets"]
                     self._places[name] = (file, dtype, entry["shape"], 8 + length + start)
 

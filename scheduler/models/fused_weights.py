@@ -16,16 +16,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from scheduler.kernels.native import kernels
-from scheduler.models.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    SafetensorsCheckpoint,
-    StoredBlocks,
-    TextCheckpoint,
-    Weight,
-)
+from scheduler.models.checkpoint import Checkpoint, CheckpointError, NamedWeights, StoredBlocks, Weight
 from scheduler.models.paged_model import PagedModel
-from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
@@ -199,7 +191,7 @@ def missing_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
 def unexpected_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
     """Those that a checkpoint has and the model does not. Of GGUF files nothing is said: they have more than
     weights."""
-    if not isinstance(checkpoint, SafetensorsCheckpoint | QuantizedCheckpoint | TextCheckpoint):
+    if not isinstance(checkpoint, NamedWeights):
         return []
     known = {*_names(outline), "lm_head.weight"}
     return [name for name in checkpoint.names if name not in known and not name.endswith(COMPUTED)]

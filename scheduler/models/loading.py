@@ -68,19 +68,17 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
     model_config, source, backend = opened.config, opened.source, opened.backend
     groups = group_layers(source.layers)
-    if source.own is not None:
-        _check_speculation(config)
-    draft = None
-    if config.speculative_model is not None:
-        draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
     block_bytes = bytes_per_block(
         [source.layers[layer] for layer in largest(groups)], config.block_size, opened.kv_dtype
     )
     seats_bytes = 0
     if source.own is not None:
+        _check_speculation(config)
         block_bytes += max(LEAST_BLOCK_BYTES, source.own.per_token * config.block_size)
         seats_bytes = source.own.per_seat * config.max_num_seqs
-    if draft is not None:
+    draft = None
+    if config.speculative_model is not None:
+        draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
         block_bytes += draft.block_bytes(config.block_size)
     num_blocks = choose_num_blocks(
         config,

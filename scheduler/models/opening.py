@@ -17,6 +17,7 @@ from scheduler.models.fused_weights import PLAIN_MODES, Mode
 from scheduler.models.gguf_file import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
 from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
+from scheduler.models.sequential_model import ModulesAttention
 from scheduler.models.sources import Packed, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def open_model(
     try:
         source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
         backend = (
-            source.own.backend
+            ModulesAttention()
             if source.own is not None
             else choose_backend(
                 config.attention_backend,

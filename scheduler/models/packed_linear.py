@@ -114,8 +114,8 @@ def _packed(model: PreTrainedModel, mode: Mode, num_threads: int, kept: Containe
     return module
 
 
-def weights_bytes(model: PagedModel) -> int:
-    """Bytes of all that the model's modules hold."""
-    tensors = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
-    packed = sum(module.packed_bytes for module in model.module.modules() if isinstance(module, PackedLinear))
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of all that a model's modules hold."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = sum(module.packed_bytes for module in model.modules() if isinstance(module, PackedLinear))
     return packed + sum(tensor.nbytes for tensor in tensors.values() if tensor.device.type != "meta")

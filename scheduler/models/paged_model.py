@@ -28,7 +28,7 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
-from scheduler.models.checkpoint import Checkpoint, CheckpointError, GgufCheckpoint, gguf_file
+from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
@@ -188,8 +188,6 @@ def load_modules(
             apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
     # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF; a
     # package that is not installed; weights of other shapes; a file that is not whole
-    except CheckpointError:
-        raise
     except (ValueError, NotImplementedError, ImportError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(" ".join(str(error).split())) from error
     check_complete(found["missing_keys"], found["unexpected_keys"])

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -21,12 +21,12 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from scheduler.attention import PackedBatch
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.execution.kv_cache import KVCache
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import ATTENTION, PagedModel
-from scheduler.models.sequential_model import MANNERS, SequentialModel, new_sequence
+from scheduler.models.plain_batch import plain_batch
+from scheduler.models.sequential_model import MANNERS, SequenceState, SequentialModel
 from scheduler.models.small_copy import auto_class, randomize, small_copy
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _compare(
 def _sequentially(model: SequentialModel, cuts: Sequence[int]) -> list[torch.Tensor]:
     """Both sequences in turns, so that what a model keeps for itself is found out."""
     tokens = sequences(model.module)
-    started = [new_sequence() for _ in tokens]
+    started = [SequenceState() for _ in tokens]
     logits: list[list[torch.Tensor]] = [[] for _ in tokens]
     for begin, end in _chunks(cuts):
         for number, ids in enumerate(tokens):
@@ -211,36 +211,13 @@ def _packed(model: PagedModel, cuts: Sequence[int]) -> list[torch.Tensor]:
     )
     logits: list[list[torch.Tensor]] = [[] for _ in tokens]
     for begin, end in _chunks(cuts):
-        parts = [(number, ids[begin:end]) for number, ids in enumerate(tokens) if ids[begin:end]]
-        lengths = [len(ids) for _, ids in parts]
-        found = model.forward(_batch(parts, begin, width, model.device), cache).logits.float()
-        for (number, _), own in zip(parts, torch.split(found, lengths), strict=True):
+        parts = {number: ids[begin:end] for number, ids in enumerate(tokens) if ids[begin:end]}
+        batch = plain_batch(parts, begin, width=width, block_size=BLOCK_SIZE, device=model.device)
+        found = model.forward(batch, cache).logits.float()
+        for number, own in zip(parts, torch.split(found, batch.query_lens), strict=True):
             logits[number].append(own)
     return [torch.cat(each) for each in logits]
 
 
-def _chunks(cuts: Sequence[int]) -> list[tuple[int, int]]:
-    places = [0, *cuts, max(LENGTHS)]
-    return list(itertools.pairwise(places))
-
-
-def _batch(parts: list[tuple[int, list[int]]], start: int, width: int, device: torch.device) -> PackedBatch:
-    """Each sequence has blocks of its own, in the pool's order."""
-    lengths = [len(ids) for _, ids in parts]
-    positions = torch.cat([torch.arange(start, start + length) for length in lengths])
-    numbers = torch.repeat_interleave(torch.tensor([number for number, _ in parts]), torch.tensor(lengths))
-    starts = torch.tensor([0, *lengths]).cumsum(0).int()
-    tables = [list(range(number * width, (number + 1) * width)) for number, _ in parts]
-    return PackedBatch(
-        input_ids=torch.tensor([token for _, ids in parts for token in ids], device=device),
-        positions=positions.to(device),
-        slot_mapping=(numbers * width * BLOCK_SIZE + positions).unsqueeze(0).to(device),
-        query_start=starts.to(device),
-        context_lens=torch.tensor([start + length for length in lengths], dtype=torch.int32, device=device),
-        block_tables=torch.tensor([tables], dtype=torch.int32, device=device),
-        sample_rows=torch.arange(len(positions), device=device),
-        read_rows=torch.empty(0, dtype=torch.int64, device=device),
-        query_lens=lengths,
-        contexts=[start + length for length in lengths],
-        seats=[number for number, _ in parts],
-    )
+def _chunks(cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return itertools.pairwise([0, *cuts, max(LENGTHS)])

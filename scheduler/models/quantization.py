@@ -17,11 +17,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from tqdm import tqdm
 
-from scheduler.attention import AttentionBackend, PackedBatch
+from scheduler.attention import AttentionBackend
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel
 from scheduler.kernels.native import kernels
 from scheduler.models.fused_weights import Mode
+from scheduler.models.plain_batch import plain_batch
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ CANDIDATES: tuple[Mode, ...] = ("int4", "int8")
 CONTEXT = 512
 """Tokens in one window of the text; each is predicted from those before it in its window."""
 
+BLOCK_SIZE = 16
+
 CHUNK = 128
 """Tokens whose logits are held at once: a vocabulary of 150,000 makes 80 MB of them."""
 
@@ -50,8 +53,8 @@ class TextLogprobs:
         self._cache = KVCache(
             model.layers,
             backend,
-            num_blocks=CONTEXT // 16,
-            block_size=16,
+            num_blocks=CONTEXT // BLOCK_SIZE,
+            block_size=BLOCK_SIZE,
             dtype=dtype,
             device=torch.device("cpu"),
         )
@@ -62,27 +65,10 @@ class TextLogprobs:
             window = token_ids[first : first + CONTEXT]
             for start in range(0, len(window) - 1, CHUNK):
                 chunk = window[start : min(start + CHUNK, len(window) - 1)]
-                logits = self._model.forward(_batch(chunk, start), self._cache).logits
+                batch = plain_batch({0: chunk}, start, width=CONTEXT // BLOCK_SIZE, block_size=BLOCK_SIZE)
+                logits = self._model.forward(batch, self._cache).logits
                 following = torch.tensor(window[start + 1 : start + 1 + len(chunk)])
                 yield torch.log_softmax(logits.float(), dim=-1), following
-
-
-def _batch(chunk: list[int], start: int) -> PackedBatch:
-    """The next tokens of the only sequence there is, whose blocks are those of the pool in their order."""
-    end = start + len(chunk)
-    positions = torch.arange(start, end)
-    return PackedBatch(
-        input_ids=torch.tensor(chunk),
-        positions=positions,
-        slot_mapping=positions.unsqueeze(0),
-        query_start=torch.tensor([0, len(chunk)], dtype=torch.int32),
-        context_lens=torch.tensor([end], dtype=torch.int32),
-        block_tables=torch.arange(CONTEXT // 16, dtype=torch.int32).view(1, 1, -1),
-        read_rows=torch.empty(0, dtype=torch.int64),
-        sample_rows=torch.arange(len(chunk)),
-        query_lens=[len(chunk)],
-        contexts=[end],
-    )
 
 
 def perplexity(model: StepModel, backend: AttentionBackend, token_ids: list[int], dtype: torch.dtype) -> float:

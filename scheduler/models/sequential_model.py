@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scheduler.attention import AttentionBackend, LayerCache, LayerSpec, PackedBatch
+from scheduler.attention import LayerCache, LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 
@@ -49,14 +49,13 @@ class ModulesAttention:
 class OwnState:
     """What a model keeps for each sequence beside the block pool, in bytes."""
 
-    backend: AttentionBackend
     per_token: int
     per_seat: int
     """However long the sequence is."""
 
 
 @dataclass(slots=True)
-class _Sequence:
+class SequenceState:
     """What one sequence has left behind."""
 
     tokens: list[int] = field(default_factory=list)
@@ -87,7 +86,7 @@ class SequentialModel:
         self.module = module
         self.layers: list[LayerSpec] = []
         self._manner = manner
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, SequenceState] = {}
         self._takes = set(inspect.signature(module.forward).parameters)
 
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
@@ -106,12 +105,12 @@ class SequentialModel:
 
     def measure(self) -> OwnState:
         """What it keeps for a sequence, as some tokens show."""
-        sequence = _Sequence()
+        sequence = SequenceState()
         self.advance(sequence, [3])
         few = _nbytes(sequence.kept)
         self.advance(sequence, [3] * MEASURED_TOKENS)
         per_token = -(-(_nbytes(sequence.kept) - few) // MEASURED_TOKENS)
-        return OwnState(ModulesAttention(), per_token, max(0, few - per_token))
+        return OwnState(per_token, max(0, few - per_token))
 
     def vacate(self, seat: int) -> None:
         """Whoever had this seat has left it."""
@@ -120,7 +119,7 @@ class SequentialModel:
     def _run(self, seat: int, start: int, ids: list[int], sampled: list[int], read: list[int]) -> StepOutput:
         """The next tokens of the sequence on a seat, that has `start` tokens before them."""
         if start == 0:
-            self._sequences[seat] = _Sequence()
+            self._sequences[seat] = SequenceState()
         sequence = self._sequences[seat]
         if sequence.last is not None and sequence.last[0] == start and len(sequence.tokens) == start + len(ids):
             return sequence.last[1]
@@ -136,13 +135,13 @@ class SequentialModel:
         return output
 
     @torch.inference_mode()
-    def advance(self, sequence: _Sequence, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def advance(self, sequence: SequenceState, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute a sequence's next tokens: logits [T, vocabulary], and their states [T, hidden size]."""
         size = len(ids) if self._manner.continues or not sequence.tokens else 1
         passes = [self._pass(sequence, ids[start : start + size]) for start in range(0, len(ids), size)]
         return torch.cat([logits for logits, _ in passes]), torch.cat([states for _, states in passes])
 
-    def _pass(self, sequence: _Sequence, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pass(self, sequence: SequenceState, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         module = self.module
         is_first = not sequence.tokens
         sequence.tokens += ids
@@ -197,8 +196,3 @@ def _nbytes(kept: object) -> int:
             case _ if hasattr(thing, "__dict__") and not isinstance(thing, type):
                 waiting += vars(thing).values()
     return sum(tensors.values())
-
-
-def new_sequence() -> _Sequence:
-    """One that has left nothing behind yet."""
-    return _Sequence()

@@ -58,7 +58,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(
         ("head_dim", "kv_channels", "attention_head_dim", "attention_head_size", "dim_head"), HEAD_DIM
     ),
-    **dict.fromkeys(("global_head_dim",), 2 * HEAD_DIM),
+    "global_head_dim": 2 * HEAD_DIM,
     **dict.fromkeys(("rotary_dim", "qk_rope_head_dim"), ROTARY_DIM),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "index_head_dim"), HEAD_DIM),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), LONGEST),
@@ -77,15 +77,15 @@ SIZES: dict[str, Any] = {
     ),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
-    **dict.fromkeys(("q_lora_rank",), 24),
+    "q_lora_rank": 24,
     **dict.fromkeys(("kv_lora_rank", "o_lora_rank"), 16),
     **dict.fromkeys(("index_n_heads", "linear_num_value_heads", "linear_num_key_heads"), 4),
-    **dict.fromkeys(("index_topk",), LONGEST),
+    "index_topk": LONGEST,
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_state_dim"), 16),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
-    **dict.fromkeys(("mamba_d_ssm",), 128),
+    "mamba_d_ssm": 128,
     **dict.fromkeys(("mamba_n_groups", "n_groups", "mamba_ngroups"), 1),
     **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 16),
     **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "adapter_rank"), 8),
@@ -97,8 +97,6 @@ SIZES: dict[str, Any] = {
 }
 
 PER_LAYER = "per_layer_config"
-
-ALIKE = ("model_type", "transformers_version", "architectures", "_name_or_path", "torch_dtype", "dtype")
 
 
 def small_copy(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:

@@ -14,7 +14,7 @@ from scheduler.attention import LayerSpec
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import StepModel
-from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, SafetensorsCheckpoint, TextCheckpoint
+from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, NamedWeights, TextCheckpoint
 from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused_weights import (
     FAMILIES,
@@ -29,10 +29,12 @@ from scheduler.models.module import open_module
 from scheduler.models.outline import outline
 from scheduler.models.packed_linear import obstacle, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
-from scheduler.models.quantized_checkpoint import QuantizedCheckpoint, open_weights
+from scheduler.models.quantized_checkpoint import open_weights
 from scheduler.models.sequential_model import OwnState, SequentialModel
 
 logger = logging.getLogger(__name__)
+
+NOT_NATIVE = "this model is not run by the native decoder, which turns the positions of what stays"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class SequentialSource:
 
     has_stored_weights = False
     obstacle: str | None = "its sequences run one after the other, through transformers' modules"
-    shift_obstacle = "this model is not run by the native decoder, which turns the positions of what stays"
+    shift_obstacle = NOT_NATIVE
 
     def __init__(self, model: SequentialModel) -> None:
         self.layers: list[LayerSpec] = []
@@ -100,9 +102,7 @@ class SequentialSource:
         self._model = model
 
     def pack(self, mode: Mode) -> Packed:
-        parameters = list(self._model.module.parameters())
-        nbytes = sum(parameter.nbytes for parameter in parameters)
-        return Packed(nbytes, 8 * nbytes / sum(each.numel() for each in parameters), lambda _: self._model)
+        return _of_modules(self._model)
 
 
 class ModuleSource:
@@ -110,7 +110,7 @@ class ModuleSource:
 
     own: OwnState | None = None
     has_stored_weights = False
-    shift_obstacle = "this model is not run by the native decoder, which turns the positions of what stays"
+    shift_obstacle = NOT_NATIVE
 
     def __init__(self, paged: PagedModel, dtype: torch.dtype, num_threads: int) -> None:
         paged.module.to(dtype)  # type: ignore[arg-type]
@@ -121,9 +121,13 @@ class ModuleSource:
 
     def pack(self, mode: Mode) -> Packed:
         packed = self._paged if self.obstacle else pack_linears(self._paged, mode, self._num_threads)
-        nbytes = weights_bytes(packed)
-        num_weights = sum(parameter.numel() for parameter in packed.module.parameters())
-        return Packed(nbytes, 8 * nbytes / num_weights, lambda _: packed)
+        return _of_modules(packed)
+
+
+def _of_modules(model: PagedModel | SequentialModel) -> Packed:
+    nbytes = weights_bytes(model.module)
+    num_weights = sum(parameter.numel() for parameter in model.module.parameters())
+    return Packed(nbytes, 8 * nbytes / num_weights, lambda _: model)
 
 
 def open_source(
@@ -148,7 +152,7 @@ def open_source(
         shape = outline(text) if checkpoint is not None else load_model(path, model_config, device)
         if checkpoint is None:
             checkpoint = ModuleCheckpoint(shape.module)
-        if text is not model_config.whole and isinstance(checkpoint, SafetensorsCheckpoint | QuantizedCheckpoint):
+        if text is not model_config.whole and isinstance(checkpoint, NamedWeights):
             checkpoint = TextCheckpoint(checkpoint)
         missing = missing_weights(shape, checkpoint)
         check_complete((), unexpected_weights(shape, checkpoint))
