@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from scheduler.config import EngineConfig
 from scheduler.engine.in_flight import InFlight
+from scheduler.engine.lesson import Lesson
 from scheduler.engine.recordings import Recordings
 from scheduler.engine.stream import Delta, Ownership, make_request
 from scheduler.engine.supervisor import EngineDeadError, EngineStartError, Phase, Supervisor
@@ -25,7 +26,6 @@ from scheduler.messages import (
     EngineState,
     FromEngine,
     Launch,
-    LearnTokenizer,
     Recorded,
     SeatView,
     SequenceOutput,
@@ -36,7 +36,7 @@ from scheduler.messages import (
 from scheduler.models.model_source import ModelNotFoundError, resolve_model, with_draft_model
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.request import DeadlineError, FinishReason
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class AsyncEngine:
         self._recordings = Recordings(self._supervisor)
         self._clients: dict[str, InFlight] = {}
         self._loading: asyncio.Task[Tokenizer] | None = None
-        self._teaching: asyncio.Task[str | InvalidRequestError] | None = None
+        self._lesson: Lesson | None = None
         self._watch_interval: float | None = None
         self._num_requests = 0
 
@@ -137,7 +137,7 @@ class AsyncEngine:
             if isinstance(error, OSError):  # transformers' word for: no tokenizer there
                 raise EngineStartError(f"cannot load a tokenizer for {self.config.model}: {error}") from error
             raise
-        self._teaching = asyncio.create_task(self._teach_tokenizer())
+        self._lesson = Lesson(self.tokenizer, self._supervisor)
 
     async def _find(self) -> Launch:
         """What is to be launched. The tokenizer loads while the engine does."""
@@ -154,10 +154,11 @@ class AsyncEngine:
         """End the engine's process; requests still in flight fail with `EngineDeadError`."""
         await self._supervisor.stop()
         self._give_up(self.error or "")
-        tasks = [task for task in (self._loading, self._teaching) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._lesson is not None:
+            await self._lesson.end()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
 
     # What the supervisor tells --------------------------------------------------------------------------
 
@@ -166,10 +167,8 @@ class AsyncEngine:
         self._engine_number += 1
         self.info = info
         self.metrics.record_engine(info)
-        if self._teaching is not None:
-            definition = await self._teaching
-            if isinstance(definition, str):
-                await self._supervisor.send(LearnTokenizer(definition))
+        if self._lesson is not None:
+            await self._lesson.repeat()
         if self._watch_interval is not None:
             await self._supervisor.send(Watch(self._watch_interval))
         await self._submit_all()
@@ -238,7 +237,8 @@ class AsyncEngine:
             **ownership,
         )
         if params.grammar is not None:
-            await self._can_read_text()
+            assert self._lesson is not None
+            await self._lesson.learned()
         client = InFlight(request, self.tokenizer)
         self.metrics.record_request(request.user)
         self._clients[request.request_id] = client
@@ -303,23 +303,6 @@ class AsyncEngine:
             delta = client.stream.push(output)
             if delta is not None:
                 client.queue.put_nowait(delta)
-
-    async def _teach_tokenizer(self) -> str | InvalidRequestError:
-        """The engine has to know what its tokens say, for answers that are held to a grammar. It learns it before
-        there is anything to do: that takes longer than a step. Returns why it cannot, or what it learned."""
-        try:
-            definition = await asyncio.to_thread(self.tokenizer.definition)
-        except InvalidRequestError as error:
-            return error
-        await self._supervisor.send(LearnTokenizer(definition))
-        return definition
-
-    async def _can_read_text(self) -> None:
-        """Raises `InvalidRequestError` where the engine never will."""
-        assert self._teaching is not None
-        learned = await asyncio.shield(self._teaching)
-        if isinstance(learned, InvalidRequestError):
-            raise learned
 
     async def watch(self, interval: float | None) -> None:
         """Keep `seats` and `block_map` up to date, every `interval` seconds at most; None: no more."""

@@ -14,6 +14,7 @@ from scheduler.container import cpu_quota
 from scheduler.execution.cuda_graphs import CudaGraphs
 from scheduler.execution.kv_cache import (
     KVCache,
+    LayerGroup,
     bytes_per_block,
     choose_num_blocks,
     group_layers,
@@ -22,10 +23,10 @@ from scheduler.execution.kv_cache import (
 )
 from scheduler.execution.step_model import StepModel
 from scheduler.messages import EngineInfo
-from scheduler.models.draft_model import LoadedDraft, open_draft
+from scheduler.models.draft_model import LoadedDraft, OpenedDraft, open_draft
 from scheduler.models.fused_weights import PLAIN_MODES
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
-from scheduler.models.opening import open_model
+from scheduler.models.opening import OpenedModel, open_model
 from scheduler.models.sources import Source
 from scheduler.processor import instruction_set, multiplies_bfloat16
 
@@ -66,62 +67,97 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
-    model_config, source, backend = opened.config, opened.source, opened.backend
-    groups = group_layers(source.layers)
-    block_bytes = bytes_per_block(
-        [source.layers[layer] for layer in largest(groups)], config.block_size, opened.kv_dtype
-    )
-    seats_bytes = 0
-    if source.own is not None:
-        _check_speculation(config)
-        block_bytes += max(LEAST_BLOCK_BYTES, source.own.per_token * config.block_size)
-        seats_bytes = source.own.per_seat * config.max_num_seqs
+    groups = group_layers(opened.source.layers)
     draft = None
     if config.speculative_model is not None:
         draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
-        block_bytes += draft.block_bytes(config.block_size)
-    num_blocks = choose_num_blocks(
-        config,
-        groups,
-        block_bytes,
-        model_max_len=model_config.max_len,
-        device=device,
-        seats_bytes=seats_bytes,
-    )
-    longest = holdings(config, groups, device).longest(num_blocks)
-    max_model_len = min(config.max_model_len or model_config.max_len, longest)
-    has_graphs = config.cuda_graphs and device.type == "cuda" and backend.name == "flex"
+    pool = _divide_memory(config, opened, groups, draft, device)
+    has_graphs = config.cuda_graphs and device.type == "cuda" and opened.backend.name == "flex"
     cache = KVCache(
-        source.layers,
-        backend,
-        num_blocks=num_blocks + has_graphs,  # graphs write what pads them into a block that no sequence is given
+        opened.source.layers,
+        opened.backend,
+        num_blocks=pool.num_blocks + has_graphs,  # graphs write what pads them into a block no sequence is given
         block_size=config.block_size,
         dtype=opened.kv_dtype,
         device=device,
         groups=groups,
     )
-    shift_obstacle = _shift_obstacle(config, source, model_config, max_model_len)
-    shifted_len = 0 if shift_obstacle else max(max_model_len, min(8 * max_model_len, MOST_POSITIONS))
-    model = opened.packed.model(max(max_model_len, shifted_len))
+    info = _describe(config, opened, pool, device, dtype)
+    model = opened.packed.model(max(info.max_model_len, info.shifted_len))
     if has_graphs:
-        model = _with_graphs(
+        model = CudaGraphs(
             model,
-            config,
+            max_rows=config.max_num_seqs,
             num_groups=len(groups),
-            max_model_len=max_model_len,
-            spare_block=num_blocks,
+            table_width=-(-info.max_model_len // config.block_size),
+            spare_block=pool.num_blocks,
+            block_size=config.block_size,
             device=device,
         )
-    info = EngineInfo(
-        model=config.model,
-        max_model_len=max_model_len,
-        vocab_size=model_config.vocab_size,
+    _announce(info, opened.packed.bits)
+    loaded_draft = None
+    if draft is not None:
+        loaded_draft = draft.load(pool.num_blocks, config.block_size, info.max_model_len, device)
+    return LoadedModel(model, cache, device, opened.config.eos_token_ids, info, loaded_draft)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """How large it is, and what a sequence can have of it."""
+
+    num_blocks: int
+    nbytes: int
+    """With what the seats take that is no block."""
+    max_model_len: int
+
+
+def _divide_memory(
+    config: EngineConfig,
+    opened: OpenedModel,
+    groups: list[LayerGroup],
+    draft: OpenedDraft | None,
+    device: torch.device,
+) -> _Pool:
+    """Raises `UnsupportedModelError` or `KVCacheTooSmallError`."""
+    source = opened.source
+    layers = [source.layers[layer] for layer in largest(groups)]
+    block_bytes = bytes_per_block(layers, config.block_size, opened.kv_dtype)
+    seats_bytes = 0
+    if source.own is not None:
+        _check_speculation(config)
+        block_bytes += max(LEAST_BLOCK_BYTES, source.own.per_token * config.block_size)
+        seats_bytes = source.own.per_seat * config.max_num_seqs
+    if draft is not None:
+        block_bytes += draft.block_bytes(config.block_size)
+    model_max_len = opened.config.max_len
+    num_blocks = choose_num_blocks(
+        config, groups, block_bytes, model_max_len=model_max_len, device=device, seats_bytes=seats_bytes
+    )
+    longest = holdings(config, groups, device).longest(num_blocks)
+    return _Pool(
         num_blocks=num_blocks,
+        nbytes=num_blocks * block_bytes + seats_bytes,
+        max_model_len=min(config.max_model_len or model_max_len, longest),
+    )
+
+
+def _describe(
+    config: EngineConfig, opened: OpenedModel, pool: _Pool, device: torch.device, dtype: torch.dtype
+) -> EngineInfo:
+    """What clients and operators are told of the model. Raises `UnsupportedModelError`."""
+    source, model_config = opened.source, opened.config
+    shift_obstacle = _shift_obstacle(config, source, model_config, pool.max_model_len)
+    shifted_len = 0 if shift_obstacle else max(pool.max_model_len, min(8 * pool.max_model_len, MOST_POSITIONS))
+    return EngineInfo(
+        model=config.model,
+        max_model_len=pool.max_model_len,
+        vocab_size=model_config.vocab_size,
+        num_blocks=pool.num_blocks,
         block_size=config.block_size,
-        pool_bytes=num_blocks * block_bytes + seats_bytes,
+        pool_bytes=pool.nbytes,
         kv_cache_dtype=_name(opened.kv_dtype),
         device=str(device),
-        attention_backend=backend.name,
+        attention_backend=opened.backend.name,
         products=_name(dtype) if source.obstacle or opened.mode in PLAIN_MODES.values() else opened.mode,
         weights_bytes=opened.packed.nbytes,
         instruction_set="" if source.obstacle else instruction_set(),
@@ -133,9 +169,6 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         shift_obstacle=shift_obstacle,
         sampling_defaults=model_config.sampling_defaults if config.generation_config == "auto" else {},
     )
-    _announce(info, opened.packed.bits)
-    loaded_draft = draft.load(num_blocks, config.block_size, max_model_len, device) if draft is not None else None
-    return LoadedModel(model, cache, device, model_config.eos_token_ids, info, loaded_draft)
 
 
 def _check_speculation(config: EngineConfig) -> None:
@@ -155,26 +188,6 @@ def _shift_obstacle(config: EngineConfig, source: Source, model_config: ModelCon
     if obstacle and config.context_shift:
         raise UnsupportedModelError(f"--context-shift: {obstacle}")
     return obstacle
-
-
-def _with_graphs(
-    model: StepModel,
-    config: EngineConfig,
-    *,
-    num_groups: int,
-    max_model_len: int,
-    spare_block: int,
-    device: torch.device,
-) -> StepModel:
-    return CudaGraphs(
-        model,
-        max_rows=config.max_num_seqs,
-        num_groups=num_groups,
-        table_width=-(-max_model_len // config.block_size),
-        spare_block=spare_block,
-        block_size=config.block_size,
-        device=device,
-    )
 
 
 def _announce(info: EngineInfo, bits: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.soak import run, soaked_server
+from benchmarks.soak.__main__ import run, soaked_server
 
 MINUTES = 0.6
 
