@@ -25,10 +25,11 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
 from scheduler.models.checkpoint import open_checkpoint
-from scheduler.models.fused_weights import PLAIN_MODES, pack_weights
+from scheduler.models.fused_weights import pack_weights
 from scheduler.models.loading import choose_dtype, usable_cpus
 from scheduler.models.model_config import read_config
 from scheduler.models.model_source import resolve_model
+from scheduler.models.products import PLAIN_MODES
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer

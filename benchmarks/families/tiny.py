@@ -41,7 +41,7 @@ BY_TYPE: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "dots3_note_text": {"head_dim": 24},
+    "dots3_note_text": {"head_dim": 32},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dory": {"n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},

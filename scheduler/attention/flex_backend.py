@@ -54,6 +54,8 @@ class FlexAttention:
             return f"--block-size must be a power of two and at least 16 for FlexAttention, not {block_size}"
         if any(min(spec.key_dim, spec.value_dim) < 16 for spec in specs):
             return "FlexAttention wants keys and values of at least 16 numbers"
+        if any(spec.chunk is not None or spec.has_sinks or spec.values_are_keys for spec in specs):
+            return "attention in chunks, with sinks, or to latents is not written for FlexAttention"
         return None
 
     def allocate(
@@ -74,6 +76,7 @@ class FlexAttention:
         cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         keys, values, group = cache
         key, value = key.to(keys.dtype), value.to(values.dtype)

@@ -23,6 +23,22 @@ class LayerSpec:
     """Key j is visible to query i if i - sliding_window < j <= i; None: all j <= i are."""
     softcap: float | None
     """Scores s become softcap * tanh(s / softcap); None: they stay."""
+    chunk: int | None = None
+    """Key j is visible to query i if also j // chunk == i // chunk; None: whatever their chunks are."""
+    has_sinks: bool = False
+    """Whether each head has one score more, which takes part in the softmax and has no value."""
+    values_are_keys: bool = False
+    """Whether the values are the first `value_dim` numbers of the keys, and are not stored beside them."""
+
+    @property
+    def stored_value_dim(self) -> int:
+        return 0 if self.values_are_keys else self.value_dim
+
+    def oldest_visible(self, position: int) -> int:
+        """The first place that the query at `position` sees."""
+        of_window = 0 if self.sliding_window is None else position - self.sliding_window + 1
+        of_chunk = 0 if self.chunk is None else position // self.chunk * self.chunk
+        return max(0, of_window, of_chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +104,11 @@ class AttentionBackend(Protocol):
         cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write the new keys and values into their slots, then attend causally over each sequence's blocks.
 
         `query` is [T, num_heads, key_dim], `key` [T, num_kv_heads, key_dim], `value` [T, num_kv_heads,
-        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype.
+        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype. `sinks`, [num_heads], are those
+        of a layer that has them.
         """

@@ -38,8 +38,8 @@ class NativeAttention:
             return f"the kernel reads float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
         if block_size % VECTOR != 0:
             return f"--block-size must be a multiple of {VECTOR} for the kernel, not {block_size}"
-        if any(spec.key_dim != spec.value_dim or spec.key_dim % VECTOR != 0 for spec in specs):
-            return f"the kernel wants keys and values of one size, a multiple of {VECTOR}"
+        if any(spec.key_dim % VECTOR != 0 or spec.value_dim % VECTOR != 0 for spec in specs):
+            return f"the kernel wants keys and values of a multiple of {VECTOR} numbers"
         return None
 
     def allocate(
@@ -48,7 +48,7 @@ class NativeAttention:
         heads = spec.num_kv_heads
         return (
             torch.empty(num_blocks, heads, spec.key_dim, block_size, dtype=dtype, device=device),
-            torch.empty(num_blocks, heads, block_size, spec.value_dim, dtype=dtype, device=device),
+            torch.empty(num_blocks, heads, block_size, spec.stored_value_dim, dtype=dtype, device=device),
         )
 
     def attend(
@@ -59,9 +59,12 @@ class NativeAttention:
         cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys, values, group = cache
-        self._kernels.write_kv(key.contiguous(), value.contiguous(), batch.slot_mapping[group], keys, values)
+        latent_dim = spec.value_dim if spec.values_are_keys else 0
+        stored = value[..., : spec.stored_value_dim].contiguous()
+        self._kernels.write_kv(key.contiguous(), stored, batch.slot_mapping[group], keys, values, latent_dim)
         output: torch.Tensor = self._kernels.paged_attention(
             query.contiguous(),
             keys,
@@ -73,5 +76,8 @@ class NativeAttention:
             spec.sliding_window or 0,
             spec.softcap or 0.0,
             self._num_threads,
+            sinks=None if sinks is None else sinks.float(),
+            chunk=spec.chunk or 0,
+            latent_dim=latent_dim,
         )
         return output

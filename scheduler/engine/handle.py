@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -33,6 +34,7 @@ class EngineProcess:
         self.pulse = pulse
         self._process = process
         self._folder = folder
+        self._is_heard = False
         self._context = zmq.asyncio.Context()
         self._requests = self._context.socket(zmq.PUSH)
         # Sending never waits: the end that connects queues what it sends even while nobody is there to take it, as
@@ -77,6 +79,7 @@ class EngineProcess:
         """What it says, without an end."""
         while True:
             message = self._decoder.decode(await self._outputs.recv())
+            self._is_heard = True
             if isinstance(message, StepOutputs):  # it has heard and it is heard: no file is needed any more
                 self._folder.cleanup()
             yield message
@@ -86,6 +89,13 @@ class EngineProcess:
         with contextlib.suppress(zmq.Again):
             while True:
                 yield self._decoder.decode(await self._outputs.recv(zmq.NOBLOCK))
+
+    @property
+    def lost_folder(self) -> str | None:
+        """Where its sockets were, if they are gone before it could be heard: some programs tidy up temporary
+        folders."""
+        is_there = self._is_heard or Path(self._folder.name).is_dir()
+        return None if is_there else self._folder.name
 
     @property
     def is_stopped(self) -> bool:

@@ -218,7 +218,7 @@ class Supervisor:
         return f"the engine's process {await process.wait()}; its log says more"
 
     async def _watch(self, process: EngineProcess) -> str:
-        """Returns when it hangs."""
+        """Returns when it hangs, or cannot be reached."""
         since = looked = time.monotonic()
         while True:
             await asyncio.sleep(CHECK_SECONDS)
@@ -226,6 +226,8 @@ class Supervisor:
             if now - looked > 4 * CHECK_SECONDS:
                 since = now  # it was this process that stood still, and the other may have stood still with it
             looked = now
+            if (folder := process.lost_folder) is not None:
+                return f"{folder}, the folder of its sockets, vanished while it was starting"
             silence = now - max(process.pulse.last_beat, since)
             if silence > STOPPED_SECONDS and (process.is_stopped or silence > SILENCE_SECONDS):
                 return f"the engine's process gave no sign of life for {silence:.1f} s"

@@ -48,7 +48,7 @@ def group_layers(specs: Sequence[LayerSpec]) -> list[LayerGroup]:
     the least room. Layers whose keys and values differ in shape cannot take each other's blocks: then all are one
     group without a window.
     """
-    if len({(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in specs}) != 1:
+    if len({(spec.num_kv_heads, spec.key_dim, spec.value_dim, spec.values_are_keys) for spec in specs}) != 1:
         return [one_group(specs)]
     alike: dict[int | None, list[int]] = {}
     for layer, spec in enumerate(specs):
@@ -137,7 +137,7 @@ def choose_kv_dtype(name: str, products: torch.dtype | None, dtype: torch.dtype)
 
 def bytes_per_block(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values in one block, over these layers."""
-    numbers = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in specs) * block_size
+    numbers = sum(spec.num_kv_heads * (spec.key_dim + spec.stored_value_dim) for spec in specs) * block_size
     return numbers * dtype.itemsize
 
 

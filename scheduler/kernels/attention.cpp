@@ -10,11 +10,6 @@ constexpr int64_t kItemsPerThread = 8; // enough that threads finish together
 
 int64_t tokens_per_item(int64_t group) { return std::max<int64_t>(1, kItemRows / group); }
 
-// The oldest position that the query at `position` sees.
-int64_t oldest_visible(int64_t position, int64_t window) {
-  return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-}
-
 template <class Stored>
 void attend(int64_t rows, const PartitionView<Stored>& view, const float* queries, const Visible* visible,
             float softcap, float* scores, float* states) {
@@ -73,7 +68,7 @@ void write_outputs(float* states, int64_t tokens, int64_t group, int64_t value_d
 }  // namespace
 
 AttentionPlan::AttentionPlan(const PagedBatch& batch, const KvCache& geometry, int64_t num_heads, int64_t window,
-                             int threads)
+                             int64_t chunk, int threads)
     : batch_(batch),
       group_(num_heads / geometry.num_kv_heads),
       key_dim_(geometry.key_dim),
@@ -85,7 +80,7 @@ AttentionPlan::AttentionPlan(const PagedBatch& batch, const KvCache& geometry, i
     for (int64_t token = 0; token < batch.query_len(s); token += step) {
       const int64_t tokens = std::min(step, batch.query_len(s) - token);
       const int64_t position = batch.first_position(s) + token;
-      const int64_t first = oldest_visible(position, window) / kPartition;
+      const int64_t first = oldest_visible(position, window, chunk) / kPartition;
       const int64_t last = (position + tokens - 1) / kPartition + 1;
       for (int64_t head = 0; head < geometry.num_kv_heads; ++head)
         items_.push_back({s, head, batch.query_start[s] + token, tokens, position, first, last, -1});
@@ -192,9 +187,10 @@ template <class Stored>
 void AttentionPlan::run_partition(const Item& item, int64_t partition, const KvCache& cache,
                                   const AttentionOptions& options, Scratch& scratch, float* partials) const {
   const int64_t start = partition * kPartition;
-  const int64_t oldest = std::max(start, oldest_visible(item.first_position, options.window));
+  const int64_t oldest = std::max(start, oldest_visible(item.first_position, options.window, options.chunk));
   const int64_t newest = std::min(start + kPartition, item.first_position + item.num_tokens) - 1;
   PartitionView<Stored> view{};
+  view.values_are_keys = cache.values_are_keys;
   view.key_stride = cache.block_size;
   view.key_dim = key_dim_;
   view.value_dim = value_dim_;
@@ -203,8 +199,9 @@ void AttentionPlan::run_partition(const Item& item, int64_t partition, const KvC
     const int64_t block = batch_.blocks(item.sequence)[position / cache.block_size];
     const int64_t offset = position % cache.block_size;
     view.keys[g] = static_cast<const Stored*>(cache.keys) + cache.key_offset(block, item.kv_head) + offset;
-    view.values[g] =
-        static_cast<const Stored*>(cache.values) + cache.value_offset(block, item.kv_head) + offset * value_dim_;
+    view.values[g] = cache.values_are_keys ? view.keys[g]
+                                           : static_cast<const Stored*>(cache.values) +
+                                                 cache.value_offset(block, item.kv_head) + offset * value_dim_;
   }
   for_each_tile(item.num_tokens * group_, [&](int64_t first, int64_t last) {
     view.first_walk = first == 0;
@@ -212,7 +209,7 @@ void AttentionPlan::run_partition(const Item& item, int64_t partition, const KvC
     for (int64_t r = first; r < last; ++r) {
       const int64_t position = item.first_position + r / group_;
       const float slope = options.slopes == nullptr ? 0.0f : options.slopes[item.kv_head * group_ + r % group_];
-      visible[r - first] = {std::max<int64_t>(0, oldest_visible(position, options.window) - start),
+      visible[r - first] = {std::max<int64_t>(0, oldest_visible(position, options.window, options.chunk) - start),
                             std::min(kPartition, position + 1 - start), position - start, slope};
     }
     attend(last - first, view, scratch.queries.data() + first * key_dim_, visible, options.softcap,

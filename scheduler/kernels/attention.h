@@ -18,6 +18,7 @@ namespace carousel {
 struct AttentionOptions {
   float scale = 1.0f;
   int64_t window = 0;    // key j is visible to query i iff i - window < j <= i; 0: every j <= i
+  int64_t chunk = 0;     // and iff it is in the same chunk of so many tokens; 0: there are none
   float softcap = 0.0f;  // scores become cap * tanh(score / cap); 0: they stay
   const float* sinks = nullptr;   // [num_heads]: a score each that takes part in the softmax and has no value
   const float* slopes = nullptr;  // [num_heads]: scores fall by so much with each token of distance (ALiBi)
@@ -32,10 +33,11 @@ struct AttentionRows {
   int64_t output_stride;
 };
 
-// How one batch's attention is divided among threads. Made once per forward pass and window, used by each layer.
+// How one batch's attention is divided among threads. Made once per forward pass, window and chunk, used by each layer.
 class AttentionPlan {
  public:
-  AttentionPlan(const PagedBatch& batch, const KvCache& geometry, int64_t num_heads, int64_t window, int threads);
+  AttentionPlan(const PagedBatch& batch, const KvCache& geometry, int64_t num_heads, int64_t window, int64_t chunk,
+                int threads);
 
   // Called by every thread of the team.
   void run(Team& team, const KvCache& cache, const AttentionOptions& options, const AttentionRows& rows);

@@ -100,6 +100,29 @@ CAROUSEL_INLINE void weigh_values(const float* weights, const Stored* const* val
   });
 }
 
+// out[row, d] = sum of weights[row, key] * keys[d, key] over the groups of the partition, for kDims dimensions: of keys
+// whose first dimensions are the values too. Each lane adds up its own keys, and the lanes are added at the end. Keys
+// outside [begin, end) may be anything.
+template <int kRows, int kDims, class Stored>
+CAROUSEL_INLINE void weigh_keys(const float* weights, const Stored* const* keys, int64_t key_stride, int64_t dim,
+                                int64_t begin, int64_t end, float* out, int64_t out_stride) {
+  f32v sums[kRows][kDims];
+  unrolled<kRows>(CAROUSEL_EACH(r) { unrolled<kDims>(CAROUSEL_EACH(d) { sums[r][d] = f32v{}; }); });
+  for (int64_t g = begin / kGroup; g * kGroup < end; ++g) {
+    const i32v key = lane_index() + int32_t(g * kGroup);
+    const auto known = (key >= int32_t(begin)) & (key < int32_t(end));
+    f32v part[kDims];
+    unrolled<kDims>(CAROUSEL_EACH(d) { part[d] = known ? load(keys[g] + (dim + d) * key_stride) : f32v{}; });
+    unrolled<kRows>(CAROUSEL_EACH(r) {
+      const f32v weight = load(weights + r * kPartition + g * kGroup);
+      unrolled<kDims>(CAROUSEL_EACH(d) { sums[r][d] = fma(weight, part[d], sums[r][d]); });
+    });
+  }
+  unrolled<kRows>(CAROUSEL_EACH(r) {
+    unrolled<kDims>(CAROUSEL_EACH(d) { out[r * out_stride + dim + d] = sum_lanes(sums[r][d]); });
+  });
+}
+
 // What one row sees of a partition, in places counted from the partition's first key.
 struct Visible {
   int64_t begin, end;  // its keys
@@ -139,6 +162,7 @@ template <class Stored>
 struct PartitionView {
   const Stored* keys[kPartition / kGroup + 4];  // [key_dim, kGroup], rows key_stride apart
   const Stored* values[kPartition / kGroup];    // [kGroup, value_dim]
+  bool values_are_keys;                         // the first value_dim dimensions of the keys
   int64_t key_stride;
   int64_t key_dim, value_dim;
   bool first_walk;  // no tile has read this partition just before
@@ -166,6 +190,11 @@ void attend_tile(const PartitionView<Stored>& view, const float* queries, const 
   for (int r = 0; r < kRows; ++r)
     weigh_scores(scores + r * kPartition, first, last, visible[r], softcap, states + r * stride);
 
+  if (view.values_are_keys) {
+    for (int64_t d = 0; d < view.value_dim; d += kAtOnce)  // a multiple of sixteen
+      weigh_keys<kRows, kAtOnce>(scores, view.keys, view.key_stride, d, begin, end, RowState::values(states), stride);
+    return;
+  }
   const Stored* values[kPartition / kGroup];
   for (int64_t d = 0; d < view.value_dim;) {
     for (g = first; g < last; ++g) values[g] = view.values[g] + d;

@@ -18,12 +18,15 @@ DType dtype_of(const at::Tensor& tensor, const char* name) {
   return DType::bf16;
 }
 
-KvCache kv_cache(const at::Tensor& keys, const at::Tensor& values) {
+// `latent_dim`, if it is not 0: so many numbers of a key are its value, and the values have no width.
+KvCache kv_cache(const at::Tensor& keys, const at::Tensor& values, int64_t latent_dim = 0) {
   check_tensor(keys, "k_cache", {kAny, kAny, kAny, kAny});
-  check_tensor(values, "v_cache", {keys.size(0), keys.size(1), keys.size(3), kAny});
+  check_tensor(values, "v_cache", {keys.size(0), keys.size(1), keys.size(3), latent_dim == 0 ? kAny : 0});
   require(keys.scalar_type() == values.scalar_type(), "k_cache and v_cache must have one dtype");
+  require(latent_dim >= 0 && latent_dim <= keys.size(2), "latent_dim must be in [0, ", keys.size(2), "], not ",
+          latent_dim);
   return {dtype_of(keys, "k_cache"), keys.data_ptr(), values.data_ptr(), keys.size(0), keys.size(1), keys.size(2),
-          values.size(3), keys.size(3)};
+          latent_dim == 0 ? values.size(3) : latent_dim, keys.size(3), latent_dim != 0};
 }
 
 PagedBatch paged_batch(const at::Tensor& block_tables, const at::Tensor& query_start, const at::Tensor& context_lens) {
@@ -36,36 +39,39 @@ PagedBatch paged_batch(const at::Tensor& block_tables, const at::Tensor& query_s
 at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& k_cache, const at::Tensor& v_cache,
                            const at::Tensor& block_tables, const at::Tensor& query_start,
                            const at::Tensor& context_lens, double scale, int64_t sliding_window, double softcap,
-                           int num_threads, const OptionalTensor& sinks, const OptionalTensor& slopes) {
-  const KvCache cache = kv_cache(k_cache, v_cache);
+                           int num_threads, const OptionalTensor& sinks, const OptionalTensor& slopes, int64_t chunk,
+                           int64_t latent_dim) {
+  const KvCache cache = kv_cache(k_cache, v_cache, latent_dim);
   check_tensor(queries, "q", {kAny, kAny, cache.key_dim});
   const DType dtype = dtype_of(queries, "q");
   const PagedBatch batch = paged_batch(block_tables, query_start, context_lens);
   check_geometry(cache, queries.size(1));
-  require(sliding_window >= 0 && softcap >= 0, "sliding_window and softcap must not be negative");
+  require(sliding_window >= 0 && softcap >= 0 && chunk >= 0,
+          "sliding_window, softcap and chunk must not be negative");
   check_threads(num_threads);
-  check_batch(batch, cache, queries.size(0), sliding_window);
+  check_batch(batch, cache, queries.size(0), sliding_window, chunk);
 
   const int64_t heads = queries.size(1);
   at::Tensor outputs = at::empty({queries.size(0), heads, cache.value_dim}, queries.options());
   const AttentionRows rows{dtype, queries.data_ptr(), heads * cache.key_dim, outputs.data_ptr(),
                            heads * cache.value_dim};
-  const AttentionOptions options{float(scale), sliding_window, float(softcap),
+  const AttentionOptions options{float(scale), sliding_window, chunk, float(softcap),
                                  sinks ? data<float>(*sinks, "sinks", {heads}) : nullptr,
                                  slopes ? data<float>(*slopes, "slopes", {heads}) : nullptr};
-  AttentionPlan plan(batch, cache, heads, sliding_window, num_threads);
+  AttentionPlan plan(batch, cache, heads, sliding_window, chunk, num_threads);
   parallel(num_threads, [&](Team& team) { plan.run(team, cache, options, rows); });
   return outputs;
 }
 
 void write_kv(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slot_mapping,
-              const at::Tensor& k_cache, const at::Tensor& v_cache) {
-  const KvCache cache = kv_cache(k_cache, v_cache);
+              const at::Tensor& k_cache, const at::Tensor& v_cache, int64_t latent_dim) {
+  const KvCache cache = kv_cache(k_cache, v_cache, latent_dim);
   const int64_t* slots = data<int64_t>(slot_mapping, "slot_mapping", {kAny});
   const int64_t tokens = slot_mapping.size(0);
-  const int64_t key_width = cache.num_kv_heads * cache.key_dim, value_width = cache.num_kv_heads * cache.value_dim;
+  const int64_t value_dim = cache.values_are_keys ? 0 : cache.value_dim;
+  const int64_t key_width = cache.num_kv_heads * cache.key_dim, value_width = cache.num_kv_heads * value_dim;
   check_tensor(keys, "k", {tokens, cache.num_kv_heads, cache.key_dim});
-  check_tensor(values, "v", {tokens, cache.num_kv_heads, cache.value_dim});
+  check_tensor(values, "v", {tokens, cache.num_kv_heads, value_dim});
   require(keys.scalar_type() == values.scalar_type(), "k and v must have one dtype");
   for (int64_t t = 0; t < tokens; ++t)
     require(slots[t] >= 0 && slots[t] < cache.num_blocks * cache.block_size, "slot ", slots[t], " is not in the cache");
@@ -173,6 +179,60 @@ class PackedLinear {
   PackedWeights weights_;
 };
 
+// Products of rows that are sorted by their weights, as those of a mixture's experts are.
+class GroupedLinear {
+ public:
+  explicit GroupedLinear(std::vector<PackedWeights> weights) : weights_(std::move(weights)) {
+    require(!weights_.empty(), "there must be weights");
+    for (const PackedWeights& each : weights_)
+      require(each.in_features() == weights_[0].in_features() && each.out_features() == weights_[0].out_features() &&
+                  each.mode() == weights_[0].mode(),
+              "all weights must have one shape and one mode");
+  }
+
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const PackedWeights& each : weights_) sum += each.bytes();
+    return sum;
+  }
+
+  // Rows [starts[g], starts[g + 1]) are those of weights g.
+  at::Tensor call(const at::Tensor& input, const std::vector<int64_t>& starts, int num_threads) const {
+    const int64_t width = weights_[0].in_features();
+    check_tensor(input, "x", {kAny, width});
+    dtype_of(input, "x");
+    check_threads(num_threads);
+    require(starts.size() == weights_.size() + 1 && starts.front() == 0 && starts.back() == input.size(0),
+            "starts must be ", weights_.size() + 1, " numbers from 0 to ", input.size(0));
+    require(std::is_sorted(starts.begin(), starts.end()), "starts must not decrease");
+    const at::Tensor x = input.to(at::kFloat);
+    at::Tensor y = at::empty({x.size(0), weights_[0].out_features()}, x.options());
+    const float* values = x.const_data_ptr<float>();
+    std::vector<RowGroup> groups;
+    std::vector<std::pair<size_t, int64_t>> blocks;  // of each group
+    for (size_t g = 0; g < weights_.size(); ++g) {
+      if (starts[g] == starts[g + 1]) continue;
+      RowGroup& group = groups.emplace_back(RowGroup{Operand(), &weights_[g], starts[g]});
+      group.operand.add_forms_of({&weights_[g], 1});
+      group.operand.reshape(starts[g + 1] - starts[g], width);
+      for (int64_t b = 0; b < group.operand.num_blocks(); ++b) blocks.emplace_back(groups.size() - 1, b);
+    }
+    parallel(num_threads, [&](Team& team) {
+      team.for_each(int64_t(blocks.size()), 1, [&](int64_t i) {
+        RowGroup& group = groups[blocks[i].first];
+        const PackedRows::Block block = group.operand.block(blocks[i].second);
+        for (int64_t row = block.first; row < block.last; ++row)
+          group.operand.pack({group.weights, 1}, block, row, values + (group.first_row + row) * width);
+      });
+      multiply(team, groups, {y.data_ptr<float>(), y.size(1)});
+    });
+    return y.to(input.scalar_type());
+  }
+
+ private:
+  std::vector<PackedWeights> weights_;
+};
+
 std::vector<float> norm_weights(const OptionalTensor& weights) {
   if (!weights) return {};
   const float* values = data<float>(*weights, "a norm's weight", {kAny});
@@ -260,9 +320,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
   module.def("paged_attention", &paged_attention, without_gil, arg("q"), arg("k_cache"), arg("v_cache"),
              arg("block_tables"), arg("query_start"), arg("context_lens"), arg("scale"), arg("sliding_window") = 0,
-             arg("softcap") = 0.0, arg("num_threads") = 1, arg("sinks") = py::none(), arg("slopes") = py::none());
+             arg("softcap") = 0.0, arg("num_threads") = 1, arg("sinks") = py::none(), arg("slopes") = py::none(),
+             arg("chunk") = 0, arg("latent_dim") = 0);
   module.def("write_kv", &write_kv, without_gil, arg("k"), arg("v"), arg("slot_mapping"), arg("k_cache"),
-             arg("v_cache"));
+             arg("v_cache"), arg("latent_dim") = 0);
   // Classes are module_local so that builds for several processors can be loaded side by side.
   py::class_<StoredMatrix>(module, "StoredMatrix", py::module_local())
       .def(py::init<const at::Tensor&, const std::string&>(), arg("data"), arg("type"))
@@ -278,6 +339,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<PackedLinear>(module, "PackedLinear", py::module_local())
       .def(py::init<const PackedWeights&>(), arg("weights"))
       .def("__call__", &PackedLinear::call, without_gil, arg("x"), arg("activation") = "silu", arg("num_threads") = 1);
+  py::class_<GroupedLinear>(module, "GroupedLinear", py::module_local())
+      .def(py::init<std::vector<PackedWeights>>(), arg("weights"))
+      .def_property_readonly("nbytes", &GroupedLinear::bytes)
+      .def("__call__", &GroupedLinear::call, without_gil, arg("x"), arg("starts"), arg("num_threads") = 1);
   py::class_<TensorDecoder>(module, "Decoder", py::module_local())
       .def(py::init<const AnyMatrix&, const PackedWeights&, const at::Tensor&,
                     const std::vector<std::pair<at::Tensor, at::Tensor>>&, int64_t, int64_t, int64_t, double, double,

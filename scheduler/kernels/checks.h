@@ -15,9 +15,10 @@ inline void check_geometry(const KvCache& cache, int64_t num_heads) {
           " query heads cannot share ", cache.num_kv_heads, " KV heads");
 }
 
-// Checks that rows, lengths and the block ids that will be read are in range. A positive window excuses the blocks
-// that no query sees any more.
-inline void check_batch(const PagedBatch& batch, const KvCache& cache, int64_t num_rows, int64_t window) {
+// Checks that rows, lengths and the block ids that will be read are in range. A positive window or chunk excuses the
+// blocks that no query sees any more.
+inline void check_batch(const PagedBatch& batch, const KvCache& cache, int64_t num_rows, int64_t window,
+                        int64_t chunk = 0) {
   require(batch.query_start[0] == 0, "query_start must begin with 0");
   for (int64_t s = 0; s < batch.num_sequences; ++s) {
     const int64_t context = batch.context_lens[s];
@@ -27,7 +28,7 @@ inline void check_batch(const PagedBatch& batch, const KvCache& cache, int64_t n
     require(context <= batch.max_blocks * cache.block_size, "sequence ", s, ": a context of ", context,
             " does not fit its block table");
     if (batch.query_len(s) == 0) continue;
-    const int64_t oldest = window > 0 ? std::max<int64_t>(0, batch.first_position(s) - window + 1) : 0;
+    const int64_t oldest = oldest_visible(batch.first_position(s), window, chunk);
     for (int64_t b = oldest / cache.block_size; b * cache.block_size < context; ++b) {
       const int64_t block = batch.blocks(s)[b];
       require(block >= 0 && block < cache.num_blocks, "sequence ", s, ": block id ", block, " is not in [0, ",

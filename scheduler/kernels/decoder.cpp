@@ -147,7 +147,7 @@ void Decoder::prepare(const DecoderStep& step, int threads) {
     const std::pair<int64_t, int64_t> sight(layers_[i].window, (*step.caches)[i].group);
     if (std::find(sights_.begin(), sights_.end(), sight) != sights_.end()) continue;
     sights_.push_back(sight);
-    plans_.emplace_back(step.batches[sight.second], geometry, config_.num_heads, sight.first, threads);
+    plans_.emplace_back(step.batches[sight.second], geometry, config_.num_heads, sight.first, 0, threads);
   }
 
   grow(hidden_, rows * config_.hidden_size);
@@ -193,7 +193,7 @@ void Decoder::attend(Team& team, const DecoderLayer& layer, const LayerCache& at
     write_slot(at.cache, slots[row], key, value);
   });
 
-  const AttentionOptions options{config_.attention_scale, layer.window, config_.attention_softcap};
+  const AttentionOptions options{config_.attention_scale, layer.window, 0, config_.attention_softcap};
   const AttentionRows rows{DType::f32, qkv_.data(), qkv_width, attended_.data(), query_width};
   plan(layer.window, at.group).run(team, at.cache, options, rows);
   pack_rows(team, packed_attended_, one(layer.output), [&](int64_t row) { return attended_.data() + row * query_width; });

@@ -6,6 +6,7 @@ namespace carousel {
 namespace {
 
 constexpr int64_t kRowsPerItem = 96;     // rows that stay in the second-level cache while panels go by
+constexpr int64_t kBlocks = kRowsPerItem / kBlockRows;
 constexpr int64_t kItemBytes = 1 << 16;  // of weights, at least: else threads spend their time on taking items
 constexpr int64_t kStretchBytes = 1 << 14;  // of a panel, that stay in the first-level cache while blocks go by
 constexpr int64_t kPrefetch = 4096;      // bytes ahead, across the page borders where the hardware stops
@@ -168,7 +169,6 @@ void multiply_panel(const PackedRows& rows, int64_t first, int64_t last, const P
 
 void multiply(Team& team, const Operand& operand, std::span<const PackedWeights> weights, const Product& product) {
   if (operand.rows() == 0) return;
-  constexpr int64_t kBlocks = kRowsPerItem / kBlockRows;
   const int64_t row_items = (operand.num_blocks() + kBlocks - 1) / kBlocks;
   int64_t panels = 0, panel_bytes = 0;
   for (const PackedWeights& part : weights) {
@@ -188,6 +188,25 @@ void multiply(Team& team, const Operand& operand, std::span<const PackedWeights>
       here.data += part->out_features();
     }
     multiply_panel(operand.in(part->row_form()), first, last, *part, panel, here);
+  });
+}
+
+void multiply(Team& team, std::span<const RowGroup> groups, const Product& product) {
+  if (groups.empty()) return;
+  const int64_t panels = groups[0].weights->num_panels();
+  std::vector<int64_t> starts{0};  // the items of each group: for some of its blocks, one for each panel
+  for (const RowGroup& group : groups)
+    starts.push_back(starts.back() + (group.operand.num_blocks() + kBlocks - 1) / kBlocks * panels);
+  const int64_t most = std::max<int64_t>(1, starts.back() / (8 * Team::size()));
+  const int64_t chunk = std::clamp<int64_t>(kItemBytes / groups[0].weights->panel_bytes(), 1, most);
+  team.for_each(starts.back(), chunk, [&](int64_t i) {
+    const int64_t g = std::upper_bound(starts.begin(), starts.end(), i) - starts.begin() - 1;
+    const RowGroup& group = groups[g];
+    const int64_t first = (i - starts[g]) / panels * kBlocks;
+    const int64_t last = std::min(first + kBlocks, group.operand.num_blocks());
+    Product here = product;
+    here.data += group.first_row * product.stride;
+    multiply_panel(group.operand.in(group.weights->row_form()), first, last, *group.weights, i % panels, here);
   });
 }
 

@@ -19,6 +19,16 @@ struct Product {
   Activation activation = Activation::silu;  // of a gated weight
 };
 
+// Some rows, those of the product from `first_row` on, and the weights that they alone are multiplied with.
+struct RowGroup {
+  Operand operand;
+  const PackedWeights* weights;
+  int64_t first_row;
+};
+
+// The products of groups of rows, none of them empty, with weights of one shape. Called by every thread of the team.
+void multiply(Team& team, std::span<const RowGroup> groups, const Product& product);
+
 // The products of several weights with the same rows, side by side. Called by every thread of the team.
 void multiply(Team& team, const Operand& rows, std::span<const PackedWeights> weights, const Product& product);
 

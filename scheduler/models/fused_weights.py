@@ -9,7 +9,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +18,12 @@ from transformers import PretrainedConfig
 from scheduler.kernels.native import kernels
 from scheduler.models.checkpoint import Checkpoint, CheckpointError, NamedWeights, StoredBlocks, Weight
 from scheduler.models.paged_model import PagedModel
+from scheduler.models.products import PLAIN_MODES, Mode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
-Mode = Literal["stored", "int4", "int8", "bf16", "f32"]
-"""Arithmetic of the products. stored: the weights of a GGUF file in their own blocks, activations in 8 bits. int4:
-weights in groups of 32 with a scale and a minimum each. int8: weights in groups of 64 with a scale each. In all
-three the activations of each row are rounded to 8 bits in groups with a scale each, and a group's sum is exact."""
-
 COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 """What old checkpoints have, though it is no weight: it follows from the configuration."""
-
-PLAIN_MODES: dict[torch.dtype, Mode] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True, slots=True)

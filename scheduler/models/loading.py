@@ -24,9 +24,9 @@ from scheduler.execution.kv_cache import (
 from scheduler.execution.step_model import StepModel
 from scheduler.messages import EngineInfo
 from scheduler.models.draft_model import LoadedDraft, OpenedDraft, open_draft
-from scheduler.models.fused_weights import PLAIN_MODES
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.opening import OpenedModel, open_model
+from scheduler.models.products import PLAIN_MODES
 from scheduler.models.sources import Source
 from scheduler.processor import instruction_set, multiplies_bfloat16
 
@@ -67,6 +67,8 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
+    if opened.source.own is not None:
+        _check_speculation(config)
     groups = group_layers(opened.source.layers)
     draft = None
     if config.speculative_model is not None:
@@ -124,7 +126,6 @@ def _divide_memory(
     block_bytes = bytes_per_block(layers, config.block_size, opened.kv_dtype)
     seats_bytes = 0
     if source.own is not None:
-        _check_speculation(config)
         block_bytes += max(LEAST_BLOCK_BYTES, source.own.per_token * config.block_size)
         seats_bytes = source.own.per_seat * config.max_num_seqs
     if draft is not None:

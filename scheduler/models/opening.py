@@ -13,9 +13,9 @@ from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
 from scheduler.execution.kv_cache import choose_kv_dtype
 from scheduler.models.checkpoint import CheckpointError
-from scheduler.models.fused_weights import PLAIN_MODES, Mode
 from scheduler.models.gguf_file import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
+from scheduler.models.products import PLAIN_MODES, Mode
 from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
 from scheduler.models.sequential_model import ModulesAttention
 from scheduler.models.sources import Packed, Source, open_source

@@ -1,4 +1,4 @@
-"""The linear layers of any model as native products: 4 or 8 bits, or bfloat16 and float32 quicker than torch's.
+"""The products of any model as native ones: 4 or 8 bits, or bfloat16 and float32 quicker than torch's.
 
 A row of a product has the same bits whatever rows surround it. The norms, activations and the rest of such a model
 stay torch's, which does not promise that.
@@ -8,48 +8,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Container
-from typing import Any
+from collections.abc import Container, Iterator
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scheduler.kernels.native import NativeBuildError, kernels
-from scheduler.models.fused_weights import PLAIN_MODES, Mode
+from scheduler.kernels.native import kernels
+from scheduler.models.absent_weight import AbsentWeight, WeightReadError
+from scheduler.models.latent_attention import PackedLatent, install, latent_of
+from scheduler.models.packed_experts import PackedExperts, are_experts
 from scheduler.models.paged_model import PagedModel
+from scheduler.models.products import PLAIN_MODES, Mode
 
 logger = logging.getLogger(__name__)
-
-
-class WeightReadError(RuntimeError):
-    """A model computes with a layer's weights by itself, and they are packed; says which layer's."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the weights of {name} are packed, and the model reads them by itself")
-        self.name = name
-
-
-class AbsentWeight(Tensor):
-    """What a layer's weights were: their type and shape. Computing with them is an error; without this class torch
-    would take whatever is in memory."""
-
-    layer: str
-
-    @classmethod
-    def of(cls, weight: Tensor, layer: str) -> AbsentWeight:
-        made = Tensor._make_subclass(cls, weight.detach().to("meta"))
-        made.layer = layer
-        return made
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") == "__get__":
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        raise WeightReadError(next(each.layer for each in args if isinstance(each, cls)))
 
 
 class PackedLinear(nn.Module):
@@ -63,6 +34,7 @@ class PackedLinear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().float()
         weights = kernels().PackedWeights([linear.weight.detach().contiguous()], bias, mode)
         self.packed_bytes: int = weights.nbytes
+        self.num_packed = sum(parameter.numel() for parameter in linear.parameters())
         self._product = kernels().PackedLinear(weights)
         self._num_threads = num_threads
 
@@ -70,19 +42,6 @@ class PackedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features).contiguous()
         product: Tensor = self._product(rows, num_threads=self._num_threads)
         return product.view(*x.shape[:-1], self.out_features)
-
-
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the native products cannot serve a model of this type here, or None if they can."""
-    if device.type != "cpu":
-        return f"the native products are for CPU, the model is on {device.type}"
-    if dtype not in PLAIN_MODES:
-        return f"the native products take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    try:
-        kernels()
-    except NativeBuildError as error:
-        return str(error)
-    return None
 
 
 def pack_linears(model: PagedModel, mode: Mode, num_threads: int) -> PagedModel:
@@ -104,18 +63,37 @@ def pack_linears(model: PagedModel, mode: Mode, num_threads: int) -> PagedModel:
 def _packed(model: PreTrainedModel, mode: Mode, num_threads: int, kept: Container[str]) -> PreTrainedModel:
     tensors = [*model.parameters(), *model.buffers()]
     module = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    for path, parent in module.named_modules():
+    for path, parent in list(module.named_modules()):
+        if (latent := latent_of(parent)) is not None and f"{path}.kv_b_proj" not in kept:
+            install(parent, PackedLatent(latent, mode, num_threads))
+            parent.kv_b_proj = None  # nobody asks for it any more
         for name, child in parent.named_children():
             whole = f"{path}.{name}"
-            # Not its subclasses, which do more than multiply; Conv1D and stacked experts are no linear layers.
+            # Not its subclasses, which do more than multiply; Conv1D is no linear layer.
             is_plain = type(child) is nn.Linear and child.weight.dtype in PLAIN_MODES and child.weight.numel() > 0
             if is_plain and whole not in kept:
                 setattr(parent, name, PackedLinear(child, whole, mode, num_threads))
+            elif are_experts(child) and whole not in kept:
+                setattr(parent, name, PackedExperts(child, whole, mode, num_threads))
     return module
 
 
 def weights_bytes(model: nn.Module) -> int:
     """Bytes of all that a model's modules hold."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    packed = sum(module.packed_bytes for module in model.modules() if isinstance(module, PackedLinear))
+    packed = sum(part.packed_bytes for part in _packed_parts(model))
     return packed + sum(tensor.nbytes for tensor in tensors.values() if tensor.device.type != "meta")
+
+
+def num_weights(model: nn.Module) -> int:
+    """How many numbers a model has learned."""
+    plain = sum(parameter.numel() for parameter in model.parameters())
+    return plain + sum(part.num_packed for part in _packed_parts(model))
+
+
+def _packed_parts(model: nn.Module) -> Iterator[PackedLinear | PackedExperts | PackedLatent]:
+    for module in model.modules():
+        if isinstance(module, PackedLinear | PackedExperts):
+            yield module
+        elif isinstance(latent := latent_of(module), PackedLatent):
+            yield latent

@@ -30,6 +30,7 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
+from scheduler.models.latent_attention import absorb, latent_of
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.small_copy import auto_class
@@ -44,8 +45,9 @@ SHOWN = 3
 KINDS = ("full_attention", "sliding_attention")
 """Of layers, as configurations name those that look at everything and those that do not."""
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec], torch.Tensor]
-"""(layer, query [T, H, D], key [T, Hkv, D], value [T, Hkv, Dv], what the layer asks for) -> [T, H, Dv]."""
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec, torch.Tensor | None], torch.Tensor]
+"""(layer, query [T, H, D], key [T, Hkv, D], value [T, Hkv, Dv], what the layer asks for, its sinks [H] if it has
+them) -> [T, H, Dv]."""
 
 
 def _attention_forward(
@@ -62,23 +64,38 @@ def _attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers' attention modules call: [1, heads, T, size] in, [1, T, heads, size] out."""
-    if kwargs.get("s_aux") is not None:
-        raise UnsupportedModelError("its attention has sinks, which Carousel does not have yet")
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UnsupportedModelError("it has attention that is not causal")
-    spec = LayerSpec(
-        num_heads=query.shape[1],
-        num_kv_heads=key.shape[1],
-        key_dim=query.shape[3],
-        value_dim=value.shape[3],
-        scaling=query.shape[3] ** -0.5 if scaling is None else float(scaling),
-        sliding_window=sliding_window,
-        softcap=softcap,
-    )
+    sinks: torch.Tensor | None = kwargs.get("s_aux")
+    latent = latent_of(module)
+    scaling = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    packed = [states[0].transpose(0, 1) for states in (query, key, value)]
-    output = attend(layer, packed[0], packed[1], packed[2], spec)
-    return output.unsqueeze(0), None
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    if latent is not None:
+        queries = latent.queries(queries)
+    chunk = _chunk(module, layer)
+    spec = LayerSpec(
+        num_heads=queries.shape[1],
+        num_kv_heads=keys.shape[1],
+        key_dim=queries.shape[2],
+        value_dim=values.shape[2],
+        scaling=scaling,
+        sliding_window=chunk or sliding_window,  # a chunk is a window too, for the pool
+        softcap=softcap,
+        chunk=chunk,
+        has_sinks=sinks is not None,
+        values_are_keys=latent is not None,
+    )
+    output = attend(layer, queries, keys, values, spec, sinks)
+    return (output if latent is None else latent.outputs(output)).unsqueeze(0), None
+
+
+def _chunk(module: nn.Module, layer: int) -> int | None:
+    """In tokens, of a layer that attends in chunks: only the mask tells of it, which is not made here."""
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    is_chunked = layer < len(kinds) and kinds[layer] == "chunked_attention"
+    return config.attention_chunk_size if is_chunked else None  # type: ignore[union-attr]
 
 
 AttentionInterface.register(ATTENTION, _attention_forward)
@@ -102,9 +119,14 @@ class PagedModel:
         """One step: write the batch's KV, and return what its rows give."""
 
         def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+            layer: int,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            spec: LayerSpec,
+            sinks: torch.Tensor | None,
         ) -> torch.Tensor:
-            return cache.backend.attend(query, key, value, cache.layers[layer], batch, spec)
+            return cache.backend.attend(query, key, value, cache.layers[layer], batch, spec, sinks)
 
         states = torch.empty(0, self.config.hidden_size, device=self.device)
 
@@ -134,9 +156,14 @@ class PagedModel:
 
 
 def _attend_whole(
-    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spec: LayerSpec,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    return attend_sequence(query, key, value, spec)
+    return attend_sequence(query, key, value, spec, sinks)
 
 
 def _few_tokens(model: PreTrainedModel, config: PretrainedConfig) -> dict[str, Any]:
@@ -229,13 +256,23 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
     specs: dict[int, LayerSpec] = {}
 
     def attend(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: LayerSpec,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         if specs.setdefault(layer, spec) != spec:
             raise UnsupportedModelError(f"layer {layer} runs two different attentions")
-        return _attend_whole(layer, query, key, value, spec)
+        return _attend_whole(layer, query, key, value, spec, sinks)
 
     inputs = _few_tokens(model, config)
+    model.set_attn_implementation("eager")
+    theirs = model(**inputs).logits.float()
+    model.set_attn_implementation(ATTENTION)
+    if model.device.type == "cpu":  # the attention of GPUs wants keys and values of all heads
+        absorb(model)
     try:
         ours = model(**inputs, attend=attend).logits.float()
     except TypeError as error:
@@ -254,9 +291,6 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
                 f"layer {layer} is of type {kind}, but its attention is called with a window of "
                 f"{specs[layer].sliding_window}"
             )
-    model.set_attn_implementation("eager")
-    theirs = model(**inputs).logits.float()
-    model.set_attn_implementation(ATTENTION)
     # Rounding differs between two ways to compute the same; a wrong attention differs by far more.
     tolerance = torch.finfo(model.dtype).eps ** 0.5 * max(1.0, theirs.abs().max().item())
     difference = (ours - theirs).abs().max().item()

@@ -44,7 +44,7 @@ BLOCK_SIZE = 16
 
 Found = TypeVar("Found")
 
-VERSION = 2
+VERSION = 3
 """Of what is remembered."""
 
 

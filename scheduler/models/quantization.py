@@ -21,8 +21,8 @@ from scheduler.attention import AttentionBackend
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel
 from scheduler.kernels.native import kernels
-from scheduler.models.fused_weights import Mode
 from scheduler.models.plain_batch import plain_batch
+from scheduler.models.products import Mode
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

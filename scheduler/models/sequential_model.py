@@ -41,6 +41,7 @@ class ModulesAttention:
         cache: LayerCache,
         batch: PackedBatch,
         spec: LayerSpec,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         raise NotImplementedError("such a model attends by itself")
 

@@ -59,8 +59,8 @@ SIZES: dict[str, Any] = {
         ("head_dim", "kv_channels", "attention_head_dim", "attention_head_size", "dim_head"), HEAD_DIM
     ),
     "global_head_dim": 2 * HEAD_DIM,
-    **dict.fromkeys(("rotary_dim", "qk_rope_head_dim"), ROTARY_DIM),
-    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "index_head_dim"), HEAD_DIM),
+    "rotary_dim": ROTARY_DIM,
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "index_head_dim"), HEAD_DIM),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), LONGEST),
     **dict.fromkeys(
         ("sliding_window", "attention_window", "window_size", "local_attention", "sliding_window_size"), WINDOW
@@ -90,7 +90,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 16),
     **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "adapter_rank"), 8),
     "num_kv_shared_layers": 1,
-    "qk_head_dim": HEAD_DIM + ROTARY_DIM,
+    "qk_head_dim": 2 * HEAD_DIM,
     **dict.fromkeys(("local_attn_chunk_length", "lsh_attn_chunk_length"), 16),
     "lru_width": HIDDEN,
     "zero_expert_num": 2,
@@ -137,7 +137,9 @@ def _shrunk(known: dict[str, Any]) -> dict[str, Any]:
         if isinstance(known.get(name), int):
             small[name] = HEADS if known[name] == query else 1 if known[name] == 1 else FEW_HEADS
     if isinstance(known.get("qk_rope_head_dim"), int) and "head_dim" in known:
-        small["head_dim"] = ROTARY_DIM  # what a latent attention's rotary embedding goes by
+        # What a latent attention's rotary embedding goes by: that part of a head, or a share of the whole.
+        is_whole = known["head_dim"] == known["qk_rope_head_dim"] + known.get("qk_nope_head_dim", 0)
+        small["head_dim"] = 2 * HEAD_DIM if is_whole else HEAD_DIM
     if known.get("mamba_d_ssm") is not None:
         small["mamba_d_head"] = 16
     if isinstance(known.get("attention_hidden_size"), int):

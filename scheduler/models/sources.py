@@ -18,8 +18,6 @@ from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, NamedWeigh
 from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused_weights import (
     FAMILIES,
-    PLAIN_MODES,
-    Mode,
     missing_weights,
     pack_weights,
     unexpected_weights,
@@ -27,8 +25,9 @@ from scheduler.models.fused_weights import (
 from scheduler.models.model_config import ModelConfig
 from scheduler.models.module import open_module
 from scheduler.models.outline import outline
-from scheduler.models.packed_linear import obstacle, pack_linears, weights_bytes
+from scheduler.models.packed_linear import num_weights, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
+from scheduler.models.products import PLAIN_MODES, Mode, obstacle
 from scheduler.models.quantized_checkpoint import open_weights
 from scheduler.models.sequential_model import OwnState, SequentialModel
 
@@ -126,8 +125,7 @@ class ModuleSource:
 
 def _of_modules(model: PagedModel | SequentialModel) -> Packed:
     nbytes = weights_bytes(model.module)
-    num_weights = sum(parameter.numel() for parameter in model.module.parameters())
-    return Packed(nbytes, 8 * nbytes / num_weights, lambda _: model)
+    return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model)
 
 
 def open_source(

@@ -26,6 +26,8 @@ An option is also an environment variable (--block-size: CAROUSEL_BLOCK_SIZE) an
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The result is its exit status."""
+    if argv is None and sys.getfilesystemencoding() != "utf-8":
+        _begin_again_in_utf8()
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
@@ -41,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return status
+
+
+def _begin_again_in_utf8() -> None:
+    """Some locales cannot say the names of files, nor what models answer."""
+    command = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, command, os.environ | {"PYTHONUTF8": "1"})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,18 +23,35 @@ class Batch:
     query_start: Tensor
     context_lens: Tensor
 
+    latent_dim: int = 0
+
     def attend(self, **options: object) -> Tensor:
         return kernels().paged_attention(
-            self.q, self.k_cache, self.v_cache, self.block_tables, self.query_start, self.context_lens, **options
+            self.q,
+            self.k_cache,
+            self.v_cache,
+            self.block_tables,
+            self.query_start,
+            self.context_lens,
+            latent_dim=self.latent_dim,
+            **options,
         )
 
 
 def page(
-    q: Tensor, keys: list[Tensor], values: list[Tensor], query_lens: list[int], block_size: int, cache: torch.dtype
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    query_lens: list[int],
+    block_size: int,
+    cache: torch.dtype,
+    *,
+    latent_dim: int = 0,
 ) -> Batch:
-    """Puts the sequences into blocks drawn at random from a pool three blocks too large."""
+    """Puts the sequences into blocks drawn at random from a pool three blocks too large. With a `latent_dim` the
+    values are so many numbers of the keys, and have no place of their own."""
     num_kv_heads, head_dim = keys[0].shape[1:]
-    value_dim = values[0].shape[2]
+    value_dim = 0 if latent_dim else values[0].shape[2]
     counts = [-(-len(k) // block_size) for k in keys]
     ids = torch.randperm(sum(counts) + 3).tolist()
     k_cache = torch.full((len(ids), num_kv_heads, head_dim, block_size), torch.nan, dtype=cache)
@@ -45,11 +62,11 @@ def page(
             tables[s, b] = ids.pop()
         positions = torch.arange(len(k))
         slots = tables[s, positions // block_size].long() * block_size + positions % block_size
-        kernels().write_kv(k, v, slots, k_cache, v_cache)
+        kernels().write_kv(k, v[..., :value_dim].contiguous(), slots, k_cache, v_cache, latent_dim)
     starts = torch.tensor([0, *query_lens]).cumsum(0).int()
     contexts = torch.tensor([len(k) for k in keys], dtype=torch.int32)
     stored_k, stored_v = [k.to(cache) for k in keys], [v.to(cache) for v in values]
-    return Batch(q, stored_k, stored_v, k_cache, v_cache, tables, starts, contexts)
+    return Batch(q, stored_k, stored_v, k_cache, v_cache, tables, starts, contexts, latent_dim)
 
 
 def random_batch(
@@ -61,12 +78,16 @@ def random_batch(
     cache: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
     value_dim: int | None = None,
+    latent_dim: int = 0,
 ) -> Batch:
     """`lens`: (query length, context length) of each sequence; values are as wide as keys by default."""
     q = torch.randn(sum(n for n, _ in lens), heads, head_dim, dtype=dtype)
     keys = [torch.randn(c, kv_heads, head_dim) for _, c in lens]
-    values = [torch.randn(c, kv_heads, value_dim or head_dim) for _, c in lens]
-    return page(q, keys, values, [n for n, _ in lens], block_size, cache)
+    if latent_dim:
+        values = [key[..., :latent_dim].contiguous() for key in keys]
+    else:
+        values = [torch.randn(c, kv_heads, value_dim or head_dim) for _, c in lens]
+    return page(q, keys, values, [n for n, _ in lens], block_size, cache, latent_dim=latent_dim)
 
 
 def attention_oracle(
@@ -76,6 +97,7 @@ def attention_oracle(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    chunk: int = 0,
 ) -> Tensor:
     """float64 attention, one sequence at a time, over dense keys and values."""
     outputs = []
@@ -91,6 +113,8 @@ def attention_oracle(
         hidden = j > i
         if sliding_window:
             hidden |= j <= i - sliding_window
+        if chunk:
+            hidden |= j // chunk != i // chunk
         if slopes is not None:
             scores = scores + slopes[:, None, None] * (j - i)
         scores = scores.masked_fill(hidden, -torch.inf)

@@ -12,7 +12,8 @@ LENS = [(1, 1), (1, 257), (5, 5), (37, 300), (1, 600), (3, 513)]
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"sliding_window": 40}, {"softcap": 3.0}, {"sliding_window": 300, "softcap": 20.0}]
+    "options",
+    [{}, {"sliding_window": 40}, {"softcap": 3.0}, {"sliding_window": 300, "softcap": 20.0}, {"chunk": 100}],
 )
 @pytest.mark.parametrize("block_size", [16, 32])
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
@@ -33,24 +34,38 @@ def test_bfloat16_cache(dtype: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("key_dim, value_dim", [(64, 64), (96, 64), (48, 128)])
+@pytest.mark.parametrize("key_dim, value_dim", [(64, 64), (96, 64), (48, 128), (576, 512)])
 @pytest.mark.parametrize("sink", [None, -3.0, 8.0, 200.0])
 @pytest.mark.parametrize("slope", [None, 0.25])
 def test_sinks_slopes_and_values_of_another_width(key_dim: Any, value_dim: Any, sink: Any, slope: Any) -> None:
     batch = random_batch(LENS, 6, 2, key_dim, value_dim=value_dim)
+    scale = key_dim**-0.5
     options: dict[str, Any] = {"sliding_window": 300}
     if sink is not None:
         options["sinks"] = sink + torch.randn(6)
     if slope is not None:
         options["slopes"] = slope * torch.rand(6)
-    out = batch.attend(scale=0.125, num_threads=2, **options)
-    torch.testing.assert_close(out, attention_oracle(batch, 0.125, **options), atol=3e-6, rtol=2e-5)
+    out = batch.attend(scale=scale, num_threads=2, **options)
+    torch.testing.assert_close(out, attention_oracle(batch, scale, **options), atol=3e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"sliding_window": 100}])
-def test_a_row_does_not_depend_on_its_company(cache: Any, options: Any) -> None:
-    batch = random_batch([(1, 700), (30, 900), (1, 33), (4, 3000)], 9, 3, 64, cache=cache)
+@pytest.mark.parametrize("heads, latent_dim", [(2, 16), (9, 64), (16, 96)])
+def test_values_that_are_a_part_of_the_keys(cache: Any, heads: Any, latent_dim: Any) -> None:
+    batch = random_batch(LENS, heads, 1, 96, cache=cache, latent_dim=latent_dim)
+    assert batch.v_cache.numel() == 0
+    every: list[dict[str, Any]] = [{}, {"sliding_window": 40}, {"chunk": 100}]
+    for options in every:
+        out = batch.attend(scale=0.1, num_threads=2, **options)
+        torch.testing.assert_close(out, attention_oracle(batch, 0.1, **options), atol=3e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 100}, {"chunk": 130}])
+@pytest.mark.parametrize("kv_heads, latent_dim", [(3, 0), (1, 48)])
+def test_a_row_does_not_depend_on_its_company(cache: Any, options: Any, kv_heads: Any, latent_dim: Any) -> None:
+    lens = [(1, 700), (30, 900), (1, 33), (4, 3000)]
+    batch = random_batch(lens, 9, kv_heads, 64, cache=cache, latent_dim=latent_dim)
     together = batch.attend(scale=0.125, num_threads=2, **options)
     assert torch.equal(together, batch.attend(scale=0.125, num_threads=1, **options))
     for s, context in enumerate(batch.context_lens.tolist()):
@@ -58,7 +73,8 @@ def test_a_row_does_not_depend_on_its_company(cache: Any, options: Any) -> None:
         # One query at a time, in other blocks, and with only the context that it sees.
         for row in range(first, last):
             seen = context - (last - 1 - row)
-            alone = page(batch.q[row : row + 1], [batch.keys[s][:seen]], [batch.values[s][:seen]], [1], 32, cache)
+            held = [batch.keys[s][:seen]], [batch.values[s][:seen]]
+            alone = page(batch.q[row : row + 1], *held, [1], 32, cache, latent_dim=latent_dim)
             for threads in (1, 2):
                 assert torch.equal(alone.attend(scale=0.125, num_threads=threads, **options)[0], together[row])
 
@@ -70,6 +86,15 @@ def test_blocks_out_of_the_window_are_not_read() -> None:
     torch.testing.assert_close(batch.attend(scale=0.125, sliding_window=100), expected, atol=3e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="block id -1"):
         batch.attend(scale=0.125, sliding_window=150)
+
+
+def test_blocks_of_another_chunk_are_not_read() -> None:
+    batch = random_batch([(1, 700)], 4, 2, 64)
+    expected = attention_oracle(batch, 0.125, chunk=640)
+    batch.block_tables[0, :40] = -1
+    torch.testing.assert_close(batch.attend(scale=0.125, chunk=640), expected, atol=3e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="block id -1"):
+        batch.attend(scale=0.125, chunk=600)
 
 
 def test_empty_batch_and_idle_sequence() -> None:

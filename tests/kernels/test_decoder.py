@@ -20,8 +20,9 @@ from transformers import (
 
 from scheduler.models.checkpoint import ModuleCheckpoint
 from scheduler.models.fused_model import can_fuse, make_decoder, rope_tables
-from scheduler.models.fused_weights import Mode, pack_weights
+from scheduler.models.fused_weights import pack_weights
 from scheduler.models.paged_model import PagedModel
+from scheduler.models.products import Mode
 
 SIZES: dict[str, Any] = {
     "hidden_size": 96,

@@ -194,3 +194,32 @@ def test_wrong_input_is_refused(kernels: Any) -> None:
         kernels.StoredMatrix(torch.zeros(2, 84, dtype=torch.uint8), "Q2_K")
     with pytest.raises(ValueError, match="whole blocks"):
         kernels.StoredMatrix(torch.zeros(2, 19, dtype=torch.uint8), "Q4_0")
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_groups_of_rows_have_weights_of_their_own(kernels: Any, kind: Any) -> None:
+    sizes, features = [3, 0, 30, 1, 13], 70
+    made = [torch.randn(50, features) for _ in sizes]
+    biases = [torch.randn(50) for _ in sizes]
+    packed = [kernels.PackedWeights([weight], bias, kind) for weight, bias in zip(made, biases, strict=True)]
+    x = torch.randn(sum(sizes), features)
+    starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    together = kernels.GroupedLinear(packed)(x, starts, num_threads=2)
+    for group, weights in enumerate(packed):
+        rows = x[starts[group] : starts[group + 1]]
+        alone = kernels.PackedLinear(weights)(rows)
+        assert torch.equal(together[starts[group] : starts[group + 1]], alone)
+    assert kernels.GroupedLinear(packed).nbytes == sum(weights.nbytes for weights in packed)
+
+
+def test_wrong_groups_are_refused(kernels: Any) -> None:
+    def weights(channels: int, mode: str = "f32") -> Any:
+        return kernels.PackedWeights([torch.randn(channels, 16)], None, mode)
+
+    for parts in ([], [weights(8), weights(9)], [weights(8), weights(8, "int8")]):
+        with pytest.raises(ValueError, match="weights"):
+            kernels.GroupedLinear(parts)
+    product = kernels.GroupedLinear([weights(8), weights(8)])
+    for starts in ([0, 5], [0, 3, 4], [1, 3, 5], [0, 6, 5]):
+        with pytest.raises(ValueError, match="starts"):
+            product(torch.randn(5, 16), starts)

@@ -14,10 +14,13 @@ from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
-from scheduler.models.fused_weights import Mode
+from scheduler.models.absent_weight import WeightReadError
+from scheduler.models.latent_attention import PackedLatent, latent_of
 from scheduler.models.model_config import read_config
-from scheduler.models.packed_linear import PackedLinear, WeightReadError, pack_linears
+from scheduler.models.packed_experts import PackedExperts
+from scheduler.models.packed_linear import PackedLinear, num_weights, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, load_model
+from scheduler.models.products import Mode
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import FAMILIES, tiny_model
@@ -106,3 +109,35 @@ def test_a_layer_whose_weights_are_read_by_the_model_stays(tmp_path: Path) -> No
     assert all("router" in name for name in plain)
     assert any(isinstance(module, PackedLinear) for module in packed.module.modules())
     assert (logits(packed) - logits(model)).norm() < 1e-4 * logits(model).norm()
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "aria_text", "gpt_oss", "deepseek_v3"])
+def test_experts_are_products_of_groups(model_type: str, tmp_path: Path) -> None:
+    """Their weights one way and the other, with biases and without, beside latent attention. In fewer bits a router
+    may choose others."""
+    tiny_model_of(model_type).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), read_config(str(tmp_path)), CPU)
+    expected = logits(model)
+    for mode, tolerance in (("f32", 1e-4), ("bf16", 0.3), ("int8", 0.3)):
+        packed = pack_linears(model, mode, num_threads=2)  # type: ignore[arg-type]
+        experts = [module for module in packed.module.modules() if isinstance(module, PackedExperts)]
+        assert experts
+        assert (logits(packed) - expected).norm() < tolerance * expected.norm()
+        assert num_weights(packed.module) == num_weights(model.module)
+        assert mode == "f32" or weights_bytes(packed.module) < 0.8 * weights_bytes(model.module)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("mode", ["f32", "int8"])
+def test_the_pool_holds_latents(mode: Mode, tmp_path: Path) -> None:
+    tiny_model_of("deepseek_v3").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), read_config(str(tmp_path)), CPU)
+    config = model.config
+    for spec in model.layers:
+        assert (spec.num_heads, spec.num_kv_heads) == (config.num_attention_heads, 1)
+        assert spec.key_dim == config.kv_lora_rank + config.qk_rope_head_dim
+        assert spec.value_dim == config.kv_lora_rank
+    packed = pack_linears(model, mode, num_threads=2)
+    latents = [latent for module in packed.module.modules() if (latent := latent_of(module)) is not None]
+    assert len(latents) == config.num_hidden_layers
+    assert all(isinstance(latent, PackedLatent) for latent in latents)

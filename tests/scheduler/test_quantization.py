@@ -9,8 +9,8 @@ import torch
 
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
-from scheduler.models.fused_weights import Mode
 from scheduler.models.loading import load
+from scheduler.models.products import Mode
 from scheduler.models.quantization import TextLogprobs, _memory, choose_mode, kl_divergence, perplexity
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model

@@ -1,5 +1,6 @@
-"""Models that keep more than keys and values, or attend in a way of their own: one sequence after the other, and
-exact all the same. `python -m benchmarks.families` tries all of transformers' types."""
+"""Models that keep more than keys and values, or attend in a way of their own: all together where the pool can hold
+what they keep, else one sequence after the other, and exact all the same. `python -m benchmarks.families` tries all
+of transformers' types."""
 
 from __future__ import annotations
 
@@ -25,8 +26,6 @@ PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] 
 @pytest.mark.parametrize(
     "model_type",
     [
-        pytest.param("gpt_oss", id="gpt_oss: sinks"),
-        pytest.param("llama4_text", id="llama4_text: chunks"),
         pytest.param("bloom", id="bloom: alibi"),
         pytest.param("falcon", id="falcon: attention classes"),
         pytest.param("bart", id="bart: counts positions by itself", marks=pytest.mark.prove),
@@ -44,6 +43,20 @@ def test_it_is_exact(model_type: str) -> None:
     """Alone, together, in chunks, with a prefix that was computed before, after a preemption."""
     found = check(model_type)
     assert (found.verdict, found.path) == ("exact", "one by one"), found.detail
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        pytest.param("gpt_oss", id="gpt_oss: sinks, experts with biases"),
+        pytest.param("llama4_text", id="llama4_text: chunks"),
+        pytest.param("deepseek_v3", id="deepseek_v3: latents"),
+        pytest.param("longcat_flash", id="longcat_flash: two attentions a layer", marks=pytest.mark.prove),
+    ],
+)
+def test_these_go_together(model_type: str) -> None:
+    found = check(model_type)
+    assert (found.verdict, found.path) == ("exact", "together, native attention"), found.detail
 
 
 @pytest.fixture(scope="module")

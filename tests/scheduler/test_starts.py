@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scheduler.config import EngineConfig
+from scheduler.engine.client import AsyncEngine, EngineStartError
 from scheduler.engine.core import EngineCore
 from scheduler.engine.handle import EngineProcess
+from scheduler.messages import Launch
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.model_source import ModelNotFoundError, resolve_model
 from scheduler.sampling_params import SamplingParams
@@ -143,3 +145,18 @@ async def test_a_temporary_folder_with_a_long_name(tmp_path: Path, monkeypatch: 
     process = await EngineProcess.start()
     await process.kill()
     process.close()
+
+
+async def test_sockets_that_vanish_while_the_engine_loads_are_missed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = EngineProcess.launch
+
+    def launch_and_tidy_up(process: EngineProcess, what: Launch) -> None:
+        launch(process, what)
+        shutil.rmtree(process._folder.name)
+
+    monkeypatch.setattr(EngineProcess, "launch", launch_and_tidy_up)
+    engine = AsyncEngine(EngineConfig(model=str(folder), kv_cache_memory="16MB"))
+    with pytest.raises(EngineStartError, match="the folder of its sockets, vanished while it was starting"):
+        await engine.start()

@@ -66,8 +66,12 @@ def test_a_wrong_config_file(tmp_path: Path) -> None:
     assert run.stderr == "carousel serve: colour in the config file is not known here\n"
 
 
-def test_generate_answers(model_path: str) -> None:
-    run = carousel("generate", "What is the capital of France?", "--dtype", "float32", "--max-tokens", "24")
+def test_generate_answers_whatever_the_model_and_the_language_are_called(model_path: str, tmp_path: Path) -> None:
+    model = tmp_path / "modèle-é"
+    model.symlink_to(model_path)
+    flags = ("--model", str(model), "--dtype", "float32", "--max-tokens", "24")
+    plain = {"PYTHONUTF8": "0", "LC_ALL": "C"}
+    run = carousel("generate", "What is the capital of France?", *flags, env=plain)
     assert run.returncode == 0, run.stderr
     assert run.stdout == "The capital of France is Paris.\n"
 

@@ -1,10 +1,11 @@
-"""Decode steps of mixtures of experts and of latent attention: Carousel beside transformers' own modules.
+"""Decode steps of models that transformers' modules compute: Carousel beside these modules by themselves.
 
-    python -m benchmarks.experts
+    python -m benchmarks.modules
 
 Small models with random weights, in float32 on both sides: 1, 8 and 32 sequences with contexts of 128 tokens, of
-which each decodes one token a step; the medians of steps that take turns. Also what a token takes of the block
-pool, and what the latent of it would.
+which each decodes one token a step; the medians of steps that take turns. Mixtures of experts, latent attention,
+sinks, chunks, and what keeps a state: the sequences of that run one after the other, transformers' all together.
+Also what a token takes of the block pool, and where that holds latents what its keys and values would take.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ MODELS: dict[str, dict[str, Any]] = {
             "v_head_dim": 64,
         },
     },
+    "gpt_oss": {"num_local_experts": 32, "num_key_value_heads": 2, "head_dim": 64, "sliding_window": 64},
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "conv", "full_attention", "conv"] * 2},
+    "qwen3_next": {"num_experts": 32, "num_key_value_heads": 2, "head_dim": 64, "decoder_sparse_step": 1},
 }
 
 CONTEXT, NUM_STEPS = 128, 30
@@ -71,8 +75,8 @@ def main() -> None:
         per_token = core.info.pool_bytes / core.info.num_blocks / core.info.block_size
         said = f"{name:12} a token takes {per_token:.0f} bytes of the pool"
         if getattr(config, "kv_lora_rank", None):
-            latent = config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * 4
-            said += f"; its latent would take {latent}"
+            heads = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+            said += f"; its keys and values would take {config.num_hidden_layers * heads * 4}"
         print(said)
 
 
