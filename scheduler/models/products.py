@@ -9,9 +9,9 @@ import torch
 from scheduler.kernels.native import NativeBuildError, kernels
 
 Mode = Literal["stored", "int4", "int8", "bf16", "f32"]
-"""stored: the weights of a GGUF file in their own blocks, activations in 8 bits. int4: weights in groups of 32 with
-a scale and a minimum each. int8: weights in groups of 64 with a scale each. In all three the activations of each row
-are rounded to 8 bits in groups with a scale each, and a group's sum is exact."""
+"""stored: the weights of a GGUF file in their own blocks, activations in 8 bits. int4: weights in groups of 32
+with a scale and a minimum each. int8: weights in groups of 64 with a scale each. In all three the activations of
+each row are rounded to 8 bits in groups with a scale each, and a group's sum is exact."""
 
 PLAIN_MODES: dict[torch.dtype, Mode] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 

@@ -113,8 +113,8 @@ def test_a_layer_whose_weights_are_read_by_the_model_stays(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "aria_text", "gpt_oss", "deepseek_v3"])
 def test_experts_are_products_of_groups(model_type: str, tmp_path: Path) -> None:
-    """Their weights one way and the other, with biases and without, beside latent attention. In fewer bits a router
-    may choose others."""
+    """Their weights one way and the other, with biases and without, beside latent attention. In fewer bits a
+    router may choose others."""
     tiny_model_of(model_type).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), read_config(str(tmp_path)), CPU)
     expected = logits(model)

@@ -1,6 +1,6 @@
-"""Models that keep more than keys and values, or attend in a way of their own: all together where the pool can hold
-what they keep, else one sequence after the other, and exact all the same. `python -m benchmarks.families` tries all
-of transformers' types."""
+"""Models that keep more than keys and values, or attend in a way of their own: all together where the pool can
+hold what they keep, else one sequence after the other, and exact all the same. `python -m benchmarks.families`
+tries all of transformers' types."""
 
 from __future__ import annotations
 
