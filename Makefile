@@ -13,14 +13,14 @@ serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 90
 
 # Two workers' threads are more than the cores: those that wait must not spin.
 test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 clients: venv ## Try other people's clients, each in an environment of its own (ARGS="openai litellm" picks some)
 	$(BIN)/python -m tests.clients $(ARGS)
 
-prove: venv ## Same bits and right tokens with the default model, in every build and mode (a quarter of an hour)
+prove: venv ## What takes too long for each change: crashes of all kinds, and the same bits in every build and mode
+	$(MAKE) test ARGS="--prove -m prove"
 	$(BIN)/python -m benchmarks.prove $(ARGS)
-	$(BIN)/python -m pytest --prove -m prove
 
 # AddressSanitizer has to be there before Python is. Python itself leaks, by design.
 sanitize: venv ## The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (building takes half an hour)

@@ -68,24 +68,41 @@ def count_ties(ours: list[list[int]], references: list[Reference]) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--prove", action="store_true", help="also what takes minutes with the default model")
+    parser.addoption("--prove", action="store_true", help="also what takes long")
 
+
+GROUPS = {
+    "a model that calls": (
+        *("test_tools", "test_responses", "test_messages", "test_stream_is_whole", "test_service"),
+    ),
+    "users": ("test_users", "test_ledger", "test_live", "test_limits", "test_local_safety"),
+    "float32": (
+        "test_exactness",
+        "test_checkpoint",
+        "test_completion_fields",
+        "test_beam_search",
+        "test_embeddings",
+    ),
+}
+"""Files that share what takes long to start, which one worker runs; other files go where there is room."""
 
 LONGEST = (
-    "test_supervision", "test_tools", "test_soak", "test_lifecycle", "test_gemm", "test_loading", "test_queries",
-    "test_draft_model", "test_not_numbers", "test_families", "test_async_engine", "test_users",
-    "test_model_source", "test_live", "test_ledger", "test_exactness",
+    "test_tools", "test_exactness", "test_users", "test_supervision", "test_lifecycle", "test_gemm", "test_queries",
+    "test_decoder", "test_families", "test_not_numbers", "test_sequential_model", "test_loading", "test_llm",
+    "test_async_engine", "test_model_source",
 )  # fmt: skip
 """The files that take longest, which are begun first: at the end no worker is to wait for another."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-    if not config.getoption("--prove"):
-        for item in items:
-            if item.get_closest_marker("prove"):
-                item.add_marker(pytest.mark.skip(reason="`make prove` runs it"))
+    groups = {name: group for group, names in GROUPS.items() for name in names}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
+        if item.get_closest_marker("prove") and not config.getoption("--prove"):
+            item.add_marker(pytest.mark.skip(reason="`make prove` runs it, and CI"))
 
 
 @pytest.fixture(scope="session")

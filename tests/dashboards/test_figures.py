@@ -10,6 +10,7 @@ from tests.dashboards.conftest import Load
 from tests.dashboards.exposition import Histogram
 
 
+@pytest.mark.prove
 def test_tokens_are_exactly_equal(load: Load) -> None:
     def counted(name: str) -> float:
         return load.after.total(name) - load.before.total(name)
@@ -24,6 +25,7 @@ def test_tokens_are_exactly_equal(load: Load) -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.99])
 @pytest.mark.parametrize("what", ["time_to_first_token", "inter_token_latency", "e2e_request_latency"])
+@pytest.mark.prove
 def test_quantiles_agree_within_one_bucket(load: Load, what: str, share: float) -> None:
     seen = {
         "time_to_first_token": [outcome.ttft for outcome in load.result.outcomes],

@@ -56,7 +56,8 @@ class Watcher:
                 self.num_accepted += draft.num_accepted
 
 
-@pytest.mark.parametrize("dtype", ["auto", pytest.param("bfloat16", marks=pytest.mark.prove)])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.prove
 def test_the_target_as_its_own_draft_is_always_right(dtype: str) -> None:
     """Alone, among others, chunked and preempted; with and without guesses from the text."""
     knobs: dict[str, Any] = {"dtype": dtype, "longest_step_ms": ANY}

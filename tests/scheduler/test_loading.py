@@ -62,6 +62,7 @@ def test_the_default_model_runs_in_its_own_codes_unless_a_type_is_given(model_pa
     assert products(model_path, dtype="float32", quantization="int8") == ("int8", "bfloat16")
 
 
+@pytest.mark.prove
 def test_the_default_model_without_its_own_codes_is_measured(
     float32_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_gguf_file_says_how_much_slower_positions_turn(tmp_path: Path) -> None
         assert run_all(core, PROMPTS, GREEDY).tokens == expected
 
 
+@pytest.mark.prove
 def test_without_a_compiler_and_without_a_home_it_warns_once_and_runs_on_torch(model_path: str) -> None:
     program = (
         "from scheduler import LLM, SamplingParams\n"

@@ -35,6 +35,7 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.prove
 def test_two_first_starts_at_once_fetch_once(tmp_path: Path) -> None:
     processes = [start(tmp_path), start(tmp_path)]
     results = [process.communicate(timeout=240) for process in processes]
@@ -158,6 +159,7 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has(
         resolve_model(DEFAULT_MODEL)
 
 
+@pytest.mark.prove
 def test_without_a_home_a_gguf_file_of_ones_own_is_described_for_this_run(
     model_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,6 +144,7 @@ async def test_a_killed_engine_costs_nobody_a_bit(
     assert not await asyncio.to_thread(os.listdir, folder), "nothing is left in the temporary folder"
 
 
+@pytest.mark.prove
 async def test_a_stopped_engine_is_taken_to_hang(engine: AsyncEngine) -> None:
     prompt = engine.tokenizer.encode("Once upon a time there was a")
     expected = await Answer(engine, prompt, LONG).whole()
@@ -159,13 +160,9 @@ async def test_a_stopped_engine_is_taken_to_hang(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    "crash",
-    [
-        failing_engine.KILLS,
-        pytest.param(failing_engine.FAILS_PLANNING, marks=pytest.mark.prove),
-        pytest.param(failing_engine.FAILS_COMMIT, marks=pytest.mark.prove),
-    ],
+    "crash", [failing_engine.KILLS, failing_engine.FAILS_PLANNING, failing_engine.FAILS_COMMIT]
 )
+@pytest.mark.prove
 async def test_a_request_that_crashes_the_engine_ends_alone(
     crash: int, model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +183,7 @@ async def test_a_request_that_crashes_the_engine_ends_alone(
         assert engine.phase is Phase.READY
 
 
+@pytest.mark.prove
 async def test_a_step_that_spins_for_ever_is_seen(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +197,7 @@ async def test_a_step_that_spins_for_ever_is_seen(
         assert pid(engine) != before
 
 
+@pytest.mark.prove
 async def test_a_message_that_is_none_costs_nobody_a_bit(engine: AsyncEngine) -> None:
     expected = await Answer(engine, [5, 6, 7], LONG).whole()
     answer = Answer(engine, [5, 6, 7], LONG)

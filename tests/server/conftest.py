@@ -50,7 +50,7 @@ def users_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> I
 @pytest.fixture(scope="session")
 def qwen_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model that was taught to call tools."""
-    flags = ["--model", QWEN, "--kv-cache-memory", "128MB"]
+    flags = ["--model", QWEN, "--kv-cache-memory", "128MB", "--quantization", "int8"]  # which need not be measured
     with Server(tmp_path_factory.mktemp("qwen") / "log", *flags) as server:
         yield server
 

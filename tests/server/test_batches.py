@@ -63,6 +63,7 @@ def start(client: OpenAI, num_lines: int, max_tokens: int) -> Batch:
     )
 
 
+@pytest.mark.prove
 def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_path: str) -> None:
     flags = ["--batches", str(tmp_path / "batches"), "--max-num-seqs", "2", "--kv-cache-memory", "64MB"]
     server = UsersServer(tmp_path, {"alice": {}, "bob": {}}, *flags)

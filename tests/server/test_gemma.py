@@ -61,7 +61,7 @@ def with_images(folder: Path, vocab_size: int) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("make", [in_gguf, in_float16, with_images])
+@pytest.mark.parametrize("make", [in_gguf, pytest.param(in_float16, marks=pytest.mark.prove), with_images])
 async def test_it_says_what_transformers_says(
     make: Callable[[Path, int], PreTrainedModel], model_path: str, tmp_path: Path
 ) -> None:

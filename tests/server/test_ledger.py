@@ -86,6 +86,7 @@ async def test_a_request_that_is_refused_costs_nothing(users_server: UsersServer
     assert counts_of((await users_server.usage("alice"))["total"]) == before
 
 
+@pytest.mark.prove
 async def test_a_crash_loses_a_second_at_most(tmp_path: Path) -> None:
     users: dict[str, Json] = {"alice": {}}
     with UsersServer(tmp_path, users) as server:

@@ -67,6 +67,7 @@ def answer(server: Server, **more: Any) -> Iterator[str]:
             yield chunk.choices[0].text
 
 
+@pytest.mark.prove
 async def test_when_the_engine_dies_streams_go_on(tmp_path: Path) -> None:
     """And signals to all of its process group do it no harm."""
     with Server(tmp_path / "log", "--dtype", "float32") as server:
@@ -106,6 +107,7 @@ async def test_what_runs_is_finished_at_the_end(tmp_path: Path) -> None:
         assert server.process.wait(timeout=30) == 0
 
 
+@pytest.mark.prove
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with Server(tmp_path / "log", env={"CAROUSEL_DRAIN_TIMEOUT": "60"}) as server:
         engine_process = server.engine_process

@@ -264,6 +264,7 @@ async def test_a_refusal_is_told_in_words(browser: Browser, users_server: UsersS
 
 
 @needs_chromium
+@pytest.mark.prove
 async def test_an_open_page_survives_the_server(browser: Browser, tmp_path: Path) -> None:
     """The server does not wait for the page, and the page waits for the server."""
     page = await browser.new_page()

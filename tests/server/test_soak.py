@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.soak.__main__ import run, soaked_server
 
 MINUTES = 0.6
 
 
+@pytest.mark.prove
 async def test_nothing_is_left_and_nobody_is_forgotten() -> None:
     with soaked_server() as (soaked, is_mounted):
         wrong = await run(soaked, MINUTES, is_mounted)
