@@ -13,7 +13,7 @@ serve: venv ## Serve the default model on http://127.0.0.1:8000 (ARGS="--port 90
 
 # Two workers' threads are more than the cores: those that wait must not spin.
 test: venv ## Run the tests (ARGS="-k blocks" passes flags on)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clients: venv ## Try other people's clients, each in an environment of its own (ARGS="openai litellm" picks some)
 	$(BIN)/python -m tests.clients $(ARGS)

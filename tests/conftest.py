@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 import scheduler
 from scheduler.config import DEFAULT_MODEL
@@ -94,15 +95,25 @@ LONGEST = (
 """The files that take longest, which are begun first: at the end no worker is to wait for another."""
 
 
-@pytest.hookimpl(tryfirst=True)
+class ByServers(LoadFileScheduling):  # type: ignore[misc]
+    """A worker takes all the files of a group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return next((group for group, names in GROUPS.items() if Path(file).stem in names), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServers:
+    return ByServers(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-    groups = {name: group for group, names in GROUPS.items() for name in names}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
-        if item.get_closest_marker("prove") and not config.getoption("--prove"):
-            item.add_marker(pytest.mark.skip(reason="`make prove` runs it, and CI"))
+    if not config.getoption("--prove"):
+        for item in items:
+            if item.get_closest_marker("prove"):
+                item.add_marker(pytest.mark.skip(reason="`make prove` runs it, and CI"))
 
 
 @pytest.fixture(scope="session")

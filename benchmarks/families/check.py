@@ -17,7 +17,7 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.models.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.sequential_model import SequentialModel
+from scheduler.models.paged_model import PagedModel
 from scheduler.planning.plan import Plan
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
@@ -163,8 +163,10 @@ def _in_way(
 
 def path_of(core: EngineCore) -> str:
     """What runs a model, in a word or two."""
-    way = {FusedModel: "native decoder", SequentialModel: "one by one"}.get(type(core.model), "together")
-    return way if way != "together" else f"{way}, {core.info.attention_backend} attention"
+    if not isinstance(core.model, PagedModel):
+        return "native decoder" if isinstance(core.model, FusedModel) else "one by one"
+    attention = f"{core.info.attention_backend} attention" if core.model.layers else "no attention"
+    return f"together{', with states' if core.model.states is not None else ''}, {attention}"
 
 
 WAYS = {

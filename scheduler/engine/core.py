@@ -87,7 +87,7 @@ class EngineCore:
             max_model_len=loaded.info.max_model_len,
             vocab_size=loaded.info.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
-            prefix_caching=config.prefix_caching and bool(loaded.cache.specs),
+            prefix_caching=config.prefix_caching and not loaded.keeps_state,
             share_prefixes=config.share_prefixes,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,

@@ -40,7 +40,8 @@ def speculation_of(
 
 def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
     """Whether guesses come from the text so far."""
-    return config.speculative == "ngram" or (config.speculative == "auto" and bool(loaded.info.instruction_set))
+    is_fast = bool(loaded.info.instruction_set) and not loaded.keeps_state
+    return config.speculative == "ngram" or (config.speculative == "auto" and is_fast)
 
 
 def window_of(info: EngineInfo) -> ContextWindow | None:

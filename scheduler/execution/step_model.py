@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,15 @@ class StepOutput(NamedTuple):
     """[sample rows, vocabulary]."""
     states: torch.Tensor
     """[read rows, hidden size]: what the head would make logits of."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnState:
+    """What a model keeps for each sequence beside the block pool, in bytes."""
+
+    per_token: int
+    per_seat: int
+    """However long the sequence is."""
 
 
 class StepModel(Protocol):

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "require.h"
+#include "simd.h"
 
 namespace carousel {
 namespace {
@@ -30,13 +31,18 @@ void penalize(float* logits, const Steered& steered, int64_t i) {
 }
 
 void mask(float* logits, int64_t vocabulary, const uint32_t* allowed) {
-  for (int64_t first = 0; first < vocabulary; first += kBits) {
+  int64_t first = 0;
+  for (; first + kBits <= vocabulary; first += kBits) {
     const uint32_t word = allowed[first / kBits];
-    const int64_t end = first + kBits < vocabulary ? first + kBits : vocabulary;
     if (word == 0xffffffffu) continue;
-    for (int64_t token = first; token < end; ++token)
-      if ((word >> (token - first) & 1) == 0) logits[token] = kNever;
+    for (int64_t lane = 0; lane < kBits; lane += kLanes) {
+      float* const at = logits + first + lane;
+      const i32v bits = splat(int32_t(word)) >> (lane_index() + int32_t(lane)) & 1;
+      store(at, bits != 0 ? load(at) : splat(kNever));
+    }
   }
+  for (int64_t token = first; token < vocabulary; ++token)
+    if ((allowed[token / kBits] >> (token - first) & 1) == 0) logits[token] = kNever;
 }
 
 }  // namespace

@@ -55,6 +55,9 @@ class LoadedModel:
     info: EngineInfo
     draft: LoadedDraft | None = None
     """The draft model, where there is one."""
+    keeps_state: bool = False
+    """Whether sequences have more than what is in the pool: what one computed is of no use to another, and no
+    token can be taken back."""
 
 
 def load(config: EngineConfig, model_path: str) -> LoadedModel:
@@ -75,6 +78,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
     pool = _divide_memory(config, opened, groups, draft, device)
     has_graphs = config.cuda_graphs and device.type == "cuda" and opened.backend.name == "flex"
+    has_graphs = has_graphs and opened.source.own is None
     cache = KVCache(
         opened.source.layers,
         opened.backend,
@@ -100,7 +104,8 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     loaded_draft = None
     if draft is not None:
         loaded_draft = draft.load(pool.num_blocks, config.block_size, info.max_model_len, device)
-    return LoadedModel(model, cache, device, opened.config.eos_token_ids, info, loaded_draft)
+    keeps_state = opened.source.own is not None
+    return LoadedModel(model, cache, device, opened.config.eos_token_ids, info, loaded_draft, keeps_state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ def _divide_memory(
     block_bytes = bytes_per_block(layers, config.block_size, opened.kv_dtype)
     seats_bytes = 0
     if source.own is not None:
-        block_bytes += max(LEAST_BLOCK_BYTES, source.own.per_token * config.block_size)
+        block_bytes = max(LEAST_BLOCK_BYTES, block_bytes + source.own.per_token * config.block_size)
         seats_bytes = source.own.per_seat * config.max_num_seqs
     if draft is not None:
         block_bytes += draft.block_bytes(config.block_size)

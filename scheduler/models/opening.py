@@ -49,7 +49,7 @@ def open_model(
         source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
         backend = (
             ModulesAttention()
-            if source.own is not None
+            if not source.layers
             else choose_backend(
                 config.attention_backend,
                 source.layers,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from transformers import (
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
-from scheduler.execution.step_model import StepOutput
+from scheduler.execution.step_model import OwnState, StepOutput
 from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
 from scheduler.models.latent_attention import absorb, latent_of
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
+from scheduler.models.plain_batch import plain_batch
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.small_copy import auto_class
+from scheduler.models.state_layers import StateLayers, states_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,10 @@ class PagedModel:
         self.module = model
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
-        self.layers = _probe(model, self.config)
+        states = StateLayers(model, self.config)
+        specs = _probe(model, self.config, states.numbers)
+        self.layers = [specs[layer] for layer in sorted(specs)]
+        self._places = {layer: place for place, layer in enumerate(sorted(specs))}
         self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -126,8 +131,22 @@ class PagedModel:
             spec: LayerSpec,
             sinks: torch.Tensor | None,
         ) -> torch.Tensor:
-            return cache.backend.attend(query, key, value, cache.layers[layer], batch, spec, sinks)
+            place = cache.layers[self._places[layer]]
+            return cache.backend.attend(query, key, value, place, batch, spec, sinks)
 
+        kept = self.states
+        if kept is not None:
+            kept.begin(batch)
+        try:
+            output = self._run(batch, attend)
+            if kept is not None:
+                kept.finish(batch)
+        finally:
+            if kept is not None:
+                kept.end()
+        return output
+
+    def _run(self, batch: PackedBatch, attend: Attend) -> StepOutput:
         states = torch.empty(0, self.config.hidden_size, device=self.device)
 
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -146,6 +165,31 @@ class PagedModel:
             )
         logits = output.logits[0]
         return StepOutput(logits if self._keeps_rows else logits[batch.sample_rows], states)
+
+    @property
+    def states(self) -> StateLayers | None:
+        """What its layers keep beside the pool."""
+        return states_of(self.module)
+
+    def vacate(self, seat: int) -> None:
+        """Whoever had this seat has left it."""
+        if (states := self.states) is not None:
+            states.vacate(seat)
+
+    @torch.inference_mode()
+    def own_state(self) -> OwnState | None:
+        """What it keeps for each sequence beside the pool, however long that is."""
+        states = self.states
+        if states is None:
+            return None
+        batch = plain_batch({0: list(range(1, 9))}, 0, width=1, block_size=8, device=self.device)
+        states.begin(batch)
+        self._run(batch, _attend_whole)
+        states.finish(batch)
+        states.end()
+        per_seat = 2 * states.nbytes(0)  # before a step and after it
+        states.vacate(0)
+        return OwnState(0, per_seat)
 
     @torch.inference_mode()
     def try_out(self) -> torch.Tensor:
@@ -251,7 +295,7 @@ def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
+def _probe(model: PreTrainedModel, config: PretrainedConfig, stateful: Collection[int]) -> dict[int, LayerSpec]:
     """Run a few tokens, note what each layer's attention asks for, and compare with the model's own attention."""
     specs: dict[int, LayerSpec] = {}
 
@@ -279,14 +323,17 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"
         ) from error
-    if len(specs) != config.num_hidden_layers:
+    known = len({*specs, *stateful})
+    if known != config.num_hidden_layers:
         raise UnsupportedModelError(
-            f"{len(specs)} of the {config.num_hidden_layers} layers of {type(model).__name__} go through "
-            "transformers' attention interface: the others keep state that Carousel does not have (state-space or "
-            "recurrent layers), or attend in a way of their own"
+            f"{known} of the {config.num_hidden_layers} layers of {type(model).__name__} go through transformers' "
+            "attention interface or keep a state that can be taken apart: the others attend or keep states in a "
+            "way of their own"
         )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
-        if kind in KINDS and (kind == "sliding_attention") != (specs[layer].sliding_window is not None):
+        if kind not in KINDS or layer not in specs:
+            continue
+        if (kind == "sliding_attention") != (specs[layer].sliding_window is not None):
             raise UnsupportedModelError(
                 f"layer {layer} is of type {kind}, but its attention is called with a window of "
                 f"{specs[layer].sliding_window}"
@@ -299,4 +346,4 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> list[LayerSpec]:
             f"paged attention does not give the logits of {type(model).__name__}'s own attention: they differ by "
             f"{difference:.3g} where at most {tolerance:.3g} is rounding"
         )
-    return [specs[layer] for layer in range(len(specs))]
+    return specs

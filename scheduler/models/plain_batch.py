@@ -34,4 +34,5 @@ def plain_batch(
         read_rows=torch.empty(0, dtype=torch.int64, device=device),
         query_lens=lengths,
         contexts=[start + length for length in lengths],
+        seats=list(parts),
     )

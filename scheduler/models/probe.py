@@ -44,7 +44,7 @@ BLOCK_SIZE = 16
 
 Found = TypeVar("Found")
 
-VERSION = 3
+VERSION = 4
 """Of what is remembered."""
 
 

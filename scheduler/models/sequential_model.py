@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from scheduler.attention import LayerCache, LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
-from scheduler.execution.step_model import StepOutput
+from scheduler.execution.step_model import OwnState, StepOutput
 
 MEASURED_TOKENS = 16
 """With which it is found out how much memory a sequence takes."""
@@ -44,15 +44,6 @@ class ModulesAttention:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         raise NotImplementedError("such a model attends by itself")
-
-
-@dataclass(frozen=True, slots=True)
-class OwnState:
-    """What a model keeps for each sequence beside the block pool, in bytes."""
-
-    per_token: int
-    per_seat: int
-    """However long the sequence is."""
 
 
 @dataclass(slots=True)

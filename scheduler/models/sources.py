@@ -13,7 +13,7 @@ import torch
 from scheduler.attention import LayerSpec
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
-from scheduler.execution.step_model import StepModel
+from scheduler.execution.step_model import OwnState, StepModel
 from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, NamedWeights, TextCheckpoint
 from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused_weights import (
@@ -29,7 +29,7 @@ from scheduler.models.packed_linear import num_weights, pack_linears, weights_by
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
 from scheduler.models.products import PLAIN_MODES, Mode, obstacle
 from scheduler.models.quantized_checkpoint import open_weights
-from scheduler.models.sequential_model import OwnState, SequentialModel
+from scheduler.models.sequential_model import SequentialModel
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +107,12 @@ class SequentialSource:
 class ModuleSource:
     """A model whose sequences run together: transformers' modules, with native products where there can be."""
 
-    own: OwnState | None = None
     has_stored_weights = False
     shift_obstacle = NOT_NATIVE
 
     def __init__(self, paged: PagedModel, dtype: torch.dtype, num_threads: int) -> None:
         paged.module.to(dtype)  # type: ignore[arg-type]
+        self.own: OwnState | None = paged.own_state()
         self.layers = paged.layers
         self.obstacle = obstacle(paged.device, dtype)
         self._paged = paged

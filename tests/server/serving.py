@@ -112,6 +112,12 @@ class Server:
             while await self.metric(name) != value:
                 await asyncio.sleep(0.05)
 
+    async def until_logged(self, text: str) -> None:
+        """Requests are logged when they are over, which their clients may know first."""
+        async with asyncio.timeout(10):
+            while text not in self.log:
+                await asyncio.sleep(0.02)
+
     async def until_idle(self) -> None:
         """Wait until nothing runs, nothing waits, and every block is back in the pool."""
         await self.until("carousel_requests_running", 0)

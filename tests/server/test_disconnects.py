@@ -54,7 +54,7 @@ async def test_one_that_does_not_wait_for_the_answer(
     await server.until("carousel_requests_running", 1 if isinstance(prompt, str) else 2)
     asking.cancel()
     await server.until_idle()
-    assert "POST /v1/completions 499" in server.log
+    await server.until_logged("POST /v1/completions 499")
 
 
 async def test_one_that_waits_in_the_queue(server: Server, async_client: AsyncOpenAI) -> None:

@@ -42,7 +42,7 @@ async def test_any_openai_client_with_a_key_is_served(users_server: UsersServer)
         answer = await client.completions.create(model=MODEL, prompt="Once upon", max_tokens=4)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4
-    assert "user=alice cmpl-" in users_server.log
+    await users_server.until_logged("user=alice cmpl-")
 
 
 async def test_a_user_is_disabled_and_enabled(users_server: UsersServer) -> None:

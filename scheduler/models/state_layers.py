@@ -1,0 +1,204 @@
+"""Layers that keep a state for each sequence: convolutions, linear attention, state spaces.
+
+All else of such a model runs on the packed batch. These layers take it apart: sequences that decode one token go
+through them together, their states side by side; a chunk of a prompt goes through alone. A state is what
+transformers' caches have for such a layer. The states before a step are kept until the next, so that a step which
+failed for another's sake can be run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PretrainedConfig
+
+from scheduler.attention import PackedBatch
+from scheduler.models.model_config import UnsupportedModelError
+
+UPDATES = ("update_conv_state(", "update_recurrent_state(")
+"""By what the code of such a layer is known."""
+
+NAME = "carousel_states"
+"""Of the attribute by which a model has them."""
+
+LayerState = Any
+"""What transformers' caches have for one layer, of one sequence or of several: a LinearAttentionLayer."""
+
+
+@dataclass(slots=True)
+class SequenceStates:
+    """What a sequence has left behind after some tokens: of each layer, by its number."""
+
+    num_tokens: int = 0
+    layers: dict[int, LayerState] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Step:
+    """The sequences of one forward pass."""
+
+    query_lens: list[int]
+    before: list[SequenceStates]
+    after: list[SequenceStates]
+
+
+class StateLayers:
+    """Those of one model, and what its sequences keep, by seat."""
+
+    def __init__(self, model: nn.Module, config: PretrainedConfig) -> None:
+        self._config = config
+        self._kept: dict[int, list[SequenceStates]] = {}
+        self._step: _Step | None = None
+        modules = [module for module in model.modules() if _keeps_state(module)]
+        self.numbers = {int(module.layer_idx) for module in modules}  # type: ignore[arg-type]
+        """Of the layers."""
+        for module in modules:
+            module.forward = _Forward(self, module)
+        setattr(model, NAME, self)
+
+    def begin(self, batch: PackedBatch) -> None:
+        """The layers run on this batch next."""
+        before = [
+            self._states_at(seat, context - length)
+            for seat, length, context in zip(batch.seats, batch.query_lens, batch.contexts, strict=True)
+        ]
+        self._step = _Step(batch.query_lens, before, [SequenceStates(context) for context in batch.contexts])
+
+    def finish(self, batch: PackedBatch) -> None:
+        """They have."""
+        assert self._step is not None
+        for seat, before, after in zip(batch.seats, self._step.before, self._step.after, strict=True):
+            self._kept[seat] = [before, after]
+
+    def end(self) -> None:
+        """Whether or not they did."""
+        self._step = None
+
+    def vacate(self, seat: int) -> None:
+        """Whoever had this seat has left it."""
+        self._kept.pop(seat, None)
+
+    def nbytes(self, seat: int) -> int:
+        """What is kept for the sequence on a seat."""
+        layers = [layer for kept in self._kept[seat] for layer in kept.layers.values()]
+        tensors = [tensor for layer in layers for states in _dicts(layer).values() for tensor in states.values()]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def run(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """What one layer makes of a packed batch, [1, T, hidden size]."""
+        number: int = module.layer_idx  # type: ignore[assignment]
+        step = self._step
+        if step is None:  # tokens of one sequence, of which nothing is kept
+            return _call(module, hidden, None)
+        rows = torch.split(hidden[0], step.query_lens)
+        outputs: list[Tensor] = [torch.empty(0)] * len(rows)
+        decoding = [
+            place for place, length in enumerate(step.query_lens) if length == 1 and step.before[place].num_tokens
+        ]
+        for place in range(len(rows)):
+            if place not in decoding:
+                known = step.before[place].layers.get(number)
+                state = self._fresh(number) if known is None else _joined([known])
+                outputs[place] = _call(module, rows[place].unsqueeze(0), _cache(state, number))[0]
+                step.after[place].layers[number] = state
+        if decoding:
+            state = _joined([step.before[place].layers[number] for place in decoding])
+            together = _call(module, torch.stack([rows[place] for place in decoding]), _cache(state, number))
+            for row, place in enumerate(decoding):
+                outputs[place] = together[row]
+                step.after[place].layers[number] = _part(state, row)
+        return torch.cat(outputs).unsqueeze(0)
+
+    def _states_at(self, seat: int, num_tokens: int) -> SequenceStates:
+        if num_tokens == 0:
+            return SequenceStates()
+        for kept in self._kept.get(seat, ()):
+            if kept.num_tokens == num_tokens:
+                return kept
+        raise RuntimeError(f"there is no state of the sequence on seat {seat} after {num_tokens} tokens")
+
+    def _fresh(self, number: int) -> LayerState:
+        return DynamicCache(config=self._config).layers[number]
+
+
+@dataclass(slots=True)
+class _Forward:
+    """Takes the place of a layer's forward pass."""
+
+    states: StateLayers
+    module: nn.Module
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.states.run(self.module, hidden_states)
+
+
+def states_of(model: nn.Module) -> StateLayers | None:
+    found: StateLayers | None = getattr(model, NAME, None)
+    return found if found is not None and found.numbers else None
+
+
+def _keeps_state(module: nn.Module) -> bool:
+    return hasattr(module, "layer_idx") and _updates_state(type(module))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _updates_state(kind: type[nn.Module]) -> bool:
+    takes_cache = "cache" in inspect.signature(kind.forward).parameters
+    return takes_cache and any(update in inspect.getsource(kind) for update in UPDATES)
+
+
+def _call(module: nn.Module, hidden: Tensor, cache: Cache | None) -> Tensor:
+    output = type(module).forward(module, hidden, cache=cache)
+    if not isinstance(output, Tensor):
+        raise UnsupportedModelError(f"{type(module).__name__} gives more than its output")
+    return output
+
+
+def _cache(state: LayerState, number: int) -> Cache:
+    """One in which every layer up to this one is the same."""
+    return Cache(layers=[state] * (number + 1))
+
+
+def _dicts(state: LayerState) -> dict[str, dict[int, Tensor]]:
+    """Its tensors, [sequences, ...], by name and number."""
+    return {
+        name: {number: tensor for number, tensor in getattr(state, name).items() if tensor is not None}
+        for name in ("conv_states", "recurrent_states")
+    }
+
+
+def _made(state: LayerState, dicts: dict[str, dict[int, Tensor]]) -> LayerState:
+    """The same with other tensors."""
+    made = copy.copy(state)
+    for name, tensors in dicts.items():
+        setattr(made, name, dict.fromkeys(getattr(state, name)) | tensors)
+    return made
+
+
+def _joined(states: list[LayerState]) -> LayerState:
+    """A copy of the states of several sequences, side by side."""
+    parts = [_dicts(state) for state in states]
+    return _made(
+        states[0],
+        {
+            name: {number: torch.cat([part[name][number] for part in parts]) for number in tensors}
+            for name, tensors in parts[0].items()
+        },
+    )
+
+
+def _part(joined: LayerState, row: int) -> LayerState:
+    """One sequence's."""
+    return _made(
+        joined,
+        {
+            name: {number: tensor[row : row + 1] for number, tensor in tensors.items()}
+            for name, tensors in _dicts(joined).items()
+        },
+    )
