@@ -89,7 +89,7 @@ GROUPS = {
 
 LONGEST = (
     "test_tools", "test_exactness", "test_users", "test_supervision", "test_lifecycle", "test_gemm",
-    "test_queries", "test_decoder", "test_families", "test_not_numbers", "test_sequential_model", "test_loading",
+    "test_queries", "test_decoder", "test_families", "test_not_numbers", "test_model_states", "test_loading",
     "test_llm", "test_async_engine", "test_model_source",
 )  # fmt: skip
 """The files that take longest, which are begun first: at the end no worker is to wait for another."""

@@ -323,12 +323,10 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig, stateful: Collectio
         raise UnsupportedModelError(
             f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"
         ) from error
-    known = len({*specs, *stateful})
-    if known != config.num_hidden_layers:
+    if not specs and not stateful:
         raise UnsupportedModelError(
-            f"{known} of the {config.num_hidden_layers} layers of {type(model).__name__} go through transformers' "
-            "attention interface or keep a state that can be taken apart: the others attend or keep states in a "
-            "way of their own"
+            f"no layer of {type(model).__name__} goes through transformers' attention interface, or keeps a state "
+            "that can be taken apart: they attend or keep states in a way of their own"
         )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in KINDS or layer not in specs:

@@ -44,7 +44,7 @@ BLOCK_SIZE = 16
 
 Found = TypeVar("Found")
 
-VERSION = 4
+VERSION = 5
 """Of what is remembered."""
 
 

@@ -17,6 +17,7 @@ from scheduler.engine.core import EngineCore
 from scheduler.execution.runner import Runner
 from scheduler.models import probe
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.models.paged_model import PagedModel
 from scheduler.models.sequential_model import SequentialModel
 from scheduler.step import StepInput
 
@@ -31,9 +32,6 @@ PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] 
         pytest.param("bart", id="bart: counts positions by itself", marks=pytest.mark.prove),
         pytest.param("diffllama", id="diffllama: two calls a layer"),
         pytest.param("afmoe", id="afmoe: its attention's output is not contiguous", marks=pytest.mark.prove),
-        pytest.param("lfm2", id="lfm2: convolutions"),
-        pytest.param("qwen3_next", id="qwen3_next: linear attention"),
-        pytest.param("granitemoehybrid", id="granitemoehybrid: state space", marks=pytest.mark.prove),
         pytest.param("deepseek_v32", id="deepseek_v32: an index", marks=pytest.mark.prove),
         pytest.param("jamba", id="jamba: token by token", marks=pytest.mark.prove),
         pytest.param("openai-gpt", id="openai-gpt: no cache", marks=pytest.mark.prove),
@@ -45,18 +43,26 @@ def test_it_is_exact(model_type: str) -> None:
     assert (found.verdict, found.path) == ("exact", "one by one"), found.detail
 
 
+TOGETHER, WITH_STATES = "together, native attention", "together, with states, native attention"
+
+
 @pytest.mark.parametrize(
-    "model_type",
+    ("model_type", "path"),
     [
-        pytest.param("gpt_oss", id="gpt_oss: sinks, experts with biases"),
-        pytest.param("llama4_text", id="llama4_text: chunks"),
-        pytest.param("deepseek_v3", id="deepseek_v3: latents"),
-        pytest.param("longcat_flash", id="longcat_flash: two attentions a layer", marks=pytest.mark.prove),
+        pytest.param("gpt_oss", TOGETHER, id="gpt_oss: sinks, experts with biases"),
+        pytest.param("llama4_text", TOGETHER, id="llama4_text: chunks"),
+        pytest.param("deepseek_v3", TOGETHER, id="deepseek_v3: latents"),
+        pytest.param("longcat_flash", TOGETHER, id="longcat_flash: two attentions", marks=pytest.mark.prove),
+        pytest.param("lfm2", WITH_STATES, id="lfm2: convolutions"),
+        pytest.param("qwen3_next", WITH_STATES, id="qwen3_next: linear attention"),
+        pytest.param("falcon_h1", WITH_STATES, id="falcon_h1: two in a layer", marks=pytest.mark.prove),
+        pytest.param("granitemoehybrid", WITH_STATES, id="granitemoehybrid: Mamba", marks=pytest.mark.prove),
+        pytest.param("mamba2", "together, with states, no attention", id="mamba2", marks=pytest.mark.prove),
     ],
 )
-def test_these_go_together(model_type: str) -> None:
+def test_these_go_together(model_type: str, path: str) -> None:
     found = check(model_type)
-    assert (found.verdict, found.path) == ("exact", "together, native attention"), found.detail
+    assert (found.verdict, found.path) == ("exact", path), found.detail
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +72,44 @@ def lfm2(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.fixture(scope="module")
+def bloom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("bloom"))
+    tiny_model("bloom").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["lfm2", "bloom"])
+def keeper(request: pytest.FixtureRequest) -> str:
+    """A model that keeps states beside the pool, and one whose sequences run one after the other."""
+    path: str = request.getfixturevalue(request.param)
+    return path
+
+
 def engine(path: str, **knobs: Any) -> EngineCore:
     return EngineCore(EngineConfig(**{"dtype": "float32", "kv_cache_memory": "16MB", **knobs}), path)
 
 
-def test_nothing_is_kept_of_those_who_have_left(lfm2: str) -> None:
-    core = engine(lfm2)
-    assert isinstance(core.model, SequentialModel)
+def kept(core: EngineCore) -> dict[int, Any]:
+    """By seat."""
+    if isinstance(core.model, SequentialModel):
+        return dict(core.model._sequences)
+    assert isinstance(core.model, PagedModel)
+    assert core.model.states is not None
+    return dict(core.model.states._kept)
+
+
+def test_nothing_is_kept_of_those_who_have_left(keeper: str) -> None:
+    core = engine(keeper)
     answers(core, PROMPTS)
-    assert core.model._sequences
+    assert kept(core)
     answers(core, PROMPTS[:1])
-    assert len(core.model._sequences) == 1
+    assert len(kept(core)) == 1
 
 
-def test_what_fails_for_one_is_no_matter_to_the_others(lfm2: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_for_one_is_no_matter_to_the_others(keeper: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is run again in parts, and what it did before it failed is not done twice."""
-    expected = answers(engine(lfm2), PROMPTS)
+    expected = answers(engine(keeper), PROMPTS)
     collect = Runner.collect
     failures: list[int] = []
 
@@ -93,26 +121,32 @@ def test_what_fails_for_one_is_no_matter_to_the_others(lfm2: str, monkeypatch: p
         return collect(runner, launched)
 
     monkeypatch.setattr(Runner, "collect", failing)
-    assert answers(engine(lfm2), PROMPTS) == expected
+    assert answers(engine(keeper), PROMPTS) == expected
     assert len(failures) == 3
 
 
-def test_its_memory_is_counted(lfm2: str) -> None:
-    """Keys and values of two layers for each token: 2 heads of 16 numbers in float32; and the convolutions' inputs
-    for each seat: 64 numbers of the last 3 tokens."""
+def test_the_memory_of_states_is_counted(lfm2: str) -> None:
+    """Keys and values of two layers in a block of 16 tokens: 2 heads of 16 numbers in float32. For each seat the
+    inputs of two convolutions, 64 numbers of the last 3 tokens, before a step and after it."""
     core = engine(lfm2, max_num_seqs=4)
+    per_seat, per_block = 2 * 2 * 3 * 64 * 4, 16 * 2 * 2 * 2 * 16 * 4
+    assert core.info.num_blocks == (16 * 10**6 - 4 * per_seat) // per_block
+
+
+def test_the_memory_of_a_models_own_cache_is_counted(bloom: str) -> None:
+    """Keys and values of two layers for each token: 4 heads of 16 numbers in float32."""
+    core = engine(bloom, max_num_seqs=4)
     assert isinstance(core.model, SequentialModel)
     own = core.model.measure()
-    assert own.per_token == 2 * 2 * 2 * 16 * 4
-    assert own.per_seat == 2 * 3 * 64 * 4
-    assert core.info.num_blocks == (16 * 10**6 - 4 * own.per_seat) // (16 * own.per_token)
+    assert (own.per_token, own.per_seat) == (2 * 2 * 4 * 16 * 4, 0)
+    assert core.info.num_blocks == 16 * 10**6 // (16 * own.per_token)
 
 
 @pytest.mark.parametrize("knobs", [{"speculative": "ngram"}, {"speculative_model": "here"}])
-def test_what_cannot_be_taken_back_is_not_guessed(lfm2: str, knobs: dict[str, Any]) -> None:
-    knobs = {name: lfm2 if value == "here" else value for name, value in knobs.items()}
+def test_what_cannot_be_taken_back_is_not_guessed(keeper: str, knobs: dict[str, Any]) -> None:
+    knobs = {name: keeper if value == "here" else value for name, value in knobs.items()}
     with pytest.raises(UnsupportedModelError, match=r"--speculative.*no token can be taken back"):
-        engine(lfm2, **knobs)
+        engine(keeper, **knobs)
 
 
 def test_what_was_found_out_is_remembered(
