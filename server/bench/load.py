@@ -95,8 +95,9 @@ class LoadClient:
         no_eos: Mapping[str, object] = MappingProxyType({"ignore_eos": True}),
         keep_alive: bool = True,
     ) -> None:
-        self._path = url.rstrip("/") + ("/v1/completions" if endpoint == "completions" else "/v1/chat/completions")
-        self._model = model
+        self.url = url.rstrip("/")
+        self.model = model
+        self._path = self.url + ("/v1/completions" if endpoint == "completions" else "/v1/chat/completions")
         self._is_chat = endpoint != "completions"
         self._keys = list(keys)
         self._no_eos = no_eos
@@ -153,7 +154,7 @@ class LoadClient:
         body = {
             **text,
             **self._no_eos,
-            "model": self._model,
+            "model": self.model,
             "max_tokens": request.max_tokens,
             "temperature": 0,
             "stream": True,
