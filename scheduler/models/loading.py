@@ -72,6 +72,13 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
     if opened.source.own is not None:
         _check_speculation(config)
+    if opened.config.max_len < opened.config.full_len:
+        logger.warning(
+            "sequences end at %d tokens, and not at %d: beyond that this model's positions change with the length "
+            "of the text, and with them all that was computed before",
+            opened.config.max_len,
+            opened.config.full_len,
+        )
     groups = group_layers(opened.source.layers)
     draft = None
     if config.speculative_model is not None:

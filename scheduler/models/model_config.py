@@ -44,10 +44,15 @@ class ModelConfig:
         return size
 
     @property
+    def full_len(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return getattr(self.text, "max_position_embeddings", None) or 1 << 20
+
+    @property
     def max_len(self) -> int:
-        """The longest sequence the model knows positions for, in tokens."""
+        """The longest sequence whose positions are the same whatever its length is, in tokens."""
         config = self.text
-        longest: int = getattr(config, "max_position_embeddings", None) or 1 << 20
+        longest = self.full_len
         rope = getattr(config, "rope_parameters", None) or {}
         kinds = rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]
         for kind in kinds:

@@ -13,21 +13,26 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import platformdirs
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from scheduler.attention import AttentionBackend
+from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.execution.kv_cache import KVCache
+from scheduler.execution.step_model import StepModel
+from scheduler.models.checkpoint import ModuleCheckpoint
+from scheduler.models.fused_model import FusedModel
+from scheduler.models.fused_weights import pack_weights
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import ATTENTION, PagedModel
 from scheduler.models.plain_batch import plain_batch
 from scheduler.models.sequential_model import MANNERS, SequenceState, SequentialModel
-from scheduler.models.small_copy import auto_class, randomize, small_copy
+from scheduler.models.small_copy import LONGEST, auto_class, randomize, small_copy
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,9 @@ CUTS = (17, 18, 40)
 
 BLOCK_SIZE = 16
 
+Facts = dict[str, Any]
+"""What is remembered of a configuration."""
+
 Found = TypeVar("Found")
 
 VERSION = 5
@@ -55,16 +63,7 @@ class CannotRunError(UnsupportedModelError):
 def way_of(config: PretrainedConfig) -> Way | None:
     """How models of this configuration are run; None: its small copy cannot tell, so it takes the model itself.
     What was found is remembered. Raises `UnsupportedModelError` where no way is exact."""
-    memory = _memory(config)
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = _find_way(config)
-        try:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            memory.write_text(json.dumps(known) + "\n")
-        except OSError:
-            logger.info("what was found out about this model cannot be remembered in %s", memory)
+    known = _remembered("way", config, _find_way)
     if "refused" in known:
         raise UnsupportedModelError(known["refused"])
     if "obstacle" in known:
@@ -73,13 +72,52 @@ def way_of(config: PretrainedConfig) -> Way | None:
     return way
 
 
-def _memory(config: PretrainedConfig) -> Path:
-    facts = (VERSION, torch.__version__, transformers.__version__, config.to_json_string(use_diff=False))
+def fused_obstacle(config: PretrainedConfig) -> str | None:
+    """Why the native decoder does not give what a model of this configuration gives, or None if it does, as its
+    small copy shows. What was found is remembered."""
+    found: str | None = _remembered("fused", config, _try_fused)["obstacle"]
+    return found
+
+
+def _try_fused(config: PretrainedConfig) -> Facts:
+    try:
+        module = small_model(config)
+        expected = truth(module)
+        shape = _small_paged(config)
+    except Exception as error:
+        logger.info("there is no small copy of this model to try (%s: %s)", type(error).__name__, error)
+        return {"obstacle": None}
+
+    def run(cuts: Sequence[int]) -> list[torch.Tensor]:
+        weights = pack_weights(shape.config, ModuleCheckpoint(shape.module), "f32", "f32")
+        model = FusedModel(shape.config, shape, weights, max_len=LONGEST, num_threads=1)
+        return _packed(model, module, NativeAttention(1), cuts)
+
+    try:
+        for cuts in ((), CUTS):
+            _compare(_caught(partial(run, cuts)), expected, "the native decoder", module)
+    except UnsupportedModelError as error:
+        return {"obstacle": str(error)}
+    return {"obstacle": None}
+
+
+def _remembered(what: str, config: PretrainedConfig, find: Callable[[PretrainedConfig], Facts]) -> Facts:
+    facts = (VERSION, what, torch.__version__, transformers.__version__, config.to_json_string(use_diff=False))
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return platformdirs.user_cache_path("carousel") / "probes" / f"{digest}.json"
+    memory = platformdirs.user_cache_path("carousel") / "probes" / f"{digest}.json"
+    try:
+        known: Facts = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = find(config)
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps(known) + "\n")
+        except OSError:
+            logger.info("what was found out about this model cannot be remembered in %s", memory)
+    return known
 
 
-def _find_way(config: PretrainedConfig) -> dict[str, str | None]:
+def _find_way(config: PretrainedConfig) -> Facts:
     try:
         expected = truth(small_model(config))
     except Exception as error:
@@ -138,8 +176,9 @@ def truth(module: PreTrainedModel) -> list[torch.Tensor]:
 
 def check_paged(model: PagedModel, expected: Sequence[torch.Tensor]) -> None:
     """Raises `UnsupportedModelError` where packed batches over the block pool give other logits."""
-    _compare(_caught(partial(_packed, model, ())), expected, "two packed sequences", model.module)
-    _compare(_caught(partial(_packed, model, CUTS)), expected, "two packed sequences in chunks", model.module)
+    for cuts, what in (((), "two packed sequences"), (CUTS, "two packed sequences in chunks")):
+        found = _caught(partial(_packed, model, model.module, TorchAttention(), cuts))
+        _compare(found, expected, what, model.module)
 
 
 def sequential(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> SequentialModel:
@@ -198,21 +237,23 @@ def _sequentially(model: SequentialModel, cuts: Sequence[int]) -> list[torch.Ten
 
 
 @torch.inference_mode()
-def _packed(model: PagedModel, cuts: Sequence[int]) -> list[torch.Tensor]:
-    tokens = sequences(model.module)
+def _packed(
+    model: StepModel, module: PreTrainedModel, backend: AttentionBackend, cuts: Sequence[int]
+) -> list[torch.Tensor]:
+    tokens = sequences(module)
     width = -(-max(LENGTHS) // BLOCK_SIZE)
     cache = KVCache(
         model.layers,
-        TorchAttention(),
+        backend,
         num_blocks=len(tokens) * width,
         block_size=BLOCK_SIZE,
-        dtype=model.module.dtype,
-        device=model.device,
+        dtype=module.dtype,
+        device=module.device,
     )
     logits: list[list[torch.Tensor]] = [[] for _ in tokens]
     for begin, end in _chunks(cuts):
         parts = {number: ids[begin:end] for number, ids in enumerate(tokens) if ids[begin:end]}
-        batch = plain_batch(parts, begin, width=width, block_size=BLOCK_SIZE, device=model.device)
+        batch = plain_batch(parts, begin, width=width, block_size=BLOCK_SIZE, device=module.device)
         found = model.forward(batch, cache).logits.float()
         for number, own in zip(parts, torch.split(found, batch.query_lens), strict=True):
             logits[number].append(own)

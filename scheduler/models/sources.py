@@ -27,6 +27,7 @@ from scheduler.models.module import open_module
 from scheduler.models.outline import outline
 from scheduler.models.packed_linear import num_weights, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
+from scheduler.models.probe import fused_obstacle
 from scheduler.models.products import PLAIN_MODES, Mode, obstacle
 from scheduler.models.quantized_checkpoint import open_weights
 from scheduler.models.sequential_model import SequentialModel
@@ -159,8 +160,10 @@ def open_source(
         elif can_fuse(text, shape.layers) and not NativeAttention.obstacle(
             shape.layers, config.block_size, dtype, device
         ):
-            apply_rope_factors(shape.module, checkpoint)
-            return FusedSource(model_config, shape, checkpoint, dtype, num_threads)
+            if (reason := fused_obstacle(text)) is None:
+                apply_rope_factors(shape.module, checkpoint)
+                return FusedSource(model_config, shape, checkpoint, dtype, num_threads)
+            logger.warning("not fused: %s", reason)
     found = open_module(path, model_config, device, dtype)
     return (
         SequentialSource(found) if isinstance(found, SequentialModel) else ModuleSource(found, dtype, num_threads)

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import platformdirs
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
+from scheduler.kernels.native import kernels
 from scheduler.models import opening
 from scheduler.models.checkpoint import open_checkpoint
 from scheduler.models.fused_model import FusedModel
@@ -177,3 +181,30 @@ def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="code from a model's folder is never run"):
         EngineCore(EngineConfig(dtype="float32"), str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_the_native_decoder_does_not_know_is_not_fused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here what a later version of transformers may do to a family: the small copy shows it."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    kernels()  # which are in that folder too
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    forward: Any = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 1.1 * forward(self, x))
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
+    assert isinstance(core.model, PagedModel)
+    assert "not fused: the native decoder: the logits differ by" in caplog.text
+
+
+def test_positions_that_change_with_the_length_end_where_they_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 8
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    factors = {"short_factor": [1.0] * count, "long_factor": [4.0] * count}
+    model = tiny_model("llama", head_dim=2 * count, max_position_embeddings=256, rope_parameters=rope | factors)
+    model.save_pretrained(tmp_path)
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
+    assert core.info.max_model_len == 64
+    assert "sequences end at 64 tokens, and not at 256" in caplog.text
