@@ -81,6 +81,7 @@ def test_a_grammar(llm: LLM) -> None:
     assert not llm.engine.executor.steerings.grammars
 
 
+@pytest.mark.prove
 def test_a_grammar_gives_the_same_bits_in_any_company(llm: LLM, model_path: str) -> None:
     """Alone, among 15 others, in chunks, and after preemption, with penalties and biases too."""
     form = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": "array", "items": {"type": "integer"}, "minItems": 9}')

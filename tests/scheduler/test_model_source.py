@@ -116,6 +116,7 @@ def test_a_wrong_name_gets_a_clear_error(
         resolve_model(name.format(folder=tmp_path))
 
 
+@pytest.mark.prove
 def test_a_gguf_file_of_ones_own_stays_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str
 ) -> None:

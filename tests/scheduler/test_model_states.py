@@ -50,7 +50,7 @@ TOGETHER, WITH_STATES = "together, native attention", "together, with states, na
     ("model_type", "path"),
     [
         pytest.param("gpt_oss", TOGETHER, id="gpt_oss: sinks, experts with biases"),
-        pytest.param("llama4_text", TOGETHER, id="llama4_text: chunks"),
+        pytest.param("llama4_text", TOGETHER, id="llama4_text: chunks", marks=pytest.mark.prove),
         pytest.param("deepseek_v3", TOGETHER, id="deepseek_v3: latents"),
         pytest.param("longcat_flash", TOGETHER, id="longcat_flash: two attentions", marks=pytest.mark.prove),
         pytest.param("lfm2", WITH_STATES, id="lfm2: convolutions"),

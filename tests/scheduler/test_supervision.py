@@ -213,6 +213,7 @@ async def test_a_message_that_is_none_costs_nobody_a_bit(engine: AsyncEngine) ->
     assert not engine._recordings
 
 
+@pytest.mark.prove
 async def test_when_no_engine_comes_back_everybody_is_told(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

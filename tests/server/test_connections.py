@@ -23,6 +23,7 @@ def is_open(connection: socket.socket) -> bool:
         return False
 
 
+@pytest.mark.prove
 def test_idle_connections_make_room_and_busy_ones_do_not(tmp_path: Path) -> None:
     with Server(tmp_path / "log", "--dtype", "float32", "--max-connections", "6") as server:
         address = server.url.removeprefix("http://").split(":")

@@ -90,6 +90,7 @@ def test_beams_are_not_explained(client: OpenAI) -> None:
         explained(client, use_beam_search=True, n=2)
 
 
+@pytest.mark.prove
 def test_on_the_terminal(tokenizer: Tokenizer) -> None:
     flags = ["--explain", "--raw", "--dtype", "float32", "--max-tokens", "12"]
     run = carousel("generate", PROMPT, *flags)

@@ -92,6 +92,7 @@ async def test_when_the_engine_dies_streams_go_on(tmp_path: Path) -> None:
         assert server.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.prove
 async def test_what_runs_is_finished_at_the_end(tmp_path: Path) -> None:
     with Server(tmp_path / "log", env={"CAROUSEL_DRAIN_TIMEOUT": "60"}) as server:
         expected = "".join(answer(server, max_tokens=600))

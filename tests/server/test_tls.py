@@ -33,6 +33,7 @@ async def served_fingerprint(url: str) -> bytes:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest()
 
 
+@pytest.mark.prove
 async def test_a_renewed_certificate_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     flags = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
