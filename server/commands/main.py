@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _begin_again_in_utf8() -> None:
     """Some locales cannot say the names of files, nor what models answer."""
-    command = [sys.executable, *sys.orig_argv[1:]]
+    # The flag holds where Python is told not to look at its environment, which processes to come do.
+    command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
     os.execve(sys.executable, command, os.environ | {"PYTHONUTF8": "1"})
 
 
