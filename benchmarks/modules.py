@@ -4,8 +4,8 @@
 
 Small models with random weights, in float32 on both sides: 1, 8 and 32 sequences with contexts of 128 tokens, of
 which each decodes one token a step; the medians of steps that take turns. Mixtures of experts, latent attention,
-sinks, chunks, and what keeps a state: the sequences of that run one after the other, transformers' all together.
-Also what a token takes of the block pool, and where that holds latents what its keys and values would take.
+sinks, and layers that keep a state. Also what a token takes of the block pool, and where that holds latents what
+its keys and values would take.
 """
 
 from __future__ import annotations

@@ -74,7 +74,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 GROUPS = {
     "a model that calls": (
-        *("test_tools", "test_responses", "test_messages", "test_stream_is_whole", "test_service"),
+        "test_tools",
+        "test_responses",
+        "test_messages",
+        "test_stream_is_whole",
+        "test_service",
     ),
     "users": ("test_users", "test_ledger", "test_live", "test_limits", "test_local_safety"),
     "float32": (

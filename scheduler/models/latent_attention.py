@@ -39,7 +39,10 @@ class Latent:
     def queries(self, queries: Tensor) -> Tensor:
         """[T, num_heads, key size + rotary] to [T, num_heads, latent + rotary]."""
         plain, rotary = queries[..., : self.key_size], queries[..., self.key_size :]
-        return torch.cat([torch.einsum("thk,hkl->thl", plain, self.weights()[0]), rotary], dim=-1)
+        return torch.cat([self._absorbed(plain), rotary], dim=-1)
+
+    def _absorbed(self, queries: Tensor) -> Tensor:
+        return torch.einsum("thk,hkl->thl", queries, self.weights()[0])
 
     def outputs(self, sums: Tensor) -> Tensor:
         """[T, num_heads, latent] to [T, num_heads, value size]."""
@@ -57,9 +60,8 @@ class PackedLatent(Latent):
         self.packed_bytes = self._of_queries.nbytes + self._of_outputs.nbytes
         self.num_packed = of_keys.numel() + of_values.numel()
 
-    def queries(self, queries: Tensor) -> Tensor:
-        plain, rotary = queries[..., : self.key_size], queries[..., self.key_size :]
-        return torch.cat([_by_head(self._of_queries, plain), rotary], dim=-1)
+    def _absorbed(self, queries: Tensor) -> Tensor:
+        return _by_head(self._of_queries, queries)
 
     def outputs(self, sums: Tensor) -> Tensor:
         return _by_head(self._of_outputs, sums)

@@ -70,7 +70,8 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
-    if opened.source.own is not None:
+    keeps_state = opened.source.own is not None
+    if keeps_state:
         _check_speculation(config)
     if opened.config.max_len < opened.config.full_len:
         logger.warning(
@@ -84,8 +85,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     if config.speculative_model is not None:
         draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
     pool = _divide_memory(config, opened, groups, draft, device)
-    has_graphs = config.cuda_graphs and device.type == "cuda" and opened.backend.name == "flex"
-    has_graphs = has_graphs and opened.source.own is None
+    has_graphs = config.cuda_graphs and device.type == "cuda" and opened.backend.name == "flex" and not keeps_state
     cache = KVCache(
         opened.source.layers,
         opened.backend,
@@ -111,7 +111,6 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     loaded_draft = None
     if draft is not None:
         loaded_draft = draft.load(pool.num_blocks, config.block_size, info.max_model_len, device)
-    keeps_state = opened.source.own is not None
     return LoadedModel(model, cache, device, opened.config.eos_token_ids, info, loaded_draft, keeps_state)
 
 

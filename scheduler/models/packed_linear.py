@@ -64,7 +64,7 @@ def _packed(model: PreTrainedModel, mode: Mode, num_threads: int, kept: Containe
     tensors = [*model.parameters(), *model.buffers()]
     module = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for path, parent in list(module.named_modules()):
-        if (latent := latent_of(parent)) is not None and f"{path}.kv_b_proj" not in kept:
+        if (latent := latent_of(parent)) is not None:
             install(parent, PackedLatent(latent, mode, num_threads))
             parent.kv_b_proj = None  # nobody asks for it any more
         for name, child in parent.named_children():

@@ -8,11 +8,12 @@ logits are then held against the model's own attention. A model that differs is 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -47,9 +48,23 @@ SHOWN = 3
 KINDS = ("full_attention", "sliding_attention")
 """Of layers, as configurations name those that look at everything and those that do not."""
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec, torch.Tensor | None], torch.Tensor]
-"""(layer, query [T, H, D], key [T, Hkv, D], value [T, Hkv, Dv], what the layer asks for, its sinks [H] if it has
-them) -> [T, H, Dv]."""
+
+class Asked(NamedTuple):
+    """What one layer's attention is to compute."""
+
+    query: torch.Tensor
+    """[T, H, D]."""
+    key: torch.Tensor
+    """[T, Hkv, D]."""
+    value: torch.Tensor
+    """[T, Hkv, Dv]."""
+    spec: LayerSpec
+    sinks: torch.Tensor | None
+    """[H], if it has them."""
+
+
+Attend = Callable[[int, Asked], torch.Tensor]
+"""(layer, what it asks for) -> [T, H, Dv]."""
 
 
 def _attention_forward(
@@ -88,7 +103,7 @@ def _attention_forward(
         has_sinks=sinks is not None,
         values_are_keys=latent is not None,
     )
-    output = attend(layer, queries, keys, values, spec, sinks)
+    output = attend(layer, Asked(queries, keys, values, spec, sinks))
     return (output if latent is None else latent.outputs(output)).unsqueeze(0), None
 
 
@@ -113,8 +128,13 @@ class PagedModel:
         self.module = model
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
-        states = StateLayers(model, self.config)
-        specs = _probe(model, self.config, states.numbers)
+        has_states = StateLayers.take_apart(model, self.config)
+        specs = _probe(model, self.config)
+        if not specs and not has_states:
+            raise UnsupportedModelError(
+                f"no layer of {type(model).__name__} goes through transformers' attention interface, or keeps a "
+                "state that can be taken apart: they attend or keep states in a way of their own"
+            )
         self.layers = [specs[layer] for layer in sorted(specs)]
         self._places = {layer: place for place, layer in enumerate(sorted(specs))}
         self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -123,28 +143,12 @@ class PagedModel:
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
         """One step: write the batch's KV, and return what its rows give."""
 
-        def attend(
-            layer: int,
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            spec: LayerSpec,
-            sinks: torch.Tensor | None,
-        ) -> torch.Tensor:
+        def attend(layer: int, asked: Asked) -> torch.Tensor:
+            query, key, value, spec, sinks = asked
             place = cache.layers[self._places[layer]]
             return cache.backend.attend(query, key, value, place, batch, spec, sinks)
 
-        kept = self.states
-        if kept is not None:
-            kept.begin(batch)
-        try:
-            output = self._run(batch, attend)
-            if kept is not None:
-                kept.finish(batch)
-        finally:
-            if kept is not None:
-                kept.end()
-        return output
+        return self._run(batch, attend)
 
     def _run(self, batch: PackedBatch, attend: Attend) -> StepOutput:
         states = torch.empty(0, self.config.hidden_size, device=self.device)
@@ -155,7 +159,10 @@ class PagedModel:
                 states = output[0][0, batch.read_rows].float()
 
         # The base model is the one without the head, which makes logits of what this gives.
-        with self.module.base_model.register_forward_hook(read):
+        with (
+            self.module.base_model.register_forward_hook(read),
+            contextlib.nullcontext() if self.states is None else self.states.step(batch),
+        ):
             output = self.module(
                 input_ids=batch.input_ids.unsqueeze(0),
                 position_ids=batch.positions.unsqueeze(0),
@@ -183,10 +190,7 @@ class PagedModel:
         if states is None:
             return None
         batch = plain_batch({0: list(range(1, 9))}, 0, width=1, block_size=8, device=self.device)
-        states.begin(batch)
         self._run(batch, _attend_whole)
-        states.finish(batch)
-        states.end()
         per_seat = 2 * states.nbytes(0)  # before a step and after it
         states.vacate(0)
         return OwnState(0, per_seat)
@@ -199,15 +203,8 @@ class PagedModel:
         return logits
 
 
-def _attend_whole(
-    layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    spec: LayerSpec,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    return attend_sequence(query, key, value, spec, sinks)
+def _attend_whole(layer: int, asked: Asked) -> torch.Tensor:
+    return attend_sequence(*asked)
 
 
 def _few_tokens(model: PreTrainedModel, config: PretrainedConfig) -> dict[str, Any]:
@@ -295,21 +292,14 @@ def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel, config: PretrainedConfig, stateful: Collection[int]) -> dict[int, LayerSpec]:
+def _probe(model: PreTrainedModel, config: PretrainedConfig) -> dict[int, LayerSpec]:
     """Run a few tokens, note what each layer's attention asks for, and compare with the model's own attention."""
     specs: dict[int, LayerSpec] = {}
 
-    def attend(
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        spec: LayerSpec,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if specs.setdefault(layer, spec) != spec:
+    def attend(layer: int, asked: Asked) -> torch.Tensor:
+        if specs.setdefault(layer, asked.spec) != asked.spec:
             raise UnsupportedModelError(f"layer {layer} runs two different attentions")
-        return _attend_whole(layer, query, key, value, spec, sinks)
+        return _attend_whole(layer, asked)
 
     inputs = _few_tokens(model, config)
     model.set_attn_implementation("eager")
@@ -323,11 +313,6 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig, stateful: Collectio
         raise UnsupportedModelError(
             f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"
         ) from error
-    if not specs and not stateful:
-        raise UnsupportedModelError(
-            f"no layer of {type(model).__name__} goes through transformers' attention interface, or keeps a state "
-            "that can be taken apart: they attend or keep states in a way of their own"
-        )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in KINDS or layer not in specs:
             continue

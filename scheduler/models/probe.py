@@ -88,14 +88,12 @@ def _try_fused(config: PretrainedConfig) -> Facts:
         logger.info("there is no small copy of this model to try (%s: %s)", type(error).__name__, error)
         return {"obstacle": None}
 
-    def run(cuts: Sequence[int]) -> list[torch.Tensor]:
+    def fused() -> FusedModel:
         weights = pack_weights(shape.config, ModuleCheckpoint(shape.module), "f32", "f32")
-        model = FusedModel(shape.config, shape, weights, max_len=LONGEST, num_threads=1)
-        return _packed(model, module, NativeAttention(1), cuts)
+        return FusedModel(shape.config, shape, weights, max_len=LONGEST, num_threads=1)
 
     try:
-        for cuts in ((), CUTS):
-            _compare(_caught(partial(run, cuts)), expected, "the native decoder", module)
+        _check_packed(_caught(fused), module, NativeAttention(1), expected, "the native decoder")
     except UnsupportedModelError as error:
         return {"obstacle": str(error)}
     return {"obstacle": None}
@@ -176,9 +174,19 @@ def truth(module: PreTrainedModel) -> list[torch.Tensor]:
 
 def check_paged(model: PagedModel, expected: Sequence[torch.Tensor]) -> None:
     """Raises `UnsupportedModelError` where packed batches over the block pool give other logits."""
-    for cuts, what in (((), "two packed sequences"), (CUTS, "two packed sequences in chunks")):
-        found = _caught(partial(_packed, model, model.module, TorchAttention(), cuts))
-        _compare(found, expected, what, model.module)
+    _check_packed(model, model.module, TorchAttention(), expected, "two packed sequences")
+
+
+def _check_packed(
+    model: StepModel,
+    module: PreTrainedModel,
+    backend: AttentionBackend,
+    expected: Sequence[torch.Tensor],
+    what: str,
+) -> None:
+    for cuts, name in (((), what), (CUTS, f"{what} in chunks")):
+        found = _caught(partial(_packed, model, module, backend, cuts))
+        _compare(found, expected, name, module)
 
 
 def sequential(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> SequentialModel:

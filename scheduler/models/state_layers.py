@@ -8,9 +8,11 @@ failed for another's sake can be run again.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,34 +53,37 @@ class _Step:
 class StateLayers:
     """Those of one model, and what its sequences keep, by seat."""
 
-    def __init__(self, model: nn.Module, config: PretrainedConfig) -> None:
-        self._config = config
+    def __init__(self, config: PretrainedConfig) -> None:
+        self._fresh = DynamicCache(config=config).layers
         self._kept: dict[int, list[SequenceStates]] = {}
         self._step: _Step | None = None
-        modules = [module for module in model.modules() if _keeps_state(module)]
-        self.numbers = {int(module.layer_idx) for module in modules}  # type: ignore[arg-type]
-        """Of the layers."""
-        for module in modules:
-            module.forward = _Forward(self, module)
-        setattr(model, NAME, self)
 
-    def begin(self, batch: PackedBatch) -> None:
-        """The layers run on this batch next."""
+    @classmethod
+    def take_apart(cls, model: nn.Module, config: PretrainedConfig) -> bool:
+        """Let a model's layers that keep a state keep it here; returns whether it has any."""
+        modules = [module for module in model.modules() if _keeps_state(module)]
+        if modules:
+            states = cls(config)
+            for module in modules:
+                module.forward = _Forward(states, module)
+            setattr(model, NAME, states)
+        return bool(modules)
+
+    @contextlib.contextmanager
+    def step(self, batch: PackedBatch) -> Iterator[None]:
+        """The layers run on this batch in here. If that fails, everything stays as it was before."""
         before = [
             self._states_at(seat, context - length)
             for seat, length, context in zip(batch.seats, batch.query_lens, batch.contexts, strict=True)
         ]
-        self._step = _Step(batch.query_lens, before, [SequenceStates(context) for context in batch.contexts])
-
-    def finish(self, batch: PackedBatch) -> None:
-        """They have."""
-        assert self._step is not None
-        for seat, before, after in zip(batch.seats, self._step.before, self._step.after, strict=True):
-            self._kept[seat] = [before, after]
-
-    def end(self) -> None:
-        """Whether or not they did."""
-        self._step = None
+        after = [SequenceStates(context) for context in batch.contexts]
+        self._step = _Step(batch.query_lens, before, after)
+        try:
+            yield
+        finally:
+            self._step = None
+        for seat, *states in zip(batch.seats, before, after, strict=True):
+            self._kept[seat] = states
 
     def vacate(self, seat: int) -> None:
         """Whoever had this seat has left it."""
@@ -104,7 +109,7 @@ class StateLayers:
         for place in range(len(rows)):
             if place not in decoding:
                 known = step.before[place].layers.get(number)
-                state = self._fresh(number) if known is None else _joined([known])
+                state = copy.deepcopy(self._fresh[number]) if known is None else _joined([known])
                 outputs[place] = _call(module, rows[place].unsqueeze(0), _cache(state, number))[0]
                 step.after[place].layers[number] = state
         if decoding:
@@ -123,9 +128,6 @@ class StateLayers:
                 return kept
         raise RuntimeError(f"there is no state of the sequence on seat {seat} after {num_tokens} tokens")
 
-    def _fresh(self, number: int) -> LayerState:
-        return DynamicCache(config=self._config).layers[number]
-
 
 @dataclass(slots=True)
 class _Forward:
@@ -139,8 +141,7 @@ class _Forward:
 
 
 def states_of(model: nn.Module) -> StateLayers | None:
-    found: StateLayers | None = getattr(model, NAME, None)
-    return found if found is not None and found.numbers else None
+    return getattr(model, NAME, None)
 
 
 def _keeps_state(module: nn.Module) -> bool:
