@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import transformers
 from transformers import PreTrainedModel
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 import scheduler
-from scheduler.config import DEFAULT_MODEL
+from scheduler.config import DEFAULT_MODEL, EngineConfig
 
 if TYPE_CHECKING:
+    from tests.scheduler.engine_runs import Run
     from tests.server.serving import Server
 
 ALICE = (Path(scheduler.__file__).parent / "data" / "alice.txt").read_text()
@@ -53,6 +50,24 @@ def reference(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Ref
     return Reference(output.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist())
 
 
+@torch.inference_mode()
+def check(model: PreTrainedModel, prompt: list[int], guess: list[int]) -> Reference:
+    """The model's own greedy continuation, as long as `guess`. One pass tells all of a guess that is right; after
+    a token that is wrong the model goes on from its own."""
+    tokens: list[int] = []
+    margins: list[float] = []
+    while len(tokens) < len(guess):
+        text = torch.tensor([prompt + tokens + guess[len(tokens) : -1]], device=model.device)
+        logits = model(text, use_cache=False, logits_to_keep=len(guess) - len(tokens)).logits[0]
+        best = logits.float().topk(2, dim=-1)
+        for token, (first, second) in zip(best.indices[:, 0].tolist(), best.values.tolist(), strict=True):
+            tokens.append(token)
+            margins.append(first - second)
+            if token != guess[len(tokens) - 1]:
+                break
+    return Reference(tokens, margins)
+
+
 def count_ties(ours: list[list[int]], references: list[Reference]) -> int:
     """Assert that each of our continuations is the reference's, up to the first tie; return how many ties were
     decided otherwise."""
@@ -81,6 +96,7 @@ GROUPS = {
         "test_service",
     ),
     "users": ("test_users", "test_ledger", "test_live", "test_limits", "test_local_safety"),
+    "a load that Prometheus watches": ("test_queries", "test_rules", "test_metrics_page", "test_figures"),
     "float32": (
         "test_exactness",
         "test_checkpoint",
@@ -168,36 +184,20 @@ def prompts(model_path: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def references(
-    request: pytest.FixtureRequest, model_path: str, prompts: list[list[int]], pytestconfig: pytest.Config
-) -> list[Reference]:
-    """What transformers answers to each prompt alone, in float32. It takes most of a minute, so pytest's cache
-    keeps it from run to run, as long as nothing that it depends on has changed."""
-    from scheduler.models.checkpoint import gguf_file
+def together(model_path: str, prompts: list[list[int]]) -> Run:
+    """What we answer to all prompts at once, in float32."""
+    from scheduler.engine.core import EngineCore
+    from scheduler.sampling_params import SamplingParams
+    from tests.scheduler.engine_runs import run_all
 
-    file = gguf_file(model_path)
-    assert file is not None and pytestconfig.cache is not None
-    facts = [file.stat().st_size, file.stat().st_mtime_ns, torch.__version__, transformers.__version__]
-    digest = hashlib.sha256(repr((facts, torch.backends.cpu.get_cpu_capability(), NUM_TOKENS, prompts)).encode())
-    name = f"carousel/references-{digest.hexdigest()[:16]}"
-    known = pytestconfig.cache.get(name, None)
-    if known is None:
-        known = [asdict(answer) for answer in _all_references(request.getfixturevalue("float32_path"), prompts)]
-        pytestconfig.cache.set(name, known)
-    return [Reference(**answer) for answer in known]
+    greedy = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
+    return run_all(EngineCore(EngineConfig(dtype="float32"), model_path), prompts, greedy)
 
 
-def _all_references(path: str, prompts: list[list[int]]) -> list[Reference]:
-    """Two processes take turns with the prompts: a second thread gains little with one token at a time."""
-    halves = [prompts[::2], prompts[1::2]]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
-        even, odd = processes.map(_references, [path, path], halves)
-    return [answer for pair in zip(even, odd, strict=True) for answer in pair]
-
-
-def _references(path: str, prompts: list[list[int]]) -> list[Reference]:
+@pytest.fixture(scope="session")
+def references(float32_path: str, prompts: list[list[int]], together: Run) -> list[Reference]:
+    """What transformers answers to each prompt alone, in float32."""
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
-    return [reference(model, prompt, NUM_TOKENS) for prompt in prompts]
+    model = AutoModelForCausalLM.from_pretrained(float32_path, dtype="float32")
+    return [check(model, prompt, guess) for prompt, guess in zip(prompts, together.tokens, strict=True)]

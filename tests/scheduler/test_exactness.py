@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from tests.conftest import NUM_TOKENS, Reference, count_ties
-from tests.scheduler.engine_runs import ANY, Preempting, run_all
+from tests.conftest import NUM_TOKENS, Reference, check, count_ties, reference
+from tests.scheduler.engine_runs import ANY, Preempting, Run, run_all
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
 
@@ -24,11 +25,23 @@ def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -
     return _report
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize("wrong", [(), (0,), (5, 6, 17), (23,)])
+def test_what_is_checked_is_what_transformers_generates(wrong: tuple[int, ...], tiny_path: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_path, dtype="float32")
+    expected = reference(model, [5, 6, 7], NUM_TOKENS)
+    guess = [token + (place in wrong) for place, token in enumerate(expected.tokens)]
+    checked = check(model, [5, 6, 7], guess)
+    assert checked.tokens == expected.tokens
+    assert checked.margins == pytest.approx(expected.margins, abs=1e-5)
+
+
+def test_prompts_together(together: Run, references: list[Reference], report: object) -> None:
+    report(count_ties(together.tokens, references))  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     "knobs",
     [
-        pytest.param({}, id="together"),
         pytest.param({"prefix_caching": False}, id="without-prefix-caching", marks=pytest.mark.prove),
         pytest.param({"max_batched_tokens": 16}, id="budget-of-16-tokens"),
         pytest.param({"fused": False}, id="through-transformers-modules", marks=pytest.mark.prove),
@@ -37,7 +50,7 @@ def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -
         ),
     ],
 )
-def test_prompts_together(
+def test_prompts_together_otherwise(
     knobs: dict[str, object],
     model_path: str,
     prompts: list[list[int]],

@@ -121,9 +121,10 @@ async def test_a_killed_engine_costs_nobody_a_bit(
 
     monkeypatch.setattr(EngineProcess, "launch", record)
     prompt = engine.tokenizer.encode("Once upon a time there was a")
-    expected = [await Answer(engine, prompt, params).whole() for params in WISHES]
+    wishes = [msgspec.structs.replace(wish, max_tokens=80) for wish in WISHES]
+    expected = await asyncio.gather(*(Answer(engine, prompt, wish).whole() for wish in wishes))
     before = pid(engine)
-    answers = [Answer(engine, prompt, params) for params in WISHES]
+    answers = [Answer(engine, prompt, wish) for wish in wishes]
     for number in range(2):
         for answer in answers:
             await answer.has(20 * (number + 1))
@@ -131,7 +132,7 @@ async def test_a_killed_engine_costs_nobody_a_bit(
         await asyncio.sleep(0.5)
         assert engine.error is not None
         assert "a new one is starting" in engine.error
-        late = Answer(engine, prompt, WISHES[0])  # it waits for the next engine
+        late = Answer(engine, prompt, wishes[0])  # it waits for the next engine
         await is_ready(engine)
     assert [await answer.whole() for answer in answers] == expected
     assert await late.whole() == expected[0]
