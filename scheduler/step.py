@@ -12,8 +12,12 @@ import msgspec
 
 from scheduler.sampling_params import SamplingParams
 
-DraftKind = Literal["ngram", "prediction", "model"]
-"""Where guesses come from: the sequence's own text, what its client expects, or a draft model."""
+DraftKind = Literal["ngram", "prediction", "grammar", "model"]
+"""Where guesses come from: the sequence's own text, what its client expects, what its grammar forces, or a draft
+model."""
+
+
+Found = TypeVar("Found")
 
 
 def num_attended(start: int, length: int) -> int:
@@ -174,12 +178,14 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     pooled: dict[int, list[float]] = {}
     """By the chunk's place: the sum of the hidden states that it gives to the embedding, [hidden size]. Each is a
     multiple of 2^-24, so that sums are exact, and the same however the prompt is cut into chunks."""
+    forced: dict[int, list[int]] = {}
+    """By the chunk's place: the tokens that its grammar then forces, whatever the model says."""
 
     def without(self, place: int) -> StepResult:
         """Of a step without that chunk."""
-        scored = {other - (other > place): found for other, found in self.scored.items() if other != place}
-        pooled = {other - (other > place): found for other, found in self.pooled.items() if other != place}
-        return StepResult([*self.tokens[:place], *self.tokens[place + 1 :]], self.broken, scored, pooled)
+        tokens = [*self.tokens[:place], *self.tokens[place + 1 :]]
+        scored, pooled, forced = (_without(place, found) for found in (self.scored, self.pooled, self.forced))
+        return StepResult(tokens, self.broken, scored, pooled, forced)
 
     def followed_by(self, rest: StepResult) -> StepResult:
         """Of one chunk, of which this is the first part's and `rest` the other's."""
@@ -190,7 +196,13 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
             sorted({*self.broken, *rest.broken}),
             {0: scored} if scored else {},
             {0: [sum(numbers) for numbers in zip(*pooled, strict=True)]} if pooled else {},
+            rest.forced,
         )
+
+
+def _without(place: int, found: dict[int, Found]) -> dict[int, Found]:
+    """What was found of chunks, if that one is not there."""
+    return {other - (other > place): each for other, each in found.items() if other != place}
 
 
 Handle = TypeVar("Handle")

@@ -378,6 +378,8 @@ class EngineCore:
                 result.scored[place] = alone.scored[0]
             if alone.pooled:
                 result.pooled[place] = alone.pooled[0]
+            if alone.forced:
+                result.forced[place] = alone.forced[0]
             plan.chunks.append(chunk)
             result.tokens.extend(alone.tokens)
         return result, failed

@@ -93,10 +93,20 @@ class Runner:
             if kept is None or not all(map(math.isfinite, result.pooled.get(place, ()))):
                 result.broken.append(place)
             result.tokens.append(kept or [])
-        for chunk, gained in zip(chunks, result.tokens, strict=True):
-            if chunk.num_drafted and chunk.params.is_steered:
-                self.steerings.accept(chunk, [token.token_id for token in gained[:-1]])
+        self._follow(chunks, result)
         return result
+
+    def _follow(self, chunks: Sequence[ChunkInput], result: StepResult) -> None:
+        """Tell grammars and penalties what their sequences gained. Nothing is changed before nothing can fail."""
+        gained = [[token.token_id for token in tokens] for tokens in result.tokens]
+        for place, chunk in enumerate(chunks):
+            if chunk.params.grammar is not None and gained[place]:
+                forced = self.steerings.forced(chunk, gained[place])
+                if forced:
+                    result.forced[place] = forced
+        for chunk, tokens in zip(chunks, gained, strict=True):
+            if chunk.num_drafted and chunk.params.is_steered:
+                self.steerings.accept(chunk, tokens[:-1])
 
     def _score(
         self, chunks: Sequence[ChunkInput], logits: torch.Tensor

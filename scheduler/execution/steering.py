@@ -36,6 +36,9 @@ class Matcher(Protocol):
     def rollback(self, count: int) -> None:
         """Take back the last tokens."""
 
+    def forced(self) -> list[int]:
+        """The tokens that have to follow."""
+
     @property
     def is_finished(self) -> bool:
         """Whether nothing but the end may follow."""
@@ -154,6 +157,15 @@ class Steering:
             if self._matcher is not None and is_matched:
                 self._matcher.rollback(1)
         return changes
+
+    def forced(self, gained: Sequence[int]) -> list[int]:
+        """The tokens that the grammar forces behind the sequence's tokens and those that it just gained."""
+        if self._matcher is None:
+            return []
+        self._matcher.advance(gained)
+        forced = self._matcher.forced()
+        self._matcher.rollback(len(gained))
+        return forced
 
     def _append(self, token: int) -> tuple[bool, bool]:
         """Whether it is new to the counts, and whether the grammar took it."""
@@ -310,6 +322,10 @@ class Steerings:
                         ]
             first += chunk.num_sampled
         return SteeredStep(Steered.of(rows, changes), processed) if rows else None
+
+    def forced(self, chunk: ChunkInput, gained: Sequence[int]) -> list[int]:
+        """The tokens that its grammar forces behind those that a chunk gained."""
+        return self._of_seats[chunk.seat].forced(gained)
 
     def accept(self, chunk: ChunkInput, guessed: Sequence[int]) -> None:
         """So many of a chunk's guessed tokens were right: the sequence's next chunk begins behind them."""

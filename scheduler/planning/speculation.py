@@ -51,8 +51,9 @@ class Speculation:
         if self._model is not None:
             self._model.ask(room, expected)
 
-    def learn(self, chunk: Chunk, num_kept: int) -> None:
-        """A chunk that samples gave so many tokens: one, and the guesses before it that were right."""
+    def learn(self, chunk: Chunk, num_kept: int, forced: list[int]) -> None:
+        """A chunk that samples gave so many tokens: one, and the guesses before it that were right. Its grammar
+        forces some tokens behind them, perhaps."""
         key = chunk.sequence.key
         if key in self._gains:
             self._gains[key] += (1 - GAIN_MEMORY) * (num_kept - self._gains[key])
@@ -60,6 +61,8 @@ class Speculation:
             drafts = self._model if chunk.draft_kind == "model" else self._text
             assert drafts is not None
             drafts.learn(chunk, num_kept - 1)
+        if self._text is not None:
+            self._text.force(chunk.sequence, forced)
 
     def forget(self, sequence: Sequence) -> None:
         """It ends; its blocks are still its own."""

@@ -1,4 +1,4 @@
-"""Guesses from text that is there already: the sequence's own, and what its client expects."""
+"""Guesses that take no model: from the sequence's own text, what its client expects, what its grammar forces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
 from scheduler.step import DraftKind
 
-PRIOR = dict(zip(SIZES, (0.8, 0.6, 0.3), strict=True))
+FORCED = 0
+"""Stands for a size: nothing has to have been the same before what a grammar forces."""
+
+PRIOR = {**dict(zip(SIZES, (0.8, 0.6, 0.3), strict=True)), FORCED: 0.98}
 """The share of guesses that are right, by how many tokens were the same before them: until more is known."""
 
 
@@ -29,9 +32,13 @@ class _Text:
     )
     size: int = 0
     """Of the match behind the guesses under way."""
+    forced: list[int] = field(default_factory=list)
+    """What has to come next."""
 
     def match(self, sequence: Sequence) -> Match | None:
         """Where in the text the sequence seems to be."""
+        if self.forced:
+            return Match(FORCED, 0)
         prediction = sequence.request.prediction
         if not prediction:
             self.tokens = sequence.token_ids
@@ -43,6 +50,13 @@ class _Text:
             return Match(SIZES[0], 0)  # what is expected begins
         return self.index.match(self.tokens)
 
+    def guesses(self, sequence: Sequence, match: Match, count: int) -> tuple[DraftKind, list[int]]:
+        """Where they are from, and as many tokens."""
+        if match.size == FORCED:
+            return "grammar", self.forced[:count]
+        is_expected = match.place < len(sequence.request.prediction)
+        return "prediction" if is_expected else "ngram", continuation(self.tokens, match.place, count)
+
 
 @dataclass(slots=True)
 class _Candidate:
@@ -50,7 +64,7 @@ class _Candidate:
 
     place: int
     """In the plan."""
-    match: int
+    match: Match
     """Where in the text they would come from."""
     probability: float
     """That the next guess is right, if those before it are."""
@@ -83,9 +97,7 @@ class TextDrafts:
             if candidate.count == 0:
                 text.records[text.size].rest()
             elif room.reserve(chunk.sequence, candidate.count):
-                guesses = continuation(text.tokens, candidate.match, candidate.count)
-                is_expected = candidate.match < len(chunk.sequence.request.prediction)
-                kind: DraftKind = "prediction" if is_expected else "ngram"
+                kind, guesses = text.guesses(chunk.sequence, candidate.match, candidate.count)
                 plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses), draft_kind=kind)
                 room.num_tokens -= candidate.count
         return expected
@@ -94,6 +106,11 @@ class TextDrafts:
         """So many of a chunk's guesses were right."""
         text = self._texts[chunk.sequence.key]
         text.records[text.size].learn(len(chunk.drafted), num_right)
+
+    def force(self, sequence: Sequence, tokens: list[int]) -> None:
+        """These have to come next; often none."""
+        if tokens or sequence.key in self._texts:
+            self._texts.setdefault(sequence.key, _Text()).forced = tokens
 
     def forget(self, sequence: Sequence) -> None:
         """It has ended."""
@@ -108,7 +125,8 @@ class TextDrafts:
             match = text.match(chunk.sequence)
             if match is not None:
                 text.size = match.size
-                found.append(_Candidate(place, match.place, text.records[match.size].probability, most))
+                longest = min(most, len(text.forced) or most)
+                found.append(_Candidate(place, match, text.records[match.size].probability, longest))
         return found
 
     def _allot(self, plan: Plan, candidates: list[_Candidate], room: int, longest: float) -> list[float]:

@@ -37,6 +37,9 @@ WISHES = [
     msgspec.structs.replace(PLAIN, stop=("cherry, apple", "\n\n")),
     msgspec.structs.replace(PLAIN, grammar=GrammarSpec(GrammarKind.REGEX, r"( (apple|pear|plum),)+\.")),
 ]
+FORCING = GrammarSpec(
+    GrammarKind.REGEX, r" (Yes|No), the list has (apples|pears) in it, and there is no end to it\."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +115,12 @@ def test_guesses_are_many_where_they_are_right_and_end_where_they_are_not() -> N
         plan = Plan([chunk])
         speculation.draft(plan, 100, lambda *_: True)
         assert plan.chunks[0].drafted == tuple(([1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2)[: plan.num_drafted])
-        speculation.learn(plan.chunks[0], plan.num_drafted + 1)
+        speculation.learn(plan.chunks[0], plan.num_drafted + 1, [])
     assert num_guesses() > first
     for _ in range(40):
         plan = Plan([chunk])
         speculation.draft(plan, 100, lambda *_: True)
-        speculation.learn(plan.chunks[0], 1)
+        speculation.learn(plan.chunks[0], 1, [])
     assert num_guesses() <= 1
 
 
@@ -171,11 +174,33 @@ def test_nobody_waits_for_the_guesses_of_others() -> None:
     for _ in range(60):  # by now it is known what each gains
         speculation.draft(plan, 100, lambda *_: True)
         for chunk in plan.chunks:
-            speculation.learn(chunk, len(chunk.drafted) + 1)
+            speculation.learn(chunk, len(chunk.drafted) + 1, [])
         plan = Plan([chunk._replace(drafted=()) for chunk in plan.chunks])
     before = cost.predict(plan.num_tokens, plan.attended)
     speculation.draft(plan, 100, lambda *_: True)
     assert cost.predict(plan.num_tokens, plan.attended) <= 1.1 * before
+
+
+def test_what_a_grammar_forces_is_guessed_for_as_long_as_it_forces() -> None:
+    speculation = Speculation(1000, TextDrafts(StepCost()))
+    plan = Plan([chunk_of("a", [1, 2, 3, 4, 5])])
+    speculation.learn(plan.chunks[0], 1, [7, 8, 9])
+    speculation.draft(plan, 100, lambda *_: True)
+    assert (plan.chunks[0].drafted, plan.chunks[0].draft_kind) == ((7, 8, 9), "grammar")
+    speculation.learn(plan.chunks[0], 3, [])
+    assert guesses(speculation, chunk_of("a", [1, 2, 3, 4, 5, 7, 8, 9])) == []
+
+
+def test_what_a_grammar_forces_takes_few_steps_and_changes_nothing(model_path: str) -> None:
+    params = msgspec.structs.replace(PLAIN, temperature=0.7, grammar=FORCING)
+    (expected,) = LLM(model_path, speculative="off").generate([LIST], params, progress=False)
+    llm = LLM(model_path, speculative="ngram")
+    counts = counted(llm.engine)
+    (found,) = llm.generate([LIST], params, progress=False)
+    assert found.completions == expected.completions
+    num_right = sum(right for _, right in counts)
+    assert num_right == sum(guessed for guessed, _ in counts) >= 10
+    assert len(counts) == len(expected.completions[0].token_ids) - num_right
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3", "gpt-neox", "olmo2"])
