@@ -17,6 +17,8 @@ import aiohttp
 import psutil
 from openai import AsyncOpenAI, OpenAI
 
+from scheduler.processor import VARIABLE as CHOSEN_PROCESSOR
+
 CAROUSEL = Path(sys.executable).with_name("carousel")
 START_SECONDS = 120
 
@@ -24,8 +26,12 @@ Json = dict[str, Any]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without Carousel's own variables, plus `extra`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CAROUSEL_")}
+    """This process's environment without Carousel's own variables, but for which kernels are used, plus `extra`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == CHOSEN_PROCESSOR or not name.startswith("CAROUSEL_")
+    }
     return kept | {"CAROUSEL_DRAIN_TIMEOUT": "0", **(extra or {})}
 
 
