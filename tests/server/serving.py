@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without Carousel's own variables, but for which kernels are used, plus `extra`."""
+    """This process's environment without Carousel's own variables, but for the kernels' choice, plus `extra`."""
     kept = {
         name: value
         for name, value in os.environ.items()
