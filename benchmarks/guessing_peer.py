@@ -2,9 +2,9 @@
 
     python -m benchmarks.guessing_peer
 
-Carousel and llama.cpp's server with the default model's own file, each with guesses from the text and without, in
-turns; who does not run is paused. llama.cpp is installed first, which takes a quarter of an hour, once. Answers
-are greedy. What each server has cached of the prompts it may use.
+Carousel and llama.cpp's server with the default model's own file, each without guesses and with each kind of guess
+from the text that it knows, as it comes, in turns; who does not run is paused. llama.cpp is installed first, which
+takes a quarter of an hour, once. Answers are greedy. What each server has cached of the prompts it may use.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from benchmarks.processor import processor
 from benchmarks.speculation import QUESTIONS, copied
 
 LLAMA_CPP = "llama.cpp"
-WAYS: dict[str, dict[str, tuple[str, ...]]] = {
-    "with guesses": {CAROUSEL: ("--speculative", "auto"), LLAMA_CPP: ("--spec-type", "ngram-mod")},
-    "without": {CAROUSEL: ("--speculative", "off"), LLAMA_CPP: ()},
+GUESSES: dict[str, dict[str, tuple[str, ...]]] = {
+    CAROUSEL: {"none": ("--speculative", "off"), "auto": ()},
+    LLAMA_CPP: {
+        "none": (),
+        **{kind: ("--spec-type", kind) for kind in ("ngram-simple", "ngram-map-k", "ngram-mod", "ngram-cache")},
+    },
 }
-"""Their flags."""
+"""The flags of each kind."""
 
 PROMPTS = {
     "repeats its prompt": [copied(number) for number in range(8)],
@@ -68,25 +71,23 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         servers = {}
         for peer, service in ready:
-            for way, flags in WAYS.items():
-                command = replace(service, command=[*service.command, *flags[peer.name]])
-                named = replace(peer, name=f"{peer.name}, {way}")
-                servers[peer.name, way] = stack.enter_context(running(named, command, load))
-                servers[peer.name, way].pause()
+            for guesses, flags in GUESSES[peer.name].items():
+                command = replace(service, command=[*service.command, *flags])
+                named = replace(peer, name=f"{peer.name}, {guesses}")
+                servers[peer.name, guesses] = stack.enter_context(running(named, command, load))
+                servers[peer.name, guesses].pause()
         for _ in tqdm(range(args.rounds), desc="turns of each", file=sys.stderr):
             for kind, texts in PROMPTS.items():
-                for (name, way), server in servers.items():
+                for (name, guesses), server in servers.items():
                     with server.turn():
                         found = asyncio.run(speed(server, texts, args.max_tokens))
-                    speeds.setdefault((kind, name, way), []).append(found)
+                    speeds.setdefault((kind, name, guesses), []).append(found)
     print(f"{processor()}, {MODELS['default'].title}: medians of {args.rounds} turns\n")
-    print("| answers | server | with guesses | without | ratio |\n| --- | --- | --- | --- | --- |")
-    for kind in PROMPTS:
-        for name in dict.fromkeys(name for name, _ in servers):
-            guessed, plain = (speeds[kind, name, way] for way in WAYS)
-            ratio = statistics.median(one / other for one, other in zip(guessed, plain, strict=True))
-            fast, slow = statistics.median(guessed), statistics.median(plain)
-            print(f"| {kind} | {name} | {fast:.1f} | {slow:.1f} | {ratio:.2f} |")
+    print("| answers | server | guesses | tokens/s | times without |\n| --- | --- | --- | --- | --- |")
+    for (kind, name, guesses), found in speeds.items():
+        plain = speeds[kind, name, "none"]
+        ratio = statistics.median(one / other for one, other in zip(found, plain, strict=True))
+        print(f"| {kind} | {name} | {guesses} | {statistics.median(found):.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
