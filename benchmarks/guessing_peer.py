@@ -80,9 +80,9 @@ def main() -> None:
             for kind, texts in PROMPTS.items():
                 for (name, guesses), server in servers.items():
                     with server.turn():
-                        found = asyncio.run(speed(server, texts, args.max_tokens))
-                    speeds.setdefault((kind, name, guesses), []).append(found)
-    print(f"{processor()}, {MODELS['default'].title}: medians of {args.rounds} turns\n")
+                        tokens_per_second = asyncio.run(speed(server, texts, args.max_tokens))
+                    speeds.setdefault((kind, name, guesses), []).append(tokens_per_second)
+    print(f"{processor()} ({processor().kind}), {MODELS['default'].title}: medians of {args.rounds} turns\n")
     print("| answers | server | guesses | tokens/s | times without |\n| --- | --- | --- | --- | --- |")
     for (kind, name, guesses), found in speeds.items():
         plain = speeds[kind, name, "none"]

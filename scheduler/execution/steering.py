@@ -7,7 +7,7 @@ after a preemption. The changes of a whole batch are applied in one pass over th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ class Matcher(Protocol):
     """Follows one answer through a grammar; see text/grammar.py."""
 
     def fill(self, mask: Mask) -> None:
-        """Set the bits of the tokens that may follow, and no others."""
+        """Write which tokens may follow: every word of the mask."""
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """Take tokens of the answer. Raises ValueError if one of them may not come where it does, and takes none
@@ -124,6 +124,7 @@ class Steering:
         phrases = [word for word in params.bad_words if not isinstance(word, str)]
         self._phrases = [phrase for phrase in phrases if len(phrase) > 1]
         self._biases = params.logit_bias | {phrase[0]: -np.inf for phrase in phrases if len(phrase) == 1}
+        self._biased = _arrays(self._biases)
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else end_tokens)}
         self._ends = [token for token in ends if token < vocab_size]
         self._allowed = mask_of(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
@@ -181,22 +182,28 @@ class Steering:
 
     def _change(self) -> Change:
         seen, times = self._counts.arrays if self._counts is not None else NOTHING
-        biases = dict(self._biases)
-        for phrase in self._phrases:
-            if self._answer[1 - len(phrase) :] == list(phrase[:-1]):
-                biases[phrase[-1]] = -np.inf
+        forbidden = [
+            phrase[-1] for phrase in self._phrases if self._answer[1 - len(phrase) :] == list(phrase[:-1])
+        ]
         mask = self._allowed
         must_end = False
         if self._matcher is not None:
-            mask = np.zeros(num_words(self._vocab_size), dtype=np.uint32)
+            mask = np.empty(num_words(self._vocab_size), dtype=np.uint32)
             self._matcher.fill(mask)
             must_end = self._matcher.is_finished
         if len(self._answer) < self._params.min_tokens and not must_end:
-            biases |= dict.fromkeys(self._ends, -np.inf)
-        biased = np.fromiter(biases.keys(), dtype=np.int64, count=len(biases))
-        values = np.fromiter(biases.values(), dtype=np.float32, count=len(biases))
+            forbidden += self._ends
+        biased, values = self._biased
+        if forbidden:
+            biased, values = _arrays(self._biases | dict.fromkeys(forbidden, -np.inf))
         tokens = None if self._prompt is None else [*self._prompt, *self._answer]
         return Change(self._penalties, seen, times, biased, values, mask, tokens)
+
+
+def _arrays(biases: Mapping[int, float]) -> tuple[TokenArray, Numbers]:
+    """Tokens, and what is added to their logits."""
+    tokens = np.fromiter(biases.keys(), dtype=np.int64, count=len(biases))
+    return tokens, np.fromiter(biases.values(), dtype=np.float32, count=len(biases))
 
 
 NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)

@@ -190,11 +190,12 @@ class Matcher:
 
     def _is_misled(self, words: npt.NDArray[np.uint32]) -> bool:
         """Whether the only token that the mask allows is one that cannot be read."""
-        places = np.flatnonzero(words[: self.num_words])
-        if len(places) != 1:
+        words = words[: self.num_words]
+        if np.count_nonzero(words) != 1:
             return False
-        word = int(words[places[0]])
-        token_id = 32 * int(places[0]) + word.bit_length() - 1
+        place = int(words.argmax())
+        word = int(words[place])
+        token_id = 32 * place + word.bit_length() - 1
         if word & (word - 1) != 0 or (token_id in self._end_token_ids and self._matcher.is_accepting()):
             return False
         return self._matcher.validate_tokens([token_id]) == 0
