@@ -3,21 +3,32 @@
     python -m benchmarks.speculation
 
 The prompts are parts of the public-domain book in the repository and of the standard library's source code (both
-to be copied with a change), and questions. All are answered greedily, in the engine core of this process, with
-`--speculative off` and `ngram` in turns. Both must give the same tokens. Answers of a small model that go round in
-circles would flatter the guesses: they are left out of the chat, and counted.
+to be copied), and questions. All are answered greedily, in the engine core of this process, with `--speculative
+off` and `ngram` in turns. Both must give the same tokens. A small model does not always do as it is told: answers
+that go round in circles would flatter the guesses, and are left out of the chat; those that are no copies are left
+out where all are to be copies, and are there where some are. How many were left out is counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import calendar
+import colorsys
+import copy
+import csv
+import difflib
+import fnmatch
+import glob
+import heapq
 import inspect
 import json
 import shutil
 import statistics
+import string
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -36,6 +47,23 @@ QUESTIONS = (
     "What is inflation?", "How can I sleep better?", "Why do cats purr?", "How is glass made?",
     "Tell me a story about a lighthouse.", "What makes a good teacher?",
 )  # fmt: skip
+FUNCTIONS = (
+    shutil.copytree, textwrap.TextWrapper, shutil.rmtree, textwrap.dedent, shutil.which, statistics.quantiles,
+    heapq.merge, fnmatch.translate, colorsys.rgb_to_hls, csv.Sniffer, copy.deepcopy, statistics.mode, glob.escape,
+    string.Template, calendar.monthrange, heapq.nsmallest, shutil.move, textwrap.shorten, difflib.SequenceMatcher,
+    statistics.median_grouped,
+)  # fmt: skip
+"""Whose source code is to be copied."""
+
+RUN = 9
+"""So many tokens in a row that are in the prompt too are copied from it."""
+
+COPY = 0.7
+"""The share of its runs from which on an answer is a copy."""
+
+LONG_ENOUGH = 96
+"""Tokens that a copy has at least."""
+
 CIRCLE = 48
 """Tokens at the end of an answer that a shorter period explains: it goes round in a circle."""
 
@@ -43,12 +71,21 @@ CIRCLE = 48
 def copied(number: int) -> str:
     """A prompt whose answer is its own text with a small change: prose and code in turns."""
     if number % 2:
-        functions = (shutil.copytree, textwrap.TextWrapper, shutil.rmtree, textwrap.dedent, shutil.which)
-        code = inspect.getsource(functions[number // 2 % len(functions)])[:1400]
+        code = inspect.getsource(FUNCTIONS[number // 2])[:1400]
         return f"Repeat this code exactly as it is:\n\n```python\n{code}\n```"
     text = TEXT.read_text()
-    start = text.index("\n\n", 2000 + 1500 * number)
+    start = text.index("\n\n", (len(text) - 1100) * number // NUM_COPIED)
     return f"Repeat this text exactly as it is:\n\n{text[start : start + 1000].strip()}"
+
+
+NUM_COPIED = 2 * len(FUNCTIONS)
+
+
+def is_copy(prompt: list[int], answer: list[int]) -> bool:
+    """Whether most of the answer is in the prompt too."""
+    known = {tuple(prompt[start : start + RUN]) for start in range(len(prompt))}
+    runs = [tuple(answer[start : start + RUN]) for start in range(len(answer) - RUN + 1)]
+    return len(answer) >= LONG_ENOUGH and sum(run in known for run in runs) >= COPY * len(runs)
 
 
 def circles(tokens: list[int]) -> bool:
@@ -65,12 +102,16 @@ class Load:
         self._llms = llms
         self._prompts = [tokenizer.apply_chat_template([{"role": "user", "content": text}]) for text in texts]
         self._params = SamplingParams(temperature=0, max_tokens=max_tokens, seed=0)
-        self.num_circling = 0
+        self.num_left_out = 0
 
-    def without_circles(self) -> None:
+    def keep(self, is_wanted: Callable[[list[int], list[int]], bool]) -> None:
+        """Only the prompts that are wanted, with their answers."""
         answers = self._llms["off"].generate(self._prompts, self._params, progress=False)
-        good = [not circles(answer.completions[0].token_ids) for answer in answers]
-        self.num_circling = good.count(False)
+        good = [
+            is_wanted(prompt, answer.completions[0].token_ids)
+            for prompt, answer in zip(self._prompts, answers, strict=True)
+        ]
+        self.num_left_out = good.count(False)
         self._prompts = [prompt for prompt, is_good in zip(self._prompts, good, strict=True) if is_good]
 
     def run(self, mode: str, concurrency: int) -> tuple[float, list[list[int]]]:
@@ -87,10 +128,13 @@ class Load:
 def measure(model: str, rounds: int, max_tokens: int) -> list[dict[str, object]]:
     llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
     chat = Load(llms, list(QUESTIONS), max_tokens)
-    chat.without_circles()
-    copies = Load(llms, [copied(number) for number in range(8)], max_tokens)
+    chat.keep(lambda _, answer: not circles(answer))
+    tasks = [copied(number) for number in range(NUM_COPIED)]
+    copies, mixed = Load(llms, tasks, max_tokens), Load(llms, tasks[:8], max_tokens)
+    copies.keep(is_copy)
     loads: dict[str, tuple[Load, tuple[int, ...]]] = {
         "repeats its prompt": (copies, (1, 8)),
+        "is asked to repeat its prompt": (mixed, (8,)),
         "chat": (chat, (1, 8, 32)),
     }
     rows: list[dict[str, object]] = []
@@ -114,7 +158,7 @@ def measure(model: str, rounds: int, max_tokens: int) -> list[dict[str, object]]
                         "off": round(statistics.median(speeds["off"]), 1),
                         "ngram": round(statistics.median(speeds["ngram"]), 1),
                         "ratio": round(statistics.median(ratios), 2),
-                        "left out": load.num_circling,
+                        "left out": load.num_left_out,
                     }
                 )
     return rows

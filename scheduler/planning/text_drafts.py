@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scheduler.planning.draft_record import DraftRecord
 from scheduler.planning.draft_room import DraftRoom
@@ -69,11 +69,29 @@ class _Candidate:
     probability: float
     """That the next guess is right, if those before it are."""
     most: int
-    count: int = 0
+
+
+@dataclass(slots=True)
+class _Allotment:
+    """How many guesses each candidate gets, and what the step then is."""
+
+    counts: list[int]
+    """By candidate."""
+    expected: list[float]
+    """How many tokens each chunk of the plan can be expected to give, or 1 if it gives none yet."""
+    num_tokens: int
+    attended: int
+    seconds: float
+    total: float
+    """Tokens that count: those that are known, and of the guessed ones so many as can be expected to be right."""
+
+    def copy(self) -> _Allotment:
+        return replace(self, counts=list(self.counts), expected=list(self.expected))
 
 
 class TextDrafts:
-    """The likeliest continuations first (`NgramIndex`), as many as pay."""
+    """As many guesses as pay: the likeliest first; or, where not all would gain from these as much as the step
+    grows, everybody's first, then everybody's second, and so on."""
 
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
@@ -86,21 +104,17 @@ class TextDrafts:
         candidates = self._candidates(room)
         if not candidates:
             return [1.0] * len(plan.chunks)
-        seconds = self._cost.predict(plan.num_tokens, plan.attended)
-        expected = self._allot(plan, candidates, room.num_tokens, room.longest)
-        if self._seconds(plan, candidates) > room.patience(expected) * seconds:
-            longest = room.patience([1.0] * len(expected)) * seconds
-            expected = self._allot(plan, candidates, room.num_tokens, min(room.longest, longest))
-        for candidate in candidates:
+        allotment = self._allot(room, candidates)
+        for candidate, count in zip(candidates, allotment.counts, strict=True):
             chunk = plan.chunks[candidate.place]
             text = self._texts[chunk.sequence.key]
-            if candidate.count == 0:
+            if count == 0:
                 text.records[text.size].rest()
-            elif room.reserve(chunk.sequence, candidate.count):
-                kind, guesses = text.guesses(chunk.sequence, candidate.match, candidate.count)
+            elif room.reserve(chunk.sequence, count):
+                kind, guesses = text.guesses(chunk.sequence, candidate.match, count)
                 plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses), draft_kind=kind)
-                room.num_tokens -= candidate.count
-        return expected
+                room.num_tokens -= count
+        return allotment.expected
 
     def learn(self, chunk: Chunk, num_right: int) -> None:
         """So many of a chunk's guesses were right."""
@@ -129,38 +143,80 @@ class TextDrafts:
                 found.append(_Candidate(place, match, text.records[match.size].probability, longest))
         return found
 
-    def _allot(self, plan: Plan, candidates: list[_Candidate], room: int, longest: float) -> list[float]:
-        """Decide how many tokens are guessed for each: the likeliest first, for as long as a guess raises the
-        tokens a second. Returns how many tokens each chunk of the plan can be expected to give, or 1 if it gives
-        none yet."""
-        expected = [1.0] * len(plan.chunks)
-        num_tokens, attended = plan.num_tokens, plan.attended
-        seconds = self._cost.predict(num_tokens, attended)
-        total = float(num_tokens)
+    def _allot(self, room: DraftRoom, candidates: list[_Candidate]) -> _Allotment:
+        """What raises the tokens a second most, of what nobody has to wait for longer than it gains."""
+        nothing = self._nothing(room.plan, candidates)
+        likeliest = self._likeliest(room, candidates, room.longest)
+        if likeliest.seconds <= room.patience(likeliest.expected) * nothing.seconds:
+            return likeliest
+        # Some would wait for the others' guesses. So all get some; or few do, for which hardly anybody waits.
+        longest = room.patience(nothing.expected) * nothing.seconds
+        few = self._likeliest(room, candidates, min(room.longest, longest))
+        even = self._even(room, candidates)
+        return even if even.total * few.seconds > few.total * even.seconds else few
+
+    def _nothing(self, plan: Plan, candidates: list[_Candidate]) -> _Allotment:
+        seconds = self._cost.predict(plan.num_tokens, plan.attended)
+        counts, expected = [0] * len(candidates), [1.0] * len(plan.chunks)
+        return _Allotment(counts, expected, plan.num_tokens, plan.attended, seconds, float(plan.num_tokens))
+
+    def _likeliest(self, room: DraftRoom, candidates: list[_Candidate], longest: float) -> _Allotment:
+        """The likeliest guess first, for as long as one more raises the tokens a second."""
+        allotment = self._nothing(room.plan, candidates)
         ahead = [(-candidate.probability, order) for order, candidate in enumerate(candidates)]
         heapq.heapify(ahead)
-        for candidate in candidates:
-            candidate.count = 0
-        while ahead and room > 0:
-            probability, order = -ahead[0][0], ahead[0][1]
+        left = room.num_tokens
+        while ahead and left > 0:
+            chance, order = -ahead[0][0], ahead[0][1]
             candidate = candidates[order]
-            keys = plan.chunks[candidate.place].end + candidate.count + 1
-            longer = self._cost.predict(num_tokens + 1, attended + keys)
-            if longer > longest or probability * seconds <= total * (longer - seconds):
+            if not self._add(room.plan, allotment, order, candidate, chance, longest):
                 break
-            candidate.count += 1
-            room -= 1
-            num_tokens, attended, seconds = num_tokens + 1, attended + keys, longer
-            total += probability
-            expected[candidate.place] += probability
-            if candidate.count < candidate.most:
-                heapq.heapreplace(ahead, (-probability * candidate.probability, order))
+            left -= 1
+            if allotment.counts[order] < candidate.most:
+                heapq.heapreplace(ahead, (-chance * candidate.probability, order))
             else:
                 heapq.heappop(ahead)
-        return expected
+        return allotment
 
-    def _seconds(self, plan: Plan, candidates: list[_Candidate]) -> float:
-        """Of the step with its guesses."""
-        num_guesses = sum(candidate.count for candidate in candidates)
-        keys = sum(candidate.count * plan.chunks[candidate.place].end for candidate in candidates)
-        return self._cost.predict(plan.num_tokens + num_guesses, plan.attended + keys)
+    def _even(self, room: DraftRoom, candidates: list[_Candidate]) -> _Allotment:
+        """Everybody's first guess, everybody's second, for as long as one more raises the tokens a second; as many
+        levels as everybody gains from at least as much as the step takes longer."""
+        allotment = self._nothing(room.plan, candidates)
+        best, shortest = allotment.copy(), allotment.seconds
+        active = list(range(len(candidates)))
+        left, level = room.num_tokens, 0
+        while active:
+            level += 1
+            active = [
+                order
+                for order in active[:left]
+                if candidates[order].most >= level
+                and self._add(
+                    room.plan,
+                    allotment,
+                    order,
+                    candidates[order],
+                    candidates[order].probability ** level,
+                    room.longest,
+                )
+            ]
+            left -= len(active)
+            if allotment.seconds <= room.patience(allotment.expected) * shortest:
+                best = allotment.copy()
+        return best
+
+    def _add(
+        self, plan: Plan, allotment: _Allotment, order: int, candidate: _Candidate, chance: float, longest: float
+    ) -> bool:
+        """One guess more, which is right with a chance of so much, unless it pays too little or takes too long."""
+        keys = plan.chunks[candidate.place].end + allotment.counts[order] + 1
+        seconds = self._cost.predict(allotment.num_tokens + 1, allotment.attended + keys)
+        if seconds > longest or chance * allotment.seconds <= allotment.total * (seconds - allotment.seconds):
+            return False
+        allotment.counts[order] += 1
+        allotment.expected[candidate.place] += chance
+        allotment.num_tokens += 1
+        allotment.attended += keys
+        allotment.seconds = seconds
+        allotment.total += chance
+        return True

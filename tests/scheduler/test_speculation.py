@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from scheduler.config import EngineConfig
@@ -179,6 +180,23 @@ def test_nobody_waits_for_the_guesses_of_others() -> None:
     before = cost.predict(plan.num_tokens, plan.attended)
     speculation.draft(plan, 100, lambda *_: True)
     assert cost.predict(plan.num_tokens, plan.attended) <= 1.1 * before
+
+
+def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
+    """Though the guesses for one of them are the likeliest, and the others got nothing of late."""
+    cost = StepCost()
+    cost._estimate = np.array([4e-3, 7e-4, 1e-6])
+    speculation = Speculation(1000, TextDrafts(cost))
+    plan = Plan([chunk_of(name, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2) for name in "abcdefgh"])
+    speculation.draft(Plan(list(plan.chunks)), 100, lambda *_: True)
+    for _ in range(60):
+        alone = Plan(plan.chunks[:1])
+        speculation.draft(alone, 100, lambda *_: True)
+        speculation.learn(alone.chunks[0], alone.num_drafted + 1, [])
+        for chunk in plan.chunks[1:]:
+            speculation.learn(chunk, 1, [])
+    speculation.draft(plan, 100, lambda *_: True)
+    assert min(len(chunk.drafted) for chunk in plan.chunks) >= 1
 
 
 def test_what_a_grammar_forces_is_guessed_for_as_long_as_it_forces() -> None:
