@@ -82,10 +82,14 @@ NUM_COPIED = 2 * len(FUNCTIONS)
 
 
 def is_copy(prompt: list[int], answer: list[int]) -> bool:
-    """Whether most of the answer is in the prompt too."""
+    """Whether most of the answer is in the prompt too, and it does not go round in circles then."""
     known = {tuple(prompt[start : start + RUN]) for start in range(len(prompt))}
     runs = [tuple(answer[start : start + RUN]) for start in range(len(answer) - RUN + 1)]
-    return len(answer) >= LONG_ENOUGH and sum(run in known for run in runs) >= COPY * len(runs)
+    return (
+        len(answer) >= LONG_ENOUGH
+        and not circles(answer)
+        and sum(run in known for run in runs) >= COPY * len(runs)
+    )
 
 
 def circles(tokens: list[int]) -> bool:
@@ -125,12 +129,12 @@ class Load:
         return sum(map(len, answers)) / (time.perf_counter() - started), answers
 
 
-def measure(model: str, rounds: int, max_tokens: int) -> list[dict[str, object]]:
+def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list[dict[str, object]]:
     llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
     chat = Load(llms, list(QUESTIONS), max_tokens)
     chat.keep(lambda _, answer: not circles(answer))
     tasks = [copied(number) for number in range(NUM_COPIED)]
-    copies, mixed = Load(llms, tasks, max_tokens), Load(llms, tasks[:8], max_tokens)
+    copies, mixed = Load(llms, tasks, longest_copy), Load(llms, tasks[:8], longest_copy)
     copies.keep(is_copy)
     loads: dict[str, tuple[Load, tuple[int, ...]]] = {
         "repeats its prompt": (copies, (1, 8)),
@@ -169,13 +173,15 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"(default: {DEFAULT_MODEL})")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each mode, in turns (default: 3)")
     parser.add_argument("--max-tokens", type=int, default=192, help="longest answer (default: 192)")
+    parser.add_argument("--longest-copy", type=int, default=400, help="where it is a copy (default: 400)")
     parser.add_argument("--json", action="store_true", help="measure this build only, and print JSON")
     add_cpu_flag(parser)
     args = parser.parse_args()
     if args.json:
-        print(json.dumps(measure(args.model, args.rounds, args.max_tokens)))
+        print(json.dumps(measure(args.model, args.rounds, args.max_tokens, args.longest_copy)))
         return
-    flags = ["--json", "--model", args.model, "--rounds", str(args.rounds), "--max-tokens", str(args.max_tokens)]
+    flags = ["--json", "--model", args.model, "--rounds", str(args.rounds)]
+    flags += ["--max-tokens", str(args.max_tokens), "--longest-copy", str(args.longest_copy)]
     print_tables("benchmarks.speculation", args.cpu, flags, model=args.model, what="output tokens/s")
 
 
