@@ -1,0 +1,127 @@
+"""How many tokens are guessed for whom in one step."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scheduler.planning.draft_room import DraftRoom
+from scheduler.planning.plan import Plan
+from scheduler.planning.step_cost import StepCost
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A chunk that could have guesses behind it."""
+
+    place: int
+    """In the plan."""
+    probability: float
+    """That the next guess is right, if those before it are."""
+    most: int
+    """Guesses."""
+
+
+@dataclass(slots=True)
+class Allotment:
+    """How many guesses each candidate gets, and what the step then is."""
+
+    counts: list[int]
+    """By candidate."""
+    expected: list[float]
+    """How many tokens each chunk of the plan can be expected to give, or 1 if it gives none yet."""
+    num_tokens: int
+    attended: int
+    seconds: float
+    total: float
+    """Tokens that count: those that are known, and of the guessed ones so many as can be expected to be right."""
+
+    def copy(self) -> Allotment:
+        return replace(self, counts=list(self.counts), expected=list(self.expected))
+
+
+class Allotter:
+    """As many guesses as pay: the likeliest first; or, where not all would gain from these as much as the step
+    grows, everybody's first, then everybody's second, and so on."""
+
+    def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
+
+    def allot(self, room: DraftRoom, candidates: Sequence[Candidate]) -> Allotment:
+        """What raises the tokens a second most, of what nobody has to wait for longer than it gains."""
+        nothing = self._nothing(room.plan, candidates)
+        likeliest = self._likeliest(room, candidates, room.longest)
+        if likeliest.seconds <= room.patience(likeliest.expected) * nothing.seconds:
+            return likeliest
+        # Some would wait for the others' guesses. So all get some; or few do, for which hardly anybody waits.
+        longest = room.patience(nothing.expected) * nothing.seconds
+        few = self._likeliest(room, candidates, min(room.longest, longest))
+        even = self._even(room, candidates)
+        return even if even.total * few.seconds > few.total * even.seconds else few
+
+    def _nothing(self, plan: Plan, candidates: Sequence[Candidate]) -> Allotment:
+        seconds = self._cost.predict(plan.num_tokens, plan.attended)
+        counts, expected = [0] * len(candidates), [1.0] * len(plan.chunks)
+        return Allotment(counts, expected, plan.num_tokens, plan.attended, seconds, float(plan.num_tokens))
+
+    def _likeliest(self, room: DraftRoom, candidates: Sequence[Candidate], longest: float) -> Allotment:
+        """The likeliest guess first, for as long as one more raises the tokens a second."""
+        allotment = self._nothing(room.plan, candidates)
+        ahead = [(-candidate.probability, order) for order, candidate in enumerate(candidates)]
+        heapq.heapify(ahead)
+        left = room.num_tokens
+        while ahead and left > 0:
+            chance, order = -ahead[0][0], ahead[0][1]
+            candidate = candidates[order]
+            if not self._add(room.plan, allotment, order, candidate, chance, longest):
+                break
+            left -= 1
+            if allotment.counts[order] < candidate.most:
+                heapq.heapreplace(ahead, (-chance * candidate.probability, order))
+            else:
+                heapq.heappop(ahead)
+        return allotment
+
+    def _even(self, room: DraftRoom, candidates: Sequence[Candidate]) -> Allotment:
+        """Everybody's first guess, everybody's second, for as long as one more raises the tokens a second; as many
+        levels as everybody gains from at least as much as the step takes longer."""
+        allotment = self._nothing(room.plan, candidates)
+        best, shortest = allotment.copy(), allotment.seconds
+        active = list(range(len(candidates)))
+        left, level = room.num_tokens, 0
+        while active:
+            level += 1
+            active = [
+                order
+                for order in active[:left]
+                if candidates[order].most >= level
+                and self._add(
+                    room.plan,
+                    allotment,
+                    order,
+                    candidates[order],
+                    candidates[order].probability ** level,
+                    room.longest,
+                )
+            ]
+            left -= len(active)
+            if allotment.seconds <= room.patience(allotment.expected) * shortest:
+                best = allotment.copy()
+        return best
+
+    def _add(
+        self, plan: Plan, allotment: Allotment, order: int, candidate: Candidate, chance: float, longest: float
+    ) -> bool:
+        """One guess more, which is right with a chance of so much, unless it pays too little or takes too long."""
+        keys = plan.chunks[candidate.place].end + allotment.counts[order] + 1
+        seconds = self._cost.predict(allotment.num_tokens + 1, allotment.attended + keys)
+        if seconds > longest or chance * allotment.seconds <= allotment.total * (seconds - allotment.seconds):
+            return False
+        allotment.counts[order] += 1
+        allotment.expected[candidate.place] += chance
+        allotment.num_tokens += 1
+        allotment.attended += keys
+        allotment.seconds = seconds
+        allotment.total += chance
+        return True
