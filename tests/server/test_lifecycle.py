@@ -20,7 +20,7 @@ from tests.server.conftest import MODEL
 from tests.server.serving import CAROUSEL, Server, carousel, environment
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.prove)])
 def test_a_signal_ends_it_cleanly_with_streams_in_flight(tmp_path: Path, number: signal.Signals) -> None:
     with Server(tmp_path / "log", "--dtype", "float32") as server, server.client() as client:
         engine_process = server.engine_process
