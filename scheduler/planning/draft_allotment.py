@@ -92,20 +92,15 @@ class Allotter:
         left, level = room.num_tokens, 0
         while active:
             level += 1
-            active = [
-                order
-                for order in active[:left]
-                if candidates[order].most >= level
-                and self._add(
-                    room.plan,
-                    allotment,
-                    order,
-                    candidates[order],
-                    candidates[order].probability ** level,
-                    room.longest,
-                )
-            ]
-            left -= len(active)
+            added = []
+            for order in active[:left]:
+                candidate = candidates[order]
+                chance = candidate.probability**level
+                if candidate.most >= level and self._add(
+                    room.plan, allotment, order, candidate, chance, room.longest
+                ):
+                    added.append(order)
+            active, left = added, left - len(added)
             if allotment.seconds <= room.patience(allotment.expected) * shortest:
                 best = allotment.copy()
         return best
