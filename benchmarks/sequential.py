@@ -142,7 +142,7 @@ def measure_cache(bench: Bench) -> list[Cached]:
 def measure_drafts(plain: Bench, guessing: Bench, num_tokens: int) -> list[Drafted]:
     """A text to be repeated, without guesses and with them."""
     found = []
-    prompt = plain.llm.tokenizer.apply_chat_template([{"role": "user", "content": copied(2)}])
+    prompt = plain.llm.tokenizer.apply_chat_template([{"role": "user", "content": copied(18)}])
     for mode, bench in (("off", plain), ("ngram", guessing)):
         bench.add(prompt, num_tokens, ignore_eos=False)
         tokens, seconds = bench.run()

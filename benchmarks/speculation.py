@@ -55,6 +55,8 @@ FUNCTIONS = (
 )  # fmt: skip
 """Whose source code is to be copied."""
 
+NUM_COPIED = 2 * len(FUNCTIONS)
+
 RUN = 9
 """So many tokens in a row that are in the prompt too are copied from it."""
 
@@ -69,16 +71,13 @@ CIRCLE = 48
 
 
 def copied(number: int) -> str:
-    """A prompt whose answer is its own text with a small change: prose and code in turns."""
+    """A prompt whose answer is its own text, of `NUM_COPIED`: prose and code in turns."""
     if number % 2:
         code = inspect.getsource(FUNCTIONS[number // 2])[:1400]
         return f"Repeat this code exactly as it is:\n\n```python\n{code}\n```"
     text = TEXT.read_text()
     start = text.index("\n\n", (len(text) - 1100) * number // NUM_COPIED)
     return f"Repeat this text exactly as it is:\n\n{text[start : start + 1000].strip()}"
-
-
-NUM_COPIED = 2 * len(FUNCTIONS)
 
 
 def is_copy(prompt: list[int], answer: list[int]) -> bool:

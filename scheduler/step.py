@@ -17,9 +17,6 @@ DraftKind = Literal["ngram", "prediction", "grammar", "model"]
 model."""
 
 
-Found = TypeVar("Found")
-
-
 def num_attended(start: int, length: int) -> int:
     """Keys that the queries of `length` tokens look at, the first of which follows `start` others."""
     return length * (2 * start + length + 1) // 2
@@ -184,8 +181,17 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     def without(self, place: int) -> StepResult:
         """Of a step without that chunk."""
         tokens = [*self.tokens[:place], *self.tokens[place + 1 :]]
-        scored, pooled, forced = (_without(place, found) for found in (self.scored, self.pooled, self.forced))
-        return StepResult(tokens, self.broken, scored, pooled, forced)
+        scored, pooled = _without(place, self.scored), _without(place, self.pooled)
+        return StepResult(tokens, self.broken, scored, pooled, _without(place, self.forced))
+
+    def append(self, alone: StepResult) -> None:
+        """Of one chunk more, which was run alone."""
+        place = len(self.tokens)
+        self.tokens.extend(alone.tokens)
+        self.broken.extend(place + other for other in alone.broken)
+        self.scored.update({place + other: found for other, found in alone.scored.items()})
+        self.pooled.update({place + other: found for other, found in alone.pooled.items()})
+        self.forced.update({place + other: found for other, found in alone.forced.items()})
 
     def followed_by(self, rest: StepResult) -> StepResult:
         """Of one chunk, of which this is the first part's and `rest` the other's."""
@@ -198,6 +204,9 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
             {0: [sum(numbers) for numbers in zip(*pooled, strict=True)]} if pooled else {},
             rest.forced,
         )
+
+
+Found = TypeVar("Found")
 
 
 def _without(place: int, found: dict[int, Found]) -> dict[int, Found]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from transformers import PreTrainedModel
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 import scheduler
-from scheduler.config import DEFAULT_MODEL, EngineConfig
+from scheduler.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from tests.scheduler.engine_runs import Run
     from tests.server.serving import Server
 
 ALICE = (Path(scheduler.__file__).parent / "data" / "alice.txt").read_text()
@@ -48,24 +46,6 @@ def reference(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Ref
     )
     best = torch.cat(output.logits).float().topk(2, dim=-1).values
     return Reference(output.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist())
-
-
-@torch.inference_mode()
-def check(model: PreTrainedModel, prompt: list[int], guess: list[int]) -> Reference:
-    """The model's own greedy continuation, as long as `guess`. One pass tells all of a guess that is right; after
-    a token that is wrong the model goes on from its own."""
-    tokens: list[int] = []
-    margins: list[float] = []
-    while len(tokens) < len(guess):
-        text = torch.tensor([prompt + tokens + guess[len(tokens) : -1]], device=model.device)
-        logits = model(text, use_cache=False, logits_to_keep=len(guess) - len(tokens)).logits[0]
-        best = logits.float().topk(2, dim=-1)
-        for token, (first, second) in zip(best.indices[:, 0].tolist(), best.values.tolist(), strict=True):
-            tokens.append(token)
-            margins.append(first - second)
-            if token != guess[len(tokens) - 1]:
-                break
-    return Reference(tokens, margins)
 
 
 def count_ties(ours: list[list[int]], references: list[Reference]) -> int:
@@ -169,35 +149,3 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterato
 
     with Server(tmp_path_factory.mktemp("server") / "log", "--dtype", "float32") as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def prompts(model_path: str) -> list[list[int]]:
-    """24 prompts of 3 to 600 tokens, cut out of a book, no two alike."""
-    from scheduler.text.tokenizer import Tokenizer
-
-    book = Tokenizer(model_path).encode(ALICE)
-    rng = random.Random(0)
-    lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(22))]
-    starts = [rng.randrange(len(book) - 600) for _ in lengths]
-    return [book[start : start + length] for start, length in zip(starts, lengths, strict=True)]
-
-
-@pytest.fixture(scope="session")
-def together(model_path: str, prompts: list[list[int]]) -> Run:
-    """What we answer to all prompts at once, in float32."""
-    from scheduler.engine.core import EngineCore
-    from scheduler.sampling_params import SamplingParams
-    from tests.scheduler.engine_runs import run_all
-
-    greedy = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
-    return run_all(EngineCore(EngineConfig(dtype="float32"), model_path), prompts, greedy)
-
-
-@pytest.fixture(scope="session")
-def references(float32_path: str, prompts: list[list[int]], together: Run) -> list[Reference]:
-    """What transformers answers to each prompt alone, in float32."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(float32_path, dtype="float32")
-    return [check(model, prompt, guess) for prompt, guess in zip(prompts, together.tokens, strict=True)]

@@ -365,23 +365,14 @@ class EngineCore:
         """One request must not take the others with it: find out which one does."""
         failed: list[SequenceOutput] = []
         chunks, plan.chunks = plan.chunks, []
-        result = StepResult([], [], {}, {})
+        result = StepResult([], [])
         for chunk, alone in zip(chunks, run_in_parts(self.executor, step), strict=True):
             if isinstance(alone, Exception):
                 logger.error("request %s failed", chunk.sequence.request.request_id, exc_info=alone)
                 failed.append(self._fail(chunk, FAILED))
                 continue
-            place = len(plan.chunks)
-            if alone.broken:
-                result.broken.append(place)
-            if alone.scored:
-                result.scored[place] = alone.scored[0]
-            if alone.pooled:
-                result.pooled[place] = alone.pooled[0]
-            if alone.forced:
-                result.forced[place] = alone.forced[0]
             plan.chunks.append(chunk)
-            result.tokens.extend(alone.tokens)
+            result.append(alone)
         return result, failed
 
     def _take_smaller_steps(self, num_tokens: int) -> None:

@@ -98,15 +98,17 @@ class Runner:
 
     def _follow(self, chunks: Sequence[ChunkInput], result: StepResult) -> None:
         """Tell grammars and penalties what their sequences gained. Nothing is changed before nothing can fail."""
-        gained = [[token.token_id for token in tokens] for tokens in result.tokens]
-        for place, chunk in enumerate(chunks):
-            if chunk.params.grammar is not None and gained[place]:
-                forced = self.steerings.forced(chunk, gained[place])
-                if forced:
-                    result.forced[place] = forced
-        for chunk, tokens in zip(chunks, gained, strict=True):
-            if chunk.num_drafted and chunk.params.is_steered:
-                self.steerings.accept(chunk, tokens[:-1])
+        gained = {
+            place: [token.token_id for token in result.tokens[place]]
+            for place, chunk in enumerate(chunks)
+            if chunk.params.is_steered and result.tokens[place]
+        }
+        for place, tokens in gained.items():
+            if forced := self.steerings.forced(chunks[place], tokens):
+                result.forced[place] = forced
+        for place, tokens in gained.items():
+            if chunks[place].num_drafted:
+                self.steerings.accept(chunks[place], tokens[:-1])
 
     def _score(
         self, chunks: Sequence[ChunkInput], logits: torch.Tensor

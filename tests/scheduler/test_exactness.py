@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from tests.conftest import NUM_TOKENS, Reference, check, count_ties, reference
+from scheduler.text.tokenizer import Tokenizer
+from tests.conftest import ALICE, NUM_TOKENS, Reference, count_ties, reference
 from tests.scheduler.engine_runs import ANY, Preempting, Run, run_all
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, seed=0)
+
+
+@torch.inference_mode()
+def check(model: PreTrainedModel, prompt: list[int], guess: list[int]) -> Reference:
+    """The model's own greedy continuation, as long as `guess`. One pass tells all of a guess that is right; after
+    a token that is wrong the model goes on from its own."""
+    tokens: list[int] = []
+    margins: list[float] = []
+    while len(tokens) < len(guess):
+        text = torch.tensor([prompt + tokens + guess[len(tokens) : -1]], device=model.device)
+        logits = model(text, use_cache=False, logits_to_keep=len(guess) - len(tokens)).logits[0]
+        best = logits.float().topk(2, dim=-1)
+        for token, (first, second) in zip(best.indices[:, 0].tolist(), best.values.tolist(), strict=True):
+            tokens.append(token)
+            margins.append(first - second)
+            if token != guess[len(tokens) - 1]:
+                break
+    return Reference(tokens, margins)
+
+
+@pytest.fixture(scope="module")
+def prompts(model_path: str) -> list[list[int]]:
+    """24 prompts of 3 to 600 tokens, cut out of a book, no two alike."""
+    book = Tokenizer(model_path).encode(ALICE)
+    rng = random.Random(0)
+    lengths = [3, 600, *(round(3 * 200 ** rng.random()) for _ in range(22))]
+    starts = [rng.randrange(len(book) - 600) for _ in lengths]
+    return [book[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def together(model_path: str, prompts: list[list[int]]) -> Run:
+    """What we answer to all prompts at once, in float32."""
+    return run_all(EngineCore(EngineConfig(dtype="float32"), model_path), prompts, GREEDY)
+
+
+@pytest.fixture(scope="module")
+def references(float32_path: str, prompts: list[list[int]], together: Run) -> list[Reference]:
+    """What transformers answers to each prompt alone, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(float32_path, dtype="float32")
+    return [check(model, prompt, guess) for prompt, guess in zip(prompts, together.tokens, strict=True)]
 
 
 @pytest.fixture
