@@ -45,7 +45,7 @@ OWN_SERVERS = {
 class Outcome:
     client: str
     requirement: str
-    """With its version, as pip or npm takes it."""
+    """With its version, as pip or npm takes it, on the last line."""
     result: str
     """`ok`, `failed` or `not installable`."""
     output: str
@@ -106,41 +106,44 @@ def _run(client: str, script: Path, env: Mapping[str, str]) -> Outcome:
     return Outcome(client, requirement, "failed" if done.returncode else "ok", done.stdout)
 
 
-def _install(install: Callable[[Path, str], list[str]], folder: Path, requirement: str) -> str:
+def _install(install: Callable[[Path, str], list[list[str]]], folder: Path, requirement: str) -> str:
     """Make the environment if it is not there for this very requirement. Returns what went wrong, if anything."""
     ready = folder / "ready"
     if ready.exists() and ready.read_text() == requirement:
         return ""
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        done = subprocess.run(
-            install(folder, requirement), capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
-        )
+        for command in install(folder, requirement):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+            if done.returncode:
+                return done.stderr
     except subprocess.TimeoutExpired:
         return f"it took more than {INSTALL_SECONDS} s"
     except FileNotFoundError as error:
         return str(error)
-    if done.returncode:
-        return done.stderr
     ready.write_text(requirement)
     return ""
 
 
-def _pip(folder: Path, requirement: str) -> list[str]:
+def _pip(folder: Path, requirement: str) -> list[list[str]]:
+    """A line is a call of pip."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    return [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *requirement.split()]
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
+    return [[*pip, *line.split()] for line in requirement.splitlines()]
 
 
-def _npm(folder: Path, requirement: str) -> list[str]:
+def _npm(folder: Path, requirement: str) -> list[list[str]]:
     folder.mkdir()
-    return ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *requirement.split()]
+    npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
+    return [[*npm, *requirement.split()]]
 
 
 def _print(outcomes: list[Outcome]) -> None:
     table = Table("client", "version", "what", "result")
     for outcome in outcomes:
         checked = re.findall(r"^ok: (.*)$", outcome.output, re.MULTILINE)
-        table.add_row(outcome.client, outcome.requirement.replace("[", r"\["), "; ".join(checked), outcome.result)
+        *_, version = outcome.requirement.splitlines()
+        table.add_row(outcome.client, version.replace("[", r"\["), "; ".join(checked), outcome.result)
         if outcome.result != "ok":
             print(f"--- {outcome.client}: {outcome.result}\n{outcome.output[-4000:]}")
     Console(width=140).print(table)
