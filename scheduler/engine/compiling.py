@@ -37,6 +37,13 @@ class Compiling:
         """The tokenizer, as `Tokenizer.definition` has it: needed before the first grammar."""
         self._compiler = self._thread.submit(GrammarCompiler, tokenizer, self._end_tokens)
 
+    def known(self, request: Request) -> Grammar | None:
+        """Its grammar, if that was compiled for another one: nobody has to wait for it."""
+        compiler, spec = self._compiler, request.params.grammar
+        if compiler is None or spec is None or not compiler.done() or compiler.exception() is not None:
+            return None
+        return compiler.result().known(spec)
+
     def begin(self, request: Request) -> None:
         """Raises `InvalidRequestError` where no tokenizer is known."""
         compiler, spec = self._compiler, request.params.grammar

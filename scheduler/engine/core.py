@@ -138,6 +138,9 @@ class EngineCore:
         compiled."""
         if request.params.grammar is None:
             return self._queue(request, progress)
+        if (grammar := self._compiling.known(request)) is not None:
+            self.executor.steerings.grammars[request.request_id] = grammar
+            return self._queue(request, progress)
         if progress is not None:
             self._resuming[request.request_id] = progress
         try:

@@ -34,6 +34,13 @@ LIMITS = LLParserLimits(
 )
 """Of the work for a grammar and for a token. A state of the lexer is about a kilobyte."""
 
+LENGTHS = (6, 8, 10, 12, 16, 30)
+_IN_STRING = r'[^"\\\x00-\x1F\x7F]'
+SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_IN_STRING}{{1,{length}}}" for length in LENGTHS), f"{_IN_STRING}+"]
+"""Tokens that match one of these are let through together where the grammar allows them all; only the others are
+looked at one by one. llguidance's own go by 10 and 30 characters of a string, and its masks take half as long
+again where a schema bounds a string's length."""
+
 
 class GrammarError(RuntimeError):
     """Which tokens may come next cannot be told: mostly because that takes more work than a step may have."""
@@ -47,21 +54,33 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: str, end_token_ids: Collection[int]) -> None:
-        self._tokenizer = LLTokenizer(tokenizer, eos_token=sorted(end_token_ids) or None)
+        self._tokenizer = LLTokenizer(tokenizer, eos_token=sorted(end_token_ids) or None, slices=SLICES)
         self._end_token_ids = frozenset(end_token_ids)
         self._compiled: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
         self._lock = threading.Lock()
+        """Of the above."""
+        self._work = threading.Lock()
+        """One grammar at a time."""
 
     def compile(self, spec: GrammarSpec) -> Grammar:
         """Takes milliseconds for a grammar that was not compiled before, and more for a large one. Raises
         `InvalidRequestError` for a grammar that cannot be compiled."""
+        with self._work:
+            grammar = self.known(spec)
+            if grammar is None:
+                grammar = Grammar(self._tokenizer, compilable(spec), self._end_token_ids)
+                with self._lock:
+                    self._compiled[spec] = grammar
+                    if len(self._compiled) > CACHED_GRAMMARS:
+                        self._compiled.popitem(last=False)
+        return grammar
+
+    def known(self, spec: GrammarSpec) -> Grammar | None:
+        """At once: a grammar that was compiled lately."""
         with self._lock:
             grammar = self._compiled.get(spec)
-            if grammar is None:
-                grammar = self._compiled[spec] = Grammar(self._tokenizer, compilable(spec), self._end_token_ids)
-                if len(self._compiled) > CACHED_GRAMMARS:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(spec)
+            if grammar is not None:
+                self._compiled.move_to_end(spec)
         return grammar
 
 
@@ -167,7 +186,7 @@ class Matcher:
         """The tokens that have to come next whatever the model says, as its tokenizer divides their text; often
         none. The last of them may be missing, if it could be another one."""
         forced = [] if self.is_finished else self._matcher.compute_ff_tokens()
-        return forced[: self._matcher.validate_tokens(forced)]
+        return forced[: self._matcher.validate_tokens(forced)] if forced else forced
 
     def _read(self, token_id: int) -> bool:
         if token_id in self._end_token_ids and (self._num_ends or self._matcher.is_accepting()):

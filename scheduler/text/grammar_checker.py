@@ -65,8 +65,8 @@ class _Verdict(msgspec.Struct):
 
 
 class GrammarChecker:
-    """Tells which grammars can be served. Its methods may be called from any thread, and take time: not from an
-    event loop. `definition` gives the tokenizer as `GrammarCompiler` wants it, when it is needed."""
+    """Tells which grammars can be served. Its methods may be called from any thread, and most take time: not from
+    an event loop. `definition` gives the tokenizer as `GrammarCompiler` wants it, when it is needed."""
 
     def __init__(self, definition: Callable[[], str], end_token_ids: Collection[int]) -> None:
         self._definition = definition
@@ -77,21 +77,30 @@ class GrammarChecker:
 
     def check(self, spec: GrammarSpec, param: str | None = None) -> None:
         """Raise `InvalidRequestError`, which names `param`, for a grammar that is none, that cannot be satisfied,
-        or that takes too much work. One that is known already takes no time; others wait for each other."""
+        or that takes too much work. Grammars that are not known yet wait for each other."""
+        if self.check_known(spec, param):
+            return
+        with self._lock:
+            if self.check_known(spec, param):  # somebody who was before us has asked
+                return
+            try:
+                complaint = self._ask(spec)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(str(error), param) from None
+            self._remember(_digest(spec), complaint)
+        _raise(complaint, param)
+
+    def check_known(self, spec: GrammarSpec, param: str | None = None) -> bool:
+        """The same at once, or False for a grammar that has to be tried first. For any thread, event loops too."""
         try:
             check_size(spec)
-            digest = hashlib.sha256(msgspec.msgpack.encode(spec)).digest()
-            complaint = self._complaints.get(digest, _UNKNOWN)
-            if complaint == _UNKNOWN:
-                with self._lock:
-                    complaint = self._complaints.get(digest, _UNKNOWN)  # somebody who was before us may have asked
-                    if complaint == _UNKNOWN:
-                        complaint = self._ask(spec)
-                        self._remember(digest, complaint)
         except InvalidRequestError as error:
-            complaint = str(error)
-        if complaint is not None:
-            raise InvalidRequestError(complaint, param)
+            raise InvalidRequestError(str(error), param) from None
+        complaint = self._complaints.get(_digest(spec), _UNKNOWN)
+        if complaint == _UNKNOWN:
+            return False
+        _raise(complaint, param)
+        return True
 
     def close(self) -> None:
         """End the process. It starts again if it is needed."""
@@ -134,6 +143,15 @@ class GrammarChecker:
             with contextlib.suppress(OSError):
                 self._process.communicate()
             self._process = None
+
+
+def _digest(spec: GrammarSpec) -> bytes:
+    return hashlib.sha256(msgspec.msgpack.encode(spec)).digest()
+
+
+def _raise(complaint: str | None, param: str | None) -> None:
+    if complaint is not None:
+        raise InvalidRequestError(complaint, param)
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ class Grammars:
 
     async def check(self, form: Form) -> None:
         """Raises `InvalidRequestError` for a grammar that cannot be served."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._check, form)
+        # One that is known need not wait behind those that are new.
+        if self._checker is None or not self._checker.check_known(form.grammar, form.field):
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._check, form)
 
     def _check(self, form: Form) -> None:
         if self._checker is None:

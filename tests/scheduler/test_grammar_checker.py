@@ -143,3 +143,16 @@ def test_a_tokenizer_of_another_kind_cannot_be_held_to_a_grammar() -> None:
     with pytest.raises(InvalidRequestError, match="tokenizer"):
         checker.check(GrammarSpec(GrammarKind.JSON_OBJECT))
     checker.close()
+
+
+def test_what_is_known_does_not_wait_for_what_is_new(checker: GrammarChecker) -> None:
+    good, bad, new = schema({"type": "boolean"}), schema(False), schema({"const": 5})
+    checker.check(good)
+    with pytest.raises(InvalidRequestError):
+        checker.check(bad)
+    with checker._lock:  # as while another grammar is tried
+        assert checker.check_known(good)
+        assert not checker.check_known(new)
+        with pytest.raises(InvalidRequestError, match="object") as caught:
+            checker.check_known(bad, "guided_json")
+        assert caught.value.param == "guided_json"

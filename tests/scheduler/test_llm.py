@@ -13,7 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from scheduler import LLM, SamplingParams
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
-from scheduler.request import FinishReason
+from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
 
 
@@ -79,6 +79,21 @@ def test_a_grammar(llm: LLM) -> None:
     assert all(re.fullmatch(form.text, text) for text in texts)
     assert {completion.finish_reason for completion in result.completions} == {FinishReason.STOP}
     assert not llm.engine.executor.steerings.grammars
+
+
+def test_a_request_whose_grammar_is_known_joins_the_queue_at_once(llm: LLM) -> None:
+    params = SamplingParams(grammar=GrammarSpec(GrammarKind.REGEX, "[a-z]{9}"), max_tokens=20)
+    first, second = (Request(request_id=name, prompt_token_ids=[5, 6], params=params) for name in ("1", "2"))
+    engine = llm.engine
+    engine.add(first)
+    assert engine.scheduler.num_waiting == 0
+    while engine.has_work:
+        engine.step()
+    engine.add(second)
+    assert engine.scheduler.num_waiting == 1
+    while engine.has_work:
+        engine.step()
+    assert not engine.executor.steerings.grammars
 
 
 @pytest.mark.prove
