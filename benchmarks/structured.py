@@ -1,4 +1,4 @@
-"""What a form costs: tokens per second of 32 answers held to a JSON schema, against as many free ones.
+"""What a form costs: tokens per second of answers held to a JSON schema, 32 at once, against as many free ones.
 
 python -m benchmarks.structured                      # the default model, 6 turns of each
 python -m benchmarks.structured --model Qwen2.5-Coder-0.5B-Instruct
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import sys
 import time
@@ -18,12 +19,14 @@ from typing import Any
 import aiohttp
 from tqdm import tqdm
 
-from benchmarks.own_server import own_server
+from benchmarks.own_server import OwnServer, own_server
 from benchmarks.processor import processor
 from scheduler.config import DEFAULT_MODEL
 
 CONCURRENCY = 32
 NUM_TOKENS = 64
+WARM_SECONDS = 2.0
+SECONDS = 8.0
 PEOPLE = {
     "type": "array",
     "minItems": 20,
@@ -40,22 +43,29 @@ PEOPLE = {
 }
 """Long enough that no answer comes to its end."""
 
+GENERATED = "carousel_generation_tokens_total"
 
-async def turn(url: str, fields: dict[str, Any]) -> float:
-    """Tokens per second of two answers for each of the clients."""
-    num_tokens = 0
 
-    async def client(session: aiohttp.ClientSession, place: int) -> None:
-        nonlocal num_tokens
-        for number in range(2):
-            body = {"prompt": f"Person {place}, as JSON:", "max_tokens": NUM_TOKENS, "seed": 2 * place + number}
-            async with session.post(url + "/v1/completions", json=body | fields) as response:
-                num_tokens += (await response.json())["usage"]["completion_tokens"]
+async def turn(server: OwnServer, fields: dict[str, Any]) -> float:
+    """Tokens per second while clients have one answer after the other. From the middle of it: forced tokens make
+    answers differ in steps, so that some would still be at their last one when others have none left."""
+    numbers = itertools.count()
 
-    started = time.perf_counter()
-    async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(client(session, place) for place in range(CONCURRENCY)))
-    return num_tokens / (time.perf_counter() - started)
+    async def client(session: aiohttp.ClientSession) -> None:
+        for number in numbers:
+            body = {"prompt": f"Person {number}, as JSON:", "max_tokens": NUM_TOKENS, "seed": number}
+            async with session.post(server.url + "/v1/completions", json=body | fields) as response:
+                assert (await response.json())["usage"]["completion_tokens"] == NUM_TOKENS
+
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        clients = [group.create_task(client(session)) for _ in range(CONCURRENCY)]
+        await asyncio.sleep(WARM_SECONDS)
+        started, before = time.perf_counter(), await server.metric(GENERATED)
+        await asyncio.sleep(SECONDS)
+        seconds, after = time.perf_counter() - started, await server.metric(GENERATED)
+        for each in clients:
+            each.cancel()
+    return (after - before) / seconds
 
 
 def main() -> int:
@@ -68,11 +78,9 @@ def main() -> int:
     ratios = []
     print(processor())
     with own_server("--model", args.model) as server:
-        for fields in (free, held):
-            asyncio.run(turn(server.url, fields))  # warm
         for number in tqdm(range(args.rounds), unit="round"):
             order = [free, held] if number % 2 == 0 else [held, free]
-            speeds = {id(fields): asyncio.run(turn(server.url, fields)) for fields in order}
+            speeds = {id(fields): asyncio.run(turn(server, fields)) for fields in order}
             ratios.append(speeds[id(held)] / speeds[id(free)])
             tqdm.write(f"free {speeds[id(free)]:6.0f} tokens/s   held {speeds[id(held)]:6.0f} tokens/s")
     print(f"held to a schema / free: {statistics.median(ratios):.3f} (median of {len(ratios)} rounds)")
