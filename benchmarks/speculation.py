@@ -6,7 +6,8 @@ The prompts are parts of the public-domain book in the repository and of the sta
 to be copied), and questions. All are answered greedily, in the engine core of this process, with `--speculative
 off` and `ngram` in turns. Both must give the same tokens. A small model does not always do as it is told: answers
 that go round in circles would flatter the guesses, and are left out of the chat; those that are no copies are left
-out where all are to be copies, and are there where some are. How many were left out is counted.
+out where all are to be copies, and are there where some are. How many were left out is counted. `allowed` is what
+the tokens that a sequence got in a step would make of it, if a step cost what the engine believes it does.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ from tqdm import tqdm
 from benchmarks.builds import add_cpu_flag, print_tables
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
+from scheduler.messages import StepStats
 from scheduler.models.quantization import TEXT
+from scheduler.planning.plan import Plan
+from scheduler.planning.step_cost import StepCost
 from scheduler.sampling_params import SamplingParams
 
 MODES = ("off", "ngram")
@@ -97,6 +101,32 @@ def circles(tokens: list[int]) -> bool:
     return len(end) == CIRCLE and any(end[period:] == end[:-period] for period in range(1, CIRCLE // 2 + 1))
 
 
+class Steps:
+    """What the steps with guesses gave, and what they cost by the engine's own model of a step's cost."""
+
+    def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
+        self.forget()
+
+    def forget(self) -> None:
+        self._seconds = self._plain_seconds = 0.0
+        self._num_tokens = self._num_sequences = 0
+
+    def step(self, plan: Plan, started: float, stats: StepStats, ended: object) -> None:
+        """An observer of the engine."""
+        attended = sum(chunk._replace(drafted=()).attended for chunk in plan.chunks)
+        self._seconds += self._cost.predict(plan.num_tokens, plan.attended)
+        self._plain_seconds += self._cost.predict(plan.num_tokens - plan.num_drafted, attended)
+        self._num_tokens += stats.num_sampled_tokens
+        self._num_sequences += sum(chunk.samples for chunk in plan.chunks)
+
+    @property
+    def allowed(self) -> float:
+        """How many times as fast they could be: the tokens that a sequence gets in a step, over how many times
+        longer the steps take for the guesses in them."""
+        return self._num_tokens / self._num_sequences / (self._seconds / self._plain_seconds)
+
+
 class Load:
     """Prompts that are answered `concurrency` at a time."""
 
@@ -140,12 +170,15 @@ def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list
         "is asked to repeat its prompt": (mixed, (8,)),
         "chat": (chat, (1, 8, 32)),
     }
+    steps = Steps(llms["ngram"].engine.cost)
+    llms["ngram"].engine.observers.append(steps)
     rows: list[dict[str, object]] = []
     num_runs = sum(len(sizes) for _, sizes in loads.values()) * rounds
     with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
         for kind, (load, sizes) in loads.items():
             for size in sizes:
                 speeds: dict[str, list[float]] = {mode: [] for mode in MODES}
+                steps.forget()
                 for turn in range(rounds):
                     order = MODES if turn % 2 == 0 else MODES[::-1]
                     found = {mode: load.run(mode, size) for mode in order}
@@ -153,6 +186,7 @@ def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list
                     for mode in MODES:
                         speeds[mode].append(found[mode][0])
                     bar.update()
+                allowed = steps.allowed
                 ratios = [guessed / plain for plain, guessed in zip(speeds["off"], speeds["ngram"], strict=True)]
                 rows.append(
                     {
@@ -161,6 +195,7 @@ def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list
                         "off": round(statistics.median(speeds["off"]), 1),
                         "ngram": round(statistics.median(speeds["ngram"]), 1),
                         "ratio": round(statistics.median(ratios), 2),
+                        "allowed": round(allowed, 2),
                         "left out": load.num_left_out,
                     }
                 )

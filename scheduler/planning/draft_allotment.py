@@ -34,8 +34,15 @@ class Allotment:
     num_tokens: int
     attended: int
     seconds: float
+    plain: float
+    """Seconds that it would take without guesses."""
     total: float
     """Tokens that count: those that are known, and of the guessed ones so many as can be expected to be right."""
+
+    @property
+    def stretch(self) -> float:
+        """How many times longer it takes for the guesses."""
+        return self.seconds / self.plain
 
     def copy(self) -> Allotment:
         return replace(self, counts=list(self.counts), expected=list(self.expected))
@@ -51,23 +58,26 @@ class Allotter:
     def allot(self, room: DraftRoom, candidates: Sequence[Candidate]) -> Allotment:
         """What raises the tokens a second most, of what nobody has to wait for longer than it gains."""
         nothing = self._nothing(room.plan, candidates)
-        likeliest = self._likeliest(room, candidates, room.longest)
-        if likeliest.seconds <= room.patience(likeliest.expected) * nothing.seconds:
+        likeliest = self._likeliest(room, candidates, nothing, room.longest)
+        if likeliest.stretch <= room.patience(likeliest.expected):
             return likeliest
         # Some would wait for the others' guesses. So all get some; or few do, for which hardly anybody waits.
         longest = room.patience(nothing.expected) * nothing.seconds
-        few = self._likeliest(room, candidates, min(room.longest, longest))
-        even = self._even(room, candidates)
+        few = self._likeliest(room, candidates, nothing, min(room.longest, longest))
+        even = self._even(room, candidates, nothing)
         return even if even.total * few.seconds > few.total * even.seconds else few
 
     def _nothing(self, plan: Plan, candidates: Sequence[Candidate]) -> Allotment:
-        seconds = self._cost.predict(plan.num_tokens, plan.attended)
+        num_tokens, attended = plan.num_tokens, plan.attended
+        seconds = self._cost.predict(num_tokens, attended)
         counts, expected = [0] * len(candidates), [1.0] * len(plan.chunks)
-        return Allotment(counts, expected, plan.num_tokens, plan.attended, seconds, float(plan.num_tokens))
+        return Allotment(counts, expected, num_tokens, attended, seconds, seconds, float(num_tokens))
 
-    def _likeliest(self, room: DraftRoom, candidates: Sequence[Candidate], longest: float) -> Allotment:
+    def _likeliest(
+        self, room: DraftRoom, candidates: Sequence[Candidate], nothing: Allotment, longest: float
+    ) -> Allotment:
         """The likeliest guess first, for as long as one more raises the tokens a second."""
-        allotment = self._nothing(room.plan, candidates)
+        allotment = nothing.copy()
         ahead = [(-candidate.probability, order) for order, candidate in enumerate(candidates)]
         heapq.heapify(ahead)
         left = room.num_tokens
@@ -83,11 +93,10 @@ class Allotter:
                 heapq.heappop(ahead)
         return allotment
 
-    def _even(self, room: DraftRoom, candidates: Sequence[Candidate]) -> Allotment:
+    def _even(self, room: DraftRoom, candidates: Sequence[Candidate], nothing: Allotment) -> Allotment:
         """Everybody's first guess, everybody's second, for as long as one more raises the tokens a second; as many
         levels as everybody gains from at least as much as the step takes longer."""
-        allotment = self._nothing(room.plan, candidates)
-        best, shortest = allotment.copy(), allotment.seconds
+        allotment, best = nothing.copy(), nothing
         active = list(range(len(candidates)))
         left, level = room.num_tokens, 0
         while active:
@@ -101,7 +110,7 @@ class Allotter:
                 ):
                     added.append(order)
             active, left = added, left - len(added)
-            if allotment.seconds <= room.patience(allotment.expected) * shortest:
+            if allotment.stretch <= room.patience(allotment.expected):
                 best = allotment.copy()
         return best
 

@@ -9,7 +9,7 @@ from scheduler.planning.plan import Plan
 from scheduler.request import Sequence
 
 SLOWDOWN = 1.05
-"""Times what a sequence gains, that a step may take longer for the others' guesses."""
+"""Times what a sequence has gained, that a step may take longer for the others' guesses."""
 
 Reserve = Callable[[Sequence, int], bool]
 """Makes room for so many guessed tokens of a sequence, if there is any to spare."""
@@ -27,10 +27,12 @@ class DraftRoom:
     """Seconds that the step may take."""
     most: list[int]
     """Guesses at most behind each of the plan's chunks."""
-    gains: list[float]
-    """Tokens a step that each chunk's sequence gets lately."""
+    ahead: list[float]
+    """How many steps each chunk's sequence is ahead of where it would be if nobody had guesses."""
+    stretch: float = 1.0
+    """How many times longer the step takes with the guesses that are in it."""
 
     def patience(self, expected: list[float]) -> float:
         """How many times longer the step may take, if each chunk gets so many tokens from it: everybody waits for
-        it, also who gains least."""
-        return SLOWDOWN * min(max(pair) for pair in zip(self.gains, expected, strict=True))
+        it, also who is least ahead."""
+        return SLOWDOWN * min(ahead + tokens for ahead, tokens in zip(self.ahead, expected, strict=True))

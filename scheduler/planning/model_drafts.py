@@ -149,6 +149,7 @@ class ModelDrafts:
         best: dict[int, int] = {}
         num_tokens, attended = plan.num_tokens, plan.attended
         plain = seconds = self._cost.predict(num_tokens, attended)
+        stretch = 1.0
         total = num_tokens - len(expected) + sum(expected)
         expected = list(expected)
         chances = {
@@ -181,4 +182,6 @@ class ModelDrafts:
             budget -= len(active)
             if seconds <= room.patience(expected) * plain:
                 best = dict(counts)
+                stretch = seconds / plain
+        room.stretch *= stretch
         return best

@@ -101,6 +101,8 @@ class Plan:
     """Of the sequences that go on beyond their window."""
     asked: dict[int, DraftInput] = field(default_factory=dict)
     """By the chunk's place, what the draft model is to be asked before the step is executed."""
+    stretch: float = 1.0
+    """How many times longer it takes for the guesses in it."""
     work: list[Work] = field(default_factory=list)
     """What was done for whom; known once the plan is committed."""
 

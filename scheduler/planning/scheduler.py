@@ -339,7 +339,7 @@ class Scheduler:
                 ended.append((sequence, FinishReason.LENGTH))
             plan.work.append(work_of(chunk, len(taken), len(chunk.drafted) + 1 - len(tokens)))
             if self.speculation is not None and tokens:
-                self.speculation.learn(chunk, len(tokens), result.forced.get(index, []))
+                self.speculation.learn(chunk, len(tokens), plan.stretch, result.forced.get(index, []))
             sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
             sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
             self.seating.settle(sequence)

@@ -18,11 +18,11 @@ from scheduler.request import Sequence
 MOST_DRAFTED = 15
 """Tokens guessed for one sequence in one step."""
 
-FIRST_GAIN = 1.5
-"""Tokens a step that a sequence is taken to get before it has shown what it gets."""
+FIRST_AHEAD = 1.0
+"""Steps that a sequence is taken to be ahead before it has shown what it gains."""
 
-GAIN_MEMORY = 0.9
-"""How much of that is left after each step."""
+MOST_AHEAD = 8.0
+"""Steps that it can be ahead: what it gained long ago is no reason to let it wait now."""
 
 
 class Speculation:
@@ -32,8 +32,9 @@ class Speculation:
         self._max_model_len = max_model_len
         self._text = text
         self._model = model
-        self._gains: dict[tuple[str, int], float] = {}
-        """Tokens a step that each sequence got lately."""
+        self._ahead: dict[tuple[str, int], float] = {}
+        """By how many steps guesses have brought each sequence forward: the tokens that its own gave it, less what
+        its steps took longer for anybody's."""
 
     def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float | None = None) -> None:
         """Put guesses behind the chunks of a plan, or ask the draft model for some: `num_tokens` at most, and only
@@ -43,20 +44,21 @@ class Speculation:
             return
         for chunk, count in zip(plan.chunks, most, strict=True):
             if count > 0:
-                self._gains.setdefault(chunk.sequence.key, FIRST_GAIN)
-        gains = [self._gain(chunk) for chunk in plan.chunks]
+                self._ahead.setdefault(chunk.sequence.key, FIRST_AHEAD)
+        ahead = [self._ahead.get(chunk.sequence.key, 0.0) for chunk in plan.chunks]
         limit = longest if longest is not None else float("inf")
-        room = DraftRoom(plan, reserve, num_tokens, limit, most, gains)
+        room = DraftRoom(plan, reserve, num_tokens, limit, most, ahead)
         expected = self._text.draft(room) if self._text is not None else [1.0] * len(plan.chunks)
         if self._model is not None:
             self._model.ask(room, expected)
+        plan.stretch = room.stretch
 
-    def learn(self, chunk: Chunk, num_kept: int, forced: list[int]) -> None:
-        """A chunk that samples gave so many tokens: one, and the guesses before it that were right. Its grammar
-        forces some tokens behind them, perhaps."""
+    def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
+        """A chunk that samples gave so many tokens: one, and the guesses before it that were right; in a step that
+        took so many times longer for all guesses in it. Its grammar forces some tokens behind them, perhaps."""
         key = chunk.sequence.key
-        if key in self._gains:
-            self._gains[key] += (1 - GAIN_MEMORY) * (num_kept - self._gains[key])
+        if key in self._ahead:
+            self._ahead[key] = min(max(0.0, self._ahead[key] + num_kept - stretch), MOST_AHEAD)
         if chunk.drafted:
             drafts = self._model if chunk.draft_kind == "model" else self._text
             assert drafts is not None
@@ -66,15 +68,10 @@ class Speculation:
 
     def forget(self, sequence: Sequence) -> None:
         """It ends; its blocks are still its own."""
-        self._gains.pop(sequence.key, None)
+        self._ahead.pop(sequence.key, None)
         for drafts in (self._text, self._model):
             if drafts is not None:
                 drafts.forget(sequence)
-
-    def _gain(self, chunk: Chunk) -> float:
-        """Tokens a step that the chunk's sequence gets lately; one that computes its prompt gets no more than one
-        for what it waits."""
-        return max(1.0, self._gains.get(chunk.sequence.key, 1.0)) if chunk.samples else 1.0
 
     def most(self, chunk: Chunk) -> int:
         """How many guesses may be behind a chunk: none but those that can become part of the answer."""

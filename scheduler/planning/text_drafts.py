@@ -74,6 +74,7 @@ class TextDrafts:
             return [1.0] * len(plan.chunks)
         candidates = [self._candidate(room, place, match) for place, match in matches.items()]
         allotment = self._allotter.allot(room, candidates)
+        room.stretch = allotment.stretch
         for candidate, count in zip(candidates, allotment.counts, strict=True):
             chunk = plan.chunks[candidate.place]
             text = self._texts[chunk.sequence.key]
@@ -93,18 +94,24 @@ class TextDrafts:
     def force(self, sequence: Sequence, tokens: list[int]) -> None:
         """These have to come next; often none."""
         if tokens or sequence.key in self._texts:
-            self._texts.setdefault(sequence.key, _Text()).forced = tokens
+            self._text(sequence).forced = tokens
 
     def forget(self, sequence: Sequence) -> None:
         """It has ended."""
         self._texts.pop(sequence.key, None)
+
+    def _text(self, sequence: Sequence) -> _Text:
+        text = self._texts.get(sequence.key)
+        if text is None:
+            text = self._texts[sequence.key] = _Text()
+        return text
 
     def _matches(self, room: DraftRoom) -> dict[int, Match]:
         """By place in the plan, where in its text a sequence seems to be."""
         matches = {}
         for place, (chunk, most) in enumerate(zip(room.plan.chunks, room.most, strict=True)):
             if most > 0:
-                text = self._texts.setdefault(chunk.sequence.key, _Text())
+                text = self._text(chunk.sequence)
                 match = text.match(chunk.sequence)
                 if match is not None:
                     text.size = match.size

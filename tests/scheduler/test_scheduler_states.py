@@ -41,7 +41,7 @@ class RandomGuesses(Speculation):
                 drafted = tuple(self._random.randint(0, 2) for _ in range(count))
                 plan.chunks[place] = chunk._replace(drafted=drafted)
 
-    def learn(self, chunk: Chunk, num_kept: int, forced: list[int]) -> None:
+    def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
         pass
 
 

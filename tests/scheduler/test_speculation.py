@@ -116,12 +116,12 @@ def test_guesses_are_many_where_they_are_right_and_end_where_they_are_not() -> N
         plan = Plan([chunk])
         speculation.draft(plan, 100, lambda *_: True)
         assert plan.chunks[0].drafted == tuple(([1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2)[: plan.num_drafted])
-        speculation.learn(plan.chunks[0], plan.num_drafted + 1, [])
+        speculation.learn(plan.chunks[0], plan.num_drafted + 1, plan.stretch, [])
     assert num_guesses() > first
     for _ in range(40):
         plan = Plan([chunk])
         speculation.draft(plan, 100, lambda *_: True)
-        speculation.learn(plan.chunks[0], 1, [])
+        speculation.learn(plan.chunks[0], 1, plan.stretch, [])
     assert num_guesses() <= 1
 
 
@@ -175,11 +175,30 @@ def test_nobody_waits_for_the_guesses_of_others() -> None:
     for _ in range(60):  # by now it is known what each gains
         speculation.draft(plan, 100, lambda *_: True)
         for chunk in plan.chunks:
-            speculation.learn(chunk, len(chunk.drafted) + 1, [])
+            speculation.learn(chunk, len(chunk.drafted) + 1, plan.stretch, [])
         plan = Plan([chunk._replace(drafted=()) for chunk in plan.chunks])
     before = cost.predict(plan.num_tokens, plan.attended)
     speculation.draft(plan, 100, lambda *_: True)
     assert cost.predict(plan.num_tokens, plan.attended) <= 1.1 * before
+
+
+def test_who_is_ahead_can_wait_for_the_guesses_of_others() -> None:
+    """One repeats itself, and the other does not any more, but has gained before: as long as that lasts."""
+    speculation = Speculation(1000, TextDrafts(StepCost()))
+    chunks = [chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2), chunk_of("b", [5, 6, 7])]
+
+    def num_guesses() -> int:
+        plan = Plan(list(chunks))
+        speculation.draft(plan, 100, lambda *_: True)
+        for chunk in plan.chunks:
+            speculation.learn(chunk, len(chunk.drafted) + 1, plan.stretch, [])
+        return plan.num_drafted
+
+    few = [num_guesses() for _ in range(60)][-1]
+    speculation.learn(chunks[1], 3, 1.0, [])
+    counts = [num_guesses() for _ in range(60)]
+    assert counts[0] > 3 * few
+    assert counts[-1] == few
 
 
 def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
@@ -192,9 +211,9 @@ def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
     for _ in range(60):
         alone = Plan(plan.chunks[:1])
         speculation.draft(alone, 100, lambda *_: True)
-        speculation.learn(alone.chunks[0], alone.num_drafted + 1, [])
+        speculation.learn(alone.chunks[0], alone.num_drafted + 1, alone.stretch, [])
         for chunk in plan.chunks[1:]:
-            speculation.learn(chunk, 1, [])
+            speculation.learn(chunk, 1, alone.stretch, [])
     speculation.draft(plan, 100, lambda *_: True)
     assert min(len(chunk.drafted) for chunk in plan.chunks) >= 1
 
@@ -202,10 +221,10 @@ def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
 def test_what_a_grammar_forces_is_guessed_for_as_long_as_it_forces() -> None:
     speculation = Speculation(1000, TextDrafts(StepCost()))
     plan = Plan([chunk_of("a", [1, 2, 3, 4, 5])])
-    speculation.learn(plan.chunks[0], 1, [7, 8, 9])
+    speculation.learn(plan.chunks[0], 1, 1.0, [7, 8, 9])
     speculation.draft(plan, 100, lambda *_: True)
     assert (plan.chunks[0].drafted, plan.chunks[0].draft_kind) == ((7, 8, 9), "grammar")
-    speculation.learn(plan.chunks[0], 3, [])
+    speculation.learn(plan.chunks[0], 3, plan.stretch, [])
     assert guesses(speculation, chunk_of("a", [1, 2, 3, 4, 5, 7, 8, 9])) == []
 
 
