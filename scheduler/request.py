@@ -171,8 +171,10 @@ class Sequence:
         "seated_time",
         "shift",
         "sink",
+        "state",
         "status",
         "stop_reason",
+        "stops",
         "tables",
         "token_ids",
         "window",
@@ -216,6 +218,12 @@ class Sequence:
         """What its first block follows in the prefix cache, given by the scheduler."""
         self.prefix: list[bytes] = []
         """Identity in the prefix cache of each full block that is already published (see blocks.py)."""
+        self.stops: list[int] = []
+        """While running, of a model that keeps states: at how many computed tokens one is to be put aside, the
+        last first. No chunk may run across."""
+        self.state: bytes | None = None
+        """While running: the prefix under which a state was put aside last, if it is of no use once there is
+        another one."""
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | None = None
@@ -227,6 +235,13 @@ class Sequence:
         if self.window is None:
             return 1 << 40
         return self.window.until_shift(self.num_computed_tokens)
+
+    @property
+    def until_stop(self) -> int:
+        """How many tokens can be computed before a state is to be put aside."""
+        while self.stops and self.stops[-1] <= self.num_computed_tokens:
+            self.stops.pop()
+        return self.stops[-1] - self.num_computed_tokens if self.stops else 1 << 40
 
     def append(self, token_id: int) -> None:
         """One more token of the answer."""

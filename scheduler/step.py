@@ -122,6 +122,15 @@ class DraftInput(msgspec.Struct, frozen=True, array_like=True):
     """How it chooses them."""
 
 
+class StateMove(msgspec.Struct, frozen=True, array_like=True):
+    """Between a seat and a slot for states that are put aside."""
+
+    seat: int
+    slot: int
+    num_tokens: int
+    """That the state stands for."""
+
+
 class StepInput(msgspec.Struct, frozen=True, array_like=True):
     """What one step computes. The chunks' order is the order of the packed batch."""
 
@@ -133,6 +142,10 @@ class StepInput(msgspec.Struct, frozen=True, array_like=True):
     vacated: list[int] = []
     """Seats that were left since the last step: what a model has kept of these sequences is nobody's any more. The
     next sequence may be there already."""
+    saves: list[StateMove] = []
+    """States to be put aside before anything else is done, also those of seats that were left."""
+    loads: list[StateMove] = []
+    """States that sequences begin with, which got their seats since the last step."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -26,7 +26,8 @@ greedy tokens were those of transformers' own forward pass without any cache, in
   (DeepSeek, GLM, MiniCPM) keeps one latent a token in the pool, not the keys and values of all heads.
 - **together, with states**: the same; layers that keep a state for each sequence (convolutions, linear attention,
   state spaces) are transformers', take sequences that decode all together, and chunks of prompts one by one.
-  States are kept by seat: no prefix is shared, and after a preemption all is computed again.
+  States are kept by seat, and put aside where a prompt's last block ends, where prompts part, and behind the last
+  full block of an answer: from there others share the prefix, and a sequence goes on after a preemption.
 - **one by one**: transformers' modules on each sequence by itself, with the model's own cache. For models that
   attend or keep states in a way of their own (biases, an index, two caches). Nothing is shared between requests,
   and a step takes as long as all its sequences together.

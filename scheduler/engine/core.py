@@ -33,6 +33,7 @@ from scheduler.models.loading import load, usable_cpus
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import Prices
 from scheduler.planning.plan import Chunk, Pace, Plan
+from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
@@ -79,6 +80,7 @@ class EngineCore:
         self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         self._policy = make_policy(config.policy, self._prices)
+        states = SavedStates(loaded.num_state_slots) if loaded.num_state_slots else None
         self.scheduler = Scheduler(
             self.pool,
             self._policy,
@@ -87,12 +89,13 @@ class EngineCore:
             max_model_len=loaded.info.max_model_len,
             vocab_size=loaded.info.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
-            prefix_caching=config.prefix_caching and not loaded.keeps_state,
+            prefix_caching=config.prefix_caching and (not loaded.keeps_state or states is not None),
             share_prefixes=config.share_prefixes,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
             speculation=speculation_of(config, loaded, self.cost, self._draft_cost),
             window=window_of(loaded.info),
+            states=states,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model

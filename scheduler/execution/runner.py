@@ -16,7 +16,7 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import SamplingRow, logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
-from scheduler.execution.step_model import ShiftableModel, StatefulModel, StepModel, StepOutput
+from scheduler.execution.step_model import ResumableModel, ShiftableModel, StatefulModel, StepModel, StepOutput
 from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
 
 _POOLING_STEPS = 2.0**24
@@ -63,9 +63,15 @@ class Runner:
         for change in step.tables:
             table = self._tables[change.group, change.seat]
             table[change.start : change.start + len(change.blocks)] = change.blocks
+        for move in step.saves:
+            assert isinstance(self.model, ResumableModel)
+            self.model.save_state(move)
         if step.vacated and isinstance(self.model, StatefulModel):
             for seat in step.vacated:
                 self.model.vacate(seat)
+        for move in step.loads:
+            assert isinstance(self.model, ResumableModel)
+            self.model.load_state(move)
         for shift in step.shifts:
             assert isinstance(self.model, ShiftableModel)
             self.model.shift_sink(self.cache, shift)

@@ -9,7 +9,7 @@ import torch
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
-from scheduler.step import SinkShift
+from scheduler.step import SinkShift, StateMove
 
 
 class StepOutput(NamedTuple):
@@ -28,6 +28,8 @@ class OwnState:
     per_token: int
     per_seat: int
     """However long the sequence is."""
+    per_slot: int = 0
+    """For a state that is put aside; 0: none can be."""
 
 
 class StepModel(Protocol):
@@ -45,6 +47,17 @@ class StatefulModel(Protocol):
 
     def vacate(self, seat: int) -> None:
         """Whoever had this seat has left it."""
+
+
+@runtime_checkable
+class ResumableModel(StatefulModel, Protocol):
+    """One whose states can be put aside, so that other sequences begin with them."""
+
+    def save_state(self, move: StateMove) -> None:
+        """Put a copy of a seat's state into a slot: as it is, or as it was before the last step."""
+
+    def load_state(self, move: StateMove) -> None:
+        """Give a seat the state in a slot."""
 
 
 @runtime_checkable

@@ -40,6 +40,9 @@ MOST_POSITIONS = 65_536
 LEAST_BLOCK_BYTES = 4096
 """That a block counts where a model keeps no more for a long sequence than for a short one."""
 
+STATES_PER_SEAT = 2
+"""That can be put aside: behind a prompt, and behind the last full block of its answer."""
+
 FEWEST_BLOCKS = 4
 """In a window from which tokens can be dropped."""
 
@@ -56,8 +59,10 @@ class LoadedModel:
     draft: LoadedDraft | None = None
     """The draft model, where there is one."""
     keeps_state: bool = False
-    """Whether sequences have more than what is in the pool: what one computed is of no use to another, and no
-    token can be taken back."""
+    """Whether sequences have more than what is in the pool: no token can be taken back, and what one computed is
+    of use to another only with a state that was put aside."""
+    num_state_slots: int = 0
+    """For these."""
 
 
 def load(config: EngineConfig, model_path: str) -> LoadedModel:
@@ -111,7 +116,16 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     loaded_draft = None
     if draft is not None:
         loaded_draft = draft.load(pool.num_blocks, config.block_size, info.max_model_len, device)
-    return LoadedModel(model, cache, device, opened.config.eos_token_ids, info, loaded_draft, keeps_state)
+    return LoadedModel(
+        model,
+        cache,
+        device,
+        opened.config.eos_token_ids,
+        info,
+        loaded_draft,
+        keeps_state,
+        _num_state_slots(config, opened.source),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +134,7 @@ class _Pool:
 
     num_blocks: int
     nbytes: int
-    """With what the seats take that is no block."""
+    """With what the seats take that is no block, and states that are put aside."""
     max_model_len: int
 
 
@@ -139,6 +153,7 @@ def _divide_memory(
     if source.own is not None:
         block_bytes = max(LEAST_BLOCK_BYTES, block_bytes + source.own.per_token * config.block_size)
         seats_bytes = source.own.per_seat * config.max_num_seqs
+        seats_bytes += source.own.per_slot * _num_state_slots(config, source)
     if draft is not None:
         block_bytes += draft.block_bytes(config.block_size)
     model_max_len = opened.config.max_len
@@ -151,6 +166,12 @@ def _divide_memory(
         nbytes=num_blocks * block_bytes + seats_bytes,
         max_model_len=min(config.max_model_len or model_max_len, longest),
     )
+
+
+def _num_state_slots(config: EngineConfig, source: Source) -> int:
+    """How many states can be put aside."""
+    can_save = config.prefix_caching and source.own is not None and source.own.per_slot > 0
+    return STATES_PER_SEAT * config.max_num_seqs if can_save else 0
 
 
 def _describe(

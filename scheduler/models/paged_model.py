@@ -37,6 +37,7 @@ from scheduler.models.plain_batch import plain_batch
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.small_copy import auto_class
 from scheduler.models.state_layers import StateLayers, states_of
+from scheduler.step import StateMove
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,16 @@ class PagedModel:
         if (states := self.states) is not None:
             states.vacate(seat)
 
+    def save_state(self, move: StateMove) -> None:
+        """Put a copy of a seat's state into a slot."""
+        assert self.states is not None
+        self.states.save(move)
+
+    def load_state(self, move: StateMove) -> None:
+        """Give a seat the state in a slot."""
+        assert self.states is not None
+        self.states.load(move)
+
     @torch.inference_mode()
     def own_state(self) -> OwnState | None:
         """What it keeps for each sequence beside the pool, however long that is."""
@@ -191,9 +202,9 @@ class PagedModel:
             return None
         batch = plain_batch({0: list(range(1, 9))}, 0, width=1, block_size=8, device=self.device)
         self._run(batch, _attend_whole)
-        per_seat = 2 * states.nbytes(0)  # before a step and after it
+        nbytes = states.nbytes(0)
         states.vacate(0)
-        return OwnState(0, per_seat)
+        return OwnState(0, per_seat=2 * nbytes, per_slot=nbytes)  # before a step and after it
 
     @torch.inference_mode()
     def try_out(self) -> torch.Tensor:

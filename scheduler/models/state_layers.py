@@ -3,7 +3,7 @@
 All else of such a model runs on the packed batch. These layers take it apart: sequences that decode one token go
 through them together, their states side by side; a chunk of a prompt goes through alone. A state is what
 transformers' caches have for such a layer. The states before a step are kept until the next, so that a step which
-failed for another's sake can be run again.
+failed for another's sake can be run again. Some are put aside, for sequences that begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import Cache, DynamicCache, PretrainedConfig
 
 from scheduler.attention import PackedBatch
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.step import StateMove
 
 UPDATES = ("update_conv_state(", "update_recurrent_state(")
 """By what the code of such a layer is known."""
@@ -56,6 +57,7 @@ class StateLayers:
     def __init__(self, config: PretrainedConfig) -> None:
         self._fresh = DynamicCache(config=config).layers
         self._kept: dict[int, list[SequenceStates]] = {}
+        self._saved: dict[int, SequenceStates] = {}
         self._step: _Step | None = None
 
     @classmethod
@@ -88,6 +90,19 @@ class StateLayers:
     def vacate(self, seat: int) -> None:
         """Whoever had this seat has left it."""
         self._kept.pop(seat, None)
+
+    def save(self, move: StateMove) -> None:
+        """Put a copy of a seat's states into a slot."""
+        states = self._states_at(move.seat, move.num_tokens)
+        layers = {number: _joined([layer]) for number, layer in states.layers.items()}
+        self._saved[move.slot] = SequenceStates(move.num_tokens, layers)
+
+    def load(self, move: StateMove) -> None:
+        """Give a seat the states in a slot: no step changes them, all make new ones."""
+        saved = self._saved[move.slot]
+        if saved.num_tokens != move.num_tokens:
+            raise RuntimeError(f"the states in slot {move.slot} are of {saved.num_tokens} tokens, not {move}")
+        self._kept[move.seat] = [saved]
 
     def nbytes(self, seat: int) -> int:
         """What is kept for the sequence on a seat."""

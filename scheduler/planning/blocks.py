@@ -43,6 +43,8 @@ class Prefix(NamedTuple):
     """For each group of layers, the blocks that what follows the prefix sees."""
     identities: list[Identity]
     """Of all its blocks, in their order."""
+    num_known: int = 0
+    """Blocks of it and after it whose keys and values are there, though no state is (saved_states.py)."""
 
     @property
     def blocks(self) -> list[int]:

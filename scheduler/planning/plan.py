@@ -8,7 +8,16 @@ from typing import NamedTuple
 from scheduler.planning.policy import Work
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
-from scheduler.step import ChunkInput, DraftInput, DraftKind, SinkShift, StepInput, TableChange, num_attended
+from scheduler.step import (
+    ChunkInput,
+    DraftInput,
+    DraftKind,
+    SinkShift,
+    StateMove,
+    StepInput,
+    TableChange,
+    num_attended,
+)
 
 
 class Chunk(NamedTuple):
@@ -97,6 +106,8 @@ class Plan:
     tables: list[TableChange] = field(default_factory=list)
     """What is new in the seats' block tables."""
     shifts: list[SinkShift] = field(default_factory=list)
+    saves: list[StateMove] = field(default_factory=list)
+    loads: list[StateMove] = field(default_factory=list)
     vacated: list[int] = field(default_factory=list)
     """Of the sequences that go on beyond their window."""
     asked: dict[int, DraftInput] = field(default_factory=dict)
@@ -133,7 +144,8 @@ class Plan:
 
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""
-        return StepInput([chunk.input() for chunk in self.chunks], self.tables, self.shifts, self.vacated)
+        chunks = [chunk.input() for chunk in self.chunks]
+        return StepInput(chunks, self.tables, self.shifts, self.vacated, self.saves, self.loads)
 
 
 MAX_SCORED_TOKENS = 256
@@ -175,7 +187,7 @@ class PlanBuilder:
         """As much of a running sequence's prompt as the budget and the streams' pace allow, and `most` tokens;
         returns how many."""
         missing = sequence.num_tokens - sequence.num_computed_tokens
-        length = min(missing, self.budget, most, sequence.until_shift)
+        length = min(missing, self.budget, most, sequence.until_shift, sequence.until_stop)
         if sequence.is_scored:
             length = min(length, MAX_SCORED_TOKENS - self._num_scored)
             self._num_scored += length

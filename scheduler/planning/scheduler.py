@@ -19,6 +19,7 @@ from scheduler.planning.plan import Pace, Plan, PlanBuilder
 from scheduler.planning.policy import Policy
 from scheduler.planning.ranked import Ranked
 from scheduler.planning.resuming import resumed
+from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.seating import Seating
 from scheduler.planning.siblings import Siblings
 from scheduler.planning.speculation import Speculation
@@ -33,7 +34,7 @@ class Scheduler:
 
     `max_num_seqs` seats, but never more than `max_batched_tokens`, so that every running sequence can be given
     its token in every step. Users share cached prefixes only with `share_prefixes`. `eos_token_ids` end a sequence
-    unless its request says `ignore_eos`.
+    unless its request says `ignore_eos`. `states`: of a model that keeps them, or no prefix of it can be cached.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Scheduler:
         turns: Turns | None = None,
         speculation: Speculation | None = None,
         window: ContextWindow | None = None,
+        states: SavedStates | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -68,6 +70,7 @@ class Scheduler:
             max_model_len=max_model_len,
             prefix_caching=prefix_caching,
             share_prefixes=share_prefixes,
+            states=states,
         )
         self._longest = self.seating.holdings.longest(pool.num_blocks)
         self.pace = pace
@@ -222,6 +225,7 @@ class Scheduler:
             plan.tables = self.seating.take_changes()
             plan.shifts = self.seating.take_shifts()
             plan.vacated = self.seating.take_vacated()
+            plan.saves, plan.loads = self.seating.take_states()
         return plan
 
     def _divide(

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from scheduler.context_window import ContextWindow
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
+from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.windows import Holdings
 from scheduler.request import BlockTable, Request, Sequence
-from scheduler.step import SinkShift, TableChange
+from scheduler.step import SinkShift, StateMove, TableChange
 
 HORIZON = 1024
 """How many tokens of each sequence to look ahead, to tell whether blocks are scarce."""
@@ -28,6 +29,7 @@ class Seating:
         max_model_len: int,
         prefix_caching: bool,
         share_prefixes: bool,
+        states: SavedStates | None = None,
     ) -> None:
         self.pool = pool
         self.holdings = Holdings(pool.windows, pool.block_size, longest_chunk)
@@ -42,6 +44,9 @@ class Seating:
         self._changes: list[TableChange] = []
         self._shifts: list[SinkShift] = []
         self._vacated: list[int] = []
+        self._states = states
+        self._saves: list[StateMove] = []
+        self._loads: list[StateMove] = []
 
     @property
     def num_free_seats(self) -> int:
@@ -62,6 +67,12 @@ class Seating:
         vacated, self._vacated = self._vacated, []
         return vacated
 
+    def take_states(self) -> tuple[list[StateMove], list[StateMove]]:
+        """What was put aside and what is to be taken up again, since the last call."""
+        saves, self._saves = self._saves, []
+        loads, self._loads = self._loads, []
+        return saves, loads
+
     # The prefix cache -----------------------------------------------------------------------------------
 
     def root(self, request: Request) -> Identity:
@@ -70,9 +81,15 @@ class Seating:
         return self.pool.root("" if self._share_prefixes else request.user, request.cache_salt)
 
     def cached_prefix(self, token_ids: list[int], root: Identity) -> Prefix:
-        if self._prefix_caching:
-            return self.pool.lookup(token_ids, root)
-        return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
+        if not self._prefix_caching:
+            return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
+        prefix = self.pool.lookup(token_ids, root)
+        if self._states is None:
+            return prefix
+        num_known = len(prefix.identities)
+        while (count := self._states.reach(prefix.identities)) < len(prefix.identities):
+            prefix = self.pool.lookup(token_ids[: count * self.pool.block_size + 1], root)
+        return prefix._replace(num_known=num_known)
 
     def settle(self, sequence: Sequence) -> None:
         """After a step: make the blocks that a sequence has filled findable, and give back those that no layer of
@@ -88,6 +105,8 @@ class Seating:
                 tokens = sequence.token_ids[place * size : (place + 1) * size]
                 blocks = [table.blocks[place - table.first] for table in sequence.tables]
                 prefix.append(self.pool.publish(blocks, parent, tokens))
+            if self._states is not None and num_filled * size == sequence.num_computed_tokens:
+                self._save(sequence, self._states)
         if self._has_windows:
             for table, behind in zip(sequence.tables, self.pool.behind, strict=True):
                 # Counted from the last block that is full, where the sequence would resume after a preemption.
@@ -96,6 +115,17 @@ class Seating:
                     self.pool.free(table.blocks[:num_gone])
                     del table.blocks[:num_gone]
                     table.first += num_gone
+
+    def _save(self, sequence: Sequence, states: SavedStates) -> None:
+        """Put a running sequence's state aside. Of its answer, the one before is of no use any more."""
+        identity, num_tokens = sequence.prefix[-1], sequence.num_computed_tokens
+        assert sequence.seat is not None
+        if sequence.state is not None:
+            states.drop(sequence.state)
+        sequence.state = identity if num_tokens > sequence.num_prompt_tokens else None
+        slot = states.save(identity)
+        if slot is not None:
+            self._saves.append(StateMove(sequence.seat, slot, num_tokens))
 
     # Coming and going -----------------------------------------------------------------------------------
 
@@ -110,8 +140,23 @@ class Seating:
         missing = self._missing(prefix.tables, _num_places(sequence))
         for group, (table, count) in enumerate(zip(prefix.tables, missing, strict=True)):
             self._extend(sequence, group, table.blocks + self.pool.allocate(count))
+        if self._states is not None:
+            self._take_up(sequence, prefix, self._states)
         self.running[sequence.key] = sequence
         self.forget(sequence)
+
+    def _take_up(self, sequence: Sequence, prefix: Prefix, states: SavedStates) -> None:
+        """Begin with the state behind a cached prefix; and put others aside, where others may begin: behind what
+        is known of the prompt, and behind its last block."""
+        assert sequence.seat is not None
+        size = self.pool.block_size
+        if prefix.identities:
+            slot = states.use(prefix.identities[-1])
+            self._loads.append(StateMove(sequence.seat, slot, sequence.num_computed_tokens))
+        last = (sequence.num_tokens - 1) // size
+        stops = sorted({last * size, prefix.num_known * size}, reverse=True)
+        sequence.stops = [stop for stop in stops if stop > sequence.num_computed_tokens]
+        sequence.state = None
 
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
@@ -187,6 +232,8 @@ class Seating:
         sequence.shift, sequence.sink = 0, None
         sequence.tables = []
         sequence.prefix = []
+        sequence.stops, sequence.state = [], None
+        self._loads = [load for load in self._loads if load.seat != sequence.seat]
         heapq.heappush(self._free, sequence.seat)
         self._vacated.append(sequence.seat)
         sequence.seat = None
@@ -207,10 +254,14 @@ class Seating:
         for sequence in sequences:
             sequence.seat, sequence.shift, sequence.sink = None, 0, None
             sequence.tables, sequence.prefix = [], []
+            sequence.stops, sequence.state = [], None
         self.running.clear()
         self._kept_blocks.clear()
         self._free = list(range(self._num_seats))
         self._changes, self._shifts, self._vacated = [], [], list(range(self._num_seats))
+        self._saves, self._loads = [], []
+        if self._states is not None:
+            self._states.reset()
         self.pool.reset()
         return sequences
 

@@ -19,6 +19,8 @@ from scheduler.models import probe
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import PagedModel
 from scheduler.models.sequential_model import SequentialModel
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import StepInput
 
 PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] for number in range(5)]
@@ -125,11 +127,34 @@ def test_what_fails_for_one_is_no_matter_to_the_others(keeper: str, monkeypatch:
     assert len(failures) == 3
 
 
+@pytest.mark.parametrize("model_type", ["lfm2", pytest.param("qwen3_next", marks=pytest.mark.prove)])
+def test_a_prefix_is_cached_with_the_state_behind_it(model_type: str, tmp_path: Path) -> None:
+    """Behind a prompt and its answer, so that a chat goes on; and where two prompts part, for the third."""
+    tiny_model(model_type).save_pretrained(tmp_path)
+    core, plain = engine(str(tmp_path)), engine(str(tmp_path), prefix_caching=False)
+    shared = [3 + 7 * place % 150 for place in range(48)]
+    first, second, third = ([*shared, *([number] * 20)] for number in (5, 6, 7))
+
+    def cached(prompt: list[int]) -> int:
+        request = Request(request_id="x", prompt_token_ids=prompt, params=SamplingParams())
+        return core.scheduler.num_cached_tokens(request)
+
+    (answer,) = answers(core, [first])
+    assert [answer] == answers(plain, [first])
+    chat = [*first, *answer, 9, 9, 9]
+    assert (cached(first), cached(chat)) == (64, (len(first) + len(answer) - 1) // 16 * 16)
+    assert cached(second) == 0
+    assert answers(core, [chat, second]) == answers(plain, [chat, second])
+    assert cached(third) == 48
+    assert answers(core, [third]) == answers(plain, [third])
+
+
 def test_the_memory_of_states_is_counted(lfm2: str) -> None:
     """Keys and values of two layers in a block of 16 tokens: 2 heads of 16 numbers in float32. For each seat the
-    inputs of two convolutions, 64 numbers of the last 3 tokens, before a step and after it."""
+    inputs of two convolutions, 64 numbers of the last 3 tokens, before a step and after it, and two that are put
+    aside."""
     core = engine(lfm2, max_num_seqs=4)
-    per_seat, per_block = 2 * 2 * 3 * 64 * 4, 16 * 2 * 2 * 2 * 16 * 4
+    per_seat, per_block = 4 * 2 * 3 * 64 * 4, 16 * 2 * 2 * 2 * 16 * 4
     assert core.info.num_blocks == (16 * 10**6 - 4 * per_seat) // per_block
 
 

@@ -14,6 +14,7 @@ from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy
+from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.request import FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
@@ -33,6 +34,7 @@ def make_scheduler(
     share_prefixes: bool = False,
     policy: Policy | None = None,
     windows: tuple[int | None, ...] = (None,),
+    states: SavedStates | None = None,
 ) -> Scheduler:
     return Scheduler(
         BlockPool(num_blocks, block_size, windows),
@@ -44,6 +46,7 @@ def make_scheduler(
         eos_token_ids=[EOS],
         prefix_caching=prefix_caching,
         share_prefixes=share_prefixes,
+        states=states,
     )
 
 

@@ -17,6 +17,7 @@ from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.windows import Holdings
@@ -58,7 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     A pretend model writes each computed token into a pretend KV pool, and reads what a sequence sees of its
     context back from there before it samples, group by group: if a block were shared wrongly, written while
     shared, or freed too early, that would differ from the sequence's tokens. It knows the block tables by their
-    changes.
+    changes. Where it keeps states, one is the tokens that it has seen, by seat and by slot.
     """
 
     @initialize(
@@ -71,6 +72,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
         guesses=st.none() | st.just("model") | st.integers(0, 99),
         shifts=st.booleans(),
+        num_slots=st.sampled_from([0, 0, 1, 3, 9]),
     )
     def start(
         self,
@@ -83,6 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy: Callable[[], Policy],
         guesses: int | str | None,
         shifts: bool,
+        num_slots: int,
     ) -> None:
         self.holdings = Holdings(windows, block_size, max_batched_tokens)
         self.capacity = min(80, self.holdings.longest(num_blocks))
@@ -95,7 +98,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_caching=prefix_caching,
             policy=policy(),
             windows=windows,
+            states=SavedStates(num_slots) if num_slots else None,
         )
+        if num_slots:  # no token can be taken back from a state, and none dropped
+            guesses, shifts = None, False
+        self.states: list[list[int]] | None = [[] for _ in range(max_num_seqs)] if num_slots else None
+        self.saved: dict[int, list[int]] = {}
         if shifts and windows == (None,):
             window = min(self.capacity // block_size, num_blocks - 1) * block_size
             self.scheduler._window = ContextWindow(window, block_size, 100)
@@ -157,6 +165,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         size = self.scheduler.pool.block_size
         for source, target, _ in map(msgspec.structs.astuple, plan.shifts):
             self.kv[target * size : (target + 1) * size] = self.kv[source * size : (source + 1) * size]
+        if self.states is not None:
+            for move in plan.saves:
+                assert len(self.states[move.seat]) == move.num_tokens
+                self.saved[move.slot] = self.states[move.seat]
+            for seat in plan.vacated:
+                self.states[seat] = []
+            for move in plan.loads:
+                assert len(self.saved[move.slot]) == move.num_tokens
+                self.states[move.seat] = self.saved[move.slot]
         plan.take_guesses([self._guess(plan.chunks[place], asked) for place, asked in plan.asked.items()])
         assert plan.num_tokens <= self.scheduler.max_batched_tokens
         for chunk in plan.chunks:
@@ -190,6 +207,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert chunk.shift == sequence.window.shift_at(len(token_ids) - 1), "it shifts within a chunk"
         if chunk.shift:
             del token_ids[size : size + chunk.shift]
+        if self.states is not None:
+            assert self.states[chunk.seat] == token_ids[: chunk.start], "it goes on from another state"
+            self.states[chunk.seat] = token_ids
         start, end = chunk.start - chunk.shift, len(token_ids)
         assert sequence.seat is not None
         for group, window in enumerate(pool.windows):
