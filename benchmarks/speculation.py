@@ -1,6 +1,7 @@
 """Output tokens/s with guessed tokens and without, on answers that repeat their prompt and on ordinary chat.
 
     python -m benchmarks.speculation
+    python -m benchmarks.speculation --kinds chat --rounds 9 --cpu avx2
 
 The prompts are parts of the public-domain book in the repository and of the standard library's source code (both
 to be copied), and questions. All are answered greedily, in the engine core of this process, with `--speculative
@@ -30,6 +31,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -109,22 +111,30 @@ class Steps:
         self.forget()
 
     def forget(self) -> None:
-        self._seconds = self._plain_seconds = 0.0
+        self._prompts = self._plain = self._guessed = 0.0  # seconds
         self._num_tokens = self._num_sequences = 0
 
     def step(self, plan: Plan, started: float, stats: StepStats, ended: object) -> None:
         """An observer of the engine."""
+        decoding = [chunk._replace(drafted=()) for chunk in plan.chunks if chunk.samples and chunk.length == 1]
+        num_first = sum(chunk.samples and chunk.length > 1 for chunk in plan.chunks)
         attended = sum(chunk._replace(drafted=()).attended for chunk in plan.chunks)
-        self._seconds += self._cost.predict(plan.num_tokens, plan.attended)
-        self._plain_seconds += self._cost.predict(plan.num_tokens - plan.num_drafted, attended)
-        self._num_tokens += stats.num_sampled_tokens
-        self._num_sequences += sum(chunk.samples for chunk in plan.chunks)
+        plain = self._cost.predict(plan.num_tokens - plan.num_drafted, attended)
+        prompts = plain
+        if decoding:
+            prompts -= self._cost.predict(len(decoding), sum(chunk.attended for chunk in decoding))
+        self._prompts += prompts
+        self._plain += plain - prompts
+        self._guessed += self._cost.predict(plan.num_tokens, plan.attended) - prompts
+        self._num_tokens += stats.num_sampled_tokens - num_first
+        self._num_sequences += len(decoding)
 
     @property
     def allowed(self) -> float:
-        """How many times as fast they could be: the tokens that a sequence gets in a step, over how many times
-        longer the steps take for the guesses in them."""
-        return self._num_tokens / self._num_sequences / (self._seconds / self._plain_seconds)
+        """How many times as fast they could be: without guesses there would be as many times more steps that
+        decode as a sequence got tokens in one, and each would cost less. Prompts cost the same."""
+        gain = self._num_tokens / self._num_sequences
+        return (self._prompts + gain * self._plain) / (self._prompts + self._guessed)
 
 
 class Load:
@@ -158,25 +168,51 @@ class Load:
         return sum(map(len, answers)) / (time.perf_counter() - started), answers
 
 
-def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class Kind:
+    """Answers that are measured, and how many at once."""
+
+    name: str
+    sizes: tuple[int, ...]
+    load: Callable[[dict[str, LLM], int, int], Load]
+    """From the modes, the most tokens of an answer, and of one that is a copy."""
+
+
+def _copies(llms: dict[str, LLM], max_tokens: int, longest_copy: int) -> Load:
+    load = Load(llms, [copied(number) for number in range(NUM_COPIED)], longest_copy)
+    load.keep(is_copy)
+    return load
+
+
+def _mixed(llms: dict[str, LLM], max_tokens: int, longest_copy: int) -> Load:
+    return Load(llms, [copied(number) for number in range(8)], longest_copy)
+
+
+def _chat(llms: dict[str, LLM], max_tokens: int, longest_copy: int) -> Load:
+    load = Load(llms, list(QUESTIONS), max_tokens)
+    load.keep(lambda _, answer: not circles(answer))
+    return load
+
+
+KINDS = {
+    "copies": Kind("repeats its prompt", (1, 8), _copies),
+    "mixed": Kind("is asked to repeat its prompt", (8,), _mixed),
+    "chat": Kind("chat", (1, 8, 32), _chat),
+}
+
+
+def measure(
+    model: str, kinds: list[str], rounds: int, max_tokens: int, longest_copy: int
+) -> list[dict[str, object]]:
     llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
-    chat = Load(llms, list(QUESTIONS), max_tokens)
-    chat.keep(lambda _, answer: not circles(answer))
-    tasks = [copied(number) for number in range(NUM_COPIED)]
-    copies, mixed = Load(llms, tasks, longest_copy), Load(llms, tasks[:8], longest_copy)
-    copies.keep(is_copy)
-    loads: dict[str, tuple[Load, tuple[int, ...]]] = {
-        "repeats its prompt": (copies, (1, 8)),
-        "is asked to repeat its prompt": (mixed, (8,)),
-        "chat": (chat, (1, 8, 32)),
-    }
+    loads = {kind: KINDS[kind].load(llms, max_tokens, longest_copy) for kind in kinds}
     steps = Steps(llms["ngram"].engine.cost)
     llms["ngram"].engine.observers.append(steps)
     rows: list[dict[str, object]] = []
-    num_runs = sum(len(sizes) for _, sizes in loads.values()) * rounds
+    num_runs = sum(len(KINDS[kind].sizes) for kind in kinds) * rounds
     with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
-        for kind, (load, sizes) in loads.items():
-            for size in sizes:
+        for kind, load in loads.items():
+            for size in KINDS[kind].sizes:
                 speeds: dict[str, list[float]] = {mode: [] for mode in MODES}
                 steps.forget()
                 for turn in range(rounds):
@@ -190,7 +226,7 @@ def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list
                 ratios = [guessed / plain for plain, guessed in zip(speeds["off"], speeds["ngram"], strict=True)]
                 rows.append(
                     {
-                        "answers": kind,
+                        "answers": KINDS[kind].name,
                         "at once": size,
                         "off": round(statistics.median(speeds["off"]), 1),
                         "ngram": round(statistics.median(speeds["ngram"]), 1),
@@ -205,6 +241,9 @@ def measure(model: str, rounds: int, max_tokens: int, longest_copy: int) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"(default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="answers to measure (default: all kinds)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each mode, in turns (default: 3)")
     parser.add_argument("--max-tokens", type=int, default=192, help="longest answer (default: 192)")
     parser.add_argument("--longest-copy", type=int, default=400, help="where it is a copy (default: 400)")
@@ -212,9 +251,9 @@ def main() -> None:
     add_cpu_flag(parser)
     args = parser.parse_args()
     if args.json:
-        print(json.dumps(measure(args.model, args.rounds, args.max_tokens, args.longest_copy)))
+        print(json.dumps(measure(args.model, args.kinds, args.rounds, args.max_tokens, args.longest_copy)))
         return
-    flags = ["--json", "--model", args.model, "--rounds", str(args.rounds)]
+    flags = ["--json", "--model", args.model, "--rounds", str(args.rounds), "--kinds", *args.kinds]
     flags += ["--max-tokens", str(args.max_tokens), "--longest-copy", str(args.longest_copy)]
     print_tables("benchmarks.speculation", args.cpu, flags, model=args.model, what="output tokens/s")
 
