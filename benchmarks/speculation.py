@@ -206,8 +206,10 @@ def measure(
 ) -> list[dict[str, object]]:
     llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
     loads = {kind: KINDS[kind].load(llms, max_tokens, longest_copy) for kind in kinds}
-    steps = Steps(llms["ngram"].engine.cost)
-    llms["ngram"].engine.observers.append(steps)
+    observers = {mode: Steps(llm.engine.cost) for mode, llm in llms.items()}  # both: to look takes time
+    for mode, llm in llms.items():
+        llm.engine.observers.append(observers[mode])
+    steps = observers["ngram"]
     rows: list[dict[str, object]] = []
     num_runs = sum(len(KINDS[kind].sizes) for kind in kinds) * rounds
     with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
