@@ -164,11 +164,9 @@ def choose_num_blocks(
     """
     held = holdings(config, groups, device)
     longest = min(config.max_model_len or model_max_len, model_max_len)
-    if config.kv_cache_memory is not None:
-        num_blocks = max(0, config.kv_cache_memory - seats_bytes) // block_bytes
-    else:
-        memory = int(free_memory(device) * SHARE_OF_FREE_MEMORY[device.type])
-        num_blocks = min(max(0, memory - seats_bytes) // block_bytes, config.max_num_seqs * held.blocks(longest))
+    num_blocks = max(0, pool_memory(config, device) - seats_bytes) // block_bytes
+    if config.kv_cache_memory is None:
+        num_blocks = min(num_blocks, config.max_num_seqs * held.blocks(longest))
     shortest = longest if config.max_model_len is not None else min(longest, FEWEST_TOKENS)
     required = held.blocks(shortest)
     in_blocks = math.ceil(shortest / config.block_size) * config.block_size
@@ -180,6 +178,13 @@ def choose_num_blocks(
             f"{math.ceil((seats_bytes + required * block_bytes) / 2**20)}MiB, or lower --max-model-len"
         )
     return num_blocks
+
+
+def pool_memory(config: EngineConfig, device: torch.device) -> int:
+    """Bytes that the pool may have, and whatever else is kept of sequences."""
+    if config.kv_cache_memory is not None:
+        return config.kv_cache_memory
+    return int(free_memory(device) * SHARE_OF_FREE_MEMORY[device.type])
 
 
 def free_memory(device: torch.device) -> int:

@@ -20,8 +20,9 @@ from scheduler.execution.kv_cache import (
     group_layers,
     holdings,
     largest,
+    pool_memory,
 )
-from scheduler.execution.step_model import StepModel
+from scheduler.execution.step_model import OwnState, StepModel
 from scheduler.messages import EngineInfo
 from scheduler.models.draft_model import LoadedDraft, OpenedDraft, open_draft
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
@@ -42,6 +43,9 @@ LEAST_BLOCK_BYTES = 4096
 
 STATES_PER_SEAT = 2
 """That can be put aside: behind a prompt, and behind the last full block of its answer."""
+
+STATES_SHARE = 1 / 8
+"""Of the memory, at most."""
 
 FEWEST_BLOCKS = 4
 """In a window from which tokens can be dropped."""
@@ -124,7 +128,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         info,
         loaded_draft,
         keeps_state,
-        _num_state_slots(config, opened.source),
+        pool.num_state_slots,
     )
 
 
@@ -136,6 +140,7 @@ class _Pool:
     nbytes: int
     """With what the seats take that is no block, and states that are put aside."""
     max_model_len: int
+    num_state_slots: int
 
 
 def _divide_memory(
@@ -149,11 +154,11 @@ def _divide_memory(
     source = opened.source
     layers = [source.layers[layer] for layer in largest(groups)]
     block_bytes = bytes_per_block(layers, config.block_size, opened.kv_dtype)
-    seats_bytes = 0
+    seats_bytes = num_state_slots = 0
     if source.own is not None:
         block_bytes = max(LEAST_BLOCK_BYTES, block_bytes + source.own.per_token * config.block_size)
-        seats_bytes = source.own.per_seat * config.max_num_seqs
-        seats_bytes += source.own.per_slot * _num_state_slots(config, source)
+        num_state_slots = _num_state_slots(config, source.own, pool_memory(config, device))
+        seats_bytes = source.own.per_seat * config.max_num_seqs + source.own.per_slot * num_state_slots
     if draft is not None:
         block_bytes += draft.block_bytes(config.block_size)
     model_max_len = opened.config.max_len
@@ -165,13 +170,15 @@ def _divide_memory(
         num_blocks=num_blocks,
         nbytes=num_blocks * block_bytes + seats_bytes,
         max_model_len=min(config.max_model_len or model_max_len, longest),
+        num_state_slots=num_state_slots,
     )
 
 
-def _num_state_slots(config: EngineConfig, source: Source) -> int:
+def _num_state_slots(config: EngineConfig, own: OwnState, memory: int) -> int:
     """How many states can be put aside."""
-    can_save = config.prefix_caching and source.own is not None and source.own.per_slot > 0
-    return STATES_PER_SEAT * config.max_num_seqs if can_save else 0
+    if not config.prefix_caching or own.per_slot == 0:
+        return 0
+    return min(STATES_PER_SEAT * config.max_num_seqs, int(memory * STATES_SHARE) // own.per_slot)
 
 
 def _describe(
