@@ -40,6 +40,7 @@ from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepInput, StepResult
+from scheduler.text.grammar import Grammar
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,7 @@ class EngineCore:
         if request.params.grammar is None:
             return self._queue(request, progress)
         if (grammar := self._compiling.known(request)) is not None:
-            self.executor.steerings.grammars[request.request_id] = grammar
-            return self._queue(request, progress)
+            return self._queue_held(request, grammar, progress)
         if progress is not None:
             self._resuming[request.request_id] = progress
         try:
@@ -159,8 +159,16 @@ class EngineCore:
             if grammar is None:
                 outputs += refused(request, FinishReason.ERROR, error or "")
             else:
-                self.executor.steerings.grammars[request.request_id] = grammar
-                outputs += self._queue(request, self._resuming.pop(request.request_id, None))
+                outputs += self._queue_held(request, grammar, self._resuming.pop(request.request_id, None))
+        return outputs
+
+    def _queue_held(
+        self, request: Request, grammar: Grammar, progress: list[Progress] | None
+    ) -> list[SequenceOutput]:
+        """Queue a request whose grammar is compiled. Of one that is refused nothing is kept."""
+        outputs = self._queue(request, progress)
+        if not outputs:
+            self.executor.steerings.grammars[request.request_id] = grammar
         return outputs
 
     def _queue(self, request: Request, progress: list[Progress] | None) -> list[SequenceOutput]:

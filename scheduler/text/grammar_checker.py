@@ -81,14 +81,9 @@ class GrammarChecker:
         if self.check_known(spec, param):
             return
         with self._lock:
-            if self.check_known(spec, param):  # somebody who was before us has asked
-                return
-            try:
-                complaint = self._ask(spec)
-            except InvalidRequestError as error:
-                raise InvalidRequestError(str(error), param) from None
-            self._remember(_digest(spec), complaint)
-        _raise(complaint, param)
+            if not self.check_known(spec, param):  # or somebody who was before us has asked
+                self._remember(_digest(spec), self._ask(spec, param))
+        self.check_known(spec, param)
 
     def check_known(self, spec: GrammarSpec, param: str | None = None) -> bool:
         """The same at once, or False for a grammar that has to be tried first. For any thread, event loops too."""
@@ -99,7 +94,8 @@ class GrammarChecker:
         complaint = self._complaints.get(_digest(spec), _UNKNOWN)
         if complaint == _UNKNOWN:
             return False
-        _raise(complaint, param)
+        if complaint is not None:
+            raise InvalidRequestError(complaint, param)
         return True
 
     def close(self) -> None:
@@ -112,7 +108,7 @@ class GrammarChecker:
             del self._complaints[next(iter(self._complaints))]
         self._complaints[digest] = complaint
 
-    def _ask(self, spec: GrammarSpec) -> str | None:
+    def _ask(self, spec: GrammarSpec, param: str | None) -> str | None:
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -123,7 +119,7 @@ class GrammarChecker:
         except (OSError, msgspec.DecodeError):  # somebody has ended the process
             pass
         self._stop()
-        raise InvalidRequestError(NOT_CHECKED)
+        raise InvalidRequestError(NOT_CHECKED, param)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -147,11 +143,6 @@ class GrammarChecker:
 
 def _digest(spec: GrammarSpec) -> bytes:
     return hashlib.sha256(msgspec.msgpack.encode(spec)).digest()
-
-
-def _raise(complaint: str | None, param: str | None) -> None:
-    if complaint is not None:
-        raise InvalidRequestError(complaint, param)
 
 
 def main() -> None:

@@ -83,16 +83,15 @@ def test_a_grammar(llm: LLM) -> None:
 
 def test_a_request_whose_grammar_is_known_joins_the_queue_at_once(llm: LLM) -> None:
     params = SamplingParams(grammar=GrammarSpec(GrammarKind.REGEX, "[a-z]{9}"), max_tokens=20)
-    first, second = (Request(request_id=name, prompt_token_ids=[5, 6], params=params) for name in ("1", "2"))
+    llm.generate(["A word:"], params, progress=False)
     engine = llm.engine
-    engine.add(first)
-    assert engine.scheduler.num_waiting == 0
-    while engine.has_work:
-        engine.step()
-    engine.add(second)
+    request = Request(request_id="1", prompt_token_ids=[5, 6], params=params)
+    assert engine.add(request) == []
     assert engine.scheduler.num_waiting == 1
     while engine.has_work:
         engine.step()
+    (refused,) = engine.add(replace(request, prompt_token_ids=[5] * (engine.info.max_model_len + 1)))
+    assert refused.finish_reason is FinishReason.ERROR
     assert not engine.executor.steerings.grammars
 
 
