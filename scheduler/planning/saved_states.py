@@ -25,9 +25,6 @@ class SavedStates:
         self._slots: OrderedDict[Identity, int] = OrderedDict()  # least recently used first
         self._free = list(range(self._num_slots))
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
     def reach(self, identities: Sequence[Identity]) -> int:
         """Of a prefix's blocks, how many the longest one has that ends in a state."""
         for count in range(len(identities), 0, -1):
