@@ -22,6 +22,8 @@ from scheduler.models.products import PLAIN_MODES, Mode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 """What old checkpoints have, though it is no weight: it follows from the configuration."""
 
@@ -64,10 +66,9 @@ class _Packer:
         """Bytes and weights of each that is packed."""
 
     def pack(self, num_threads: int) -> DecoderWeights:
-        table = "model.embed_tokens.weight"
         # The head first: nothing that is read is larger, and nothing else is held yet.
-        (head,) = self._product(table if self._config.tie_word_embeddings else "lm_head.weight")
-        embedding = self._embedding(self._read(table, stays_in_file=True))
+        (head,) = self._product(EMBEDDING if self._config.tie_word_embeddings else HEAD)
+        embedding = self._embedding(self._read(EMBEDDING, stays_in_file=True))
         if head.out_features != self._config.vocab_size:
             raise CheckpointError(f"it has logits for {head.out_features} tokens, not {self._config.vocab_size}")
         prefixes = [f"model.layers.{layer}." for layer in range(self._config.num_hidden_layers)]
@@ -187,10 +188,10 @@ def unexpected_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]
     weights."""
     if not isinstance(checkpoint, NamedWeights):
         return []
-    known = {*_names(outline), "lm_head.weight"}
+    known = {*_names(outline), HEAD}
     return [name for name in checkpoint.names if name not in known and not name.endswith(COMPUTED)]
 
 
 def _names(outline: PagedModel) -> list[str]:
     is_tied = outline.config.tie_word_embeddings
-    return [name for name in outline.module.state_dict() if not (is_tied and name == "lm_head.weight")]
+    return [name for name in outline.module.state_dict() if not (is_tied and name == HEAD)]

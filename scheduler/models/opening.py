@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 
 from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
 from scheduler.execution.kv_cache import choose_kv_dtype
+from scheduler.kernels.native import kernels
 from scheduler.models.checkpoint import CheckpointError
 from scheduler.models.gguf_file import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
 from scheduler.models.products import PLAIN_MODES, Mode
 from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
+from scheduler.models.remembered import model_version, remembered
 from scheduler.models.sequential_model import ModulesAttention
-from scheduler.models.sources import Packed, Source, open_source
+from scheduler.models.sources import FusedSource, Packed, Source, open_source
+from scheduler.models.weights_check import TOLERANCE, VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +65,40 @@ def open_model(
         )
         mode = _choose_products(config, source, backend, dtype, model_path)
         packed = source.pack(mode)
+        fault = _fault(source, packed, backend, mode, model_path)
     except (CheckpointError, GgufError) as error:
         raise UnsupportedModelError(str(error)) from error
-    return OpenedModel(model_config, source, backend, mode, packed, _kv_dtype(config, source, mode, dtype))
+    if fault is None:
+        return OpenedModel(model_config, source, backend, mode, packed, _kv_dtype(config, source, mode, dtype))
+    if not isinstance(source, FusedSource):
+        advice = "" if mode in PLAIN_MODES.values() else ": start it with --quantization none"
+        raise UnsupportedModelError(f"{fault}{advice}")
+    logger.warning("not fused: %s", fault)
+    modules = config.model_copy(update={"fused": False})
+    return open_model(modules, model_path, device=device, dtype=dtype, num_threads=num_threads)
+
+
+def _fault(source: Source, packed: Packed, backend: AttentionBackend, mode: Mode, model_path: str) -> str | None:
+    """What is wrong with packed weights, if anything is. What was found out about a checkpoint is remembered."""
+    if (measure := packed.difference) is None:
+        return None
+    versions = (
+        VERSION,
+        model_version(model_path),
+        torch.__version__,
+        transformers.__version__,
+        kernels().__name__,
+    )
+    facts = (model_path, *versions, type(source).__name__, mode, backend.name)
+    found = remembered("weights", facts, lambda: {"difference": measure(backend)})
+    difference: float = found["difference"]
+    logger.debug("the logits of the packed weights differ by %.3g from those of transformers' modules", difference)
+    if difference <= TOLERANCE[mode]:
+        return None
+    return (
+        f"with its weights packed for {mode} products the logits differ by {difference:.3g} of their size from "
+        f"those of transformers' modules, where at most {TOLERANCE[mode]:g} is rounding"
+    )
 
 
 def _choose_products(

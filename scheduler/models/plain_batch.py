@@ -1,12 +1,17 @@
-"""A packed batch without an engine: of sequences whose blocks lie in the pool in their order."""
+"""Packed batches without an engine: of sequences whose blocks lie in the pool in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from scheduler.attention import PackedBatch
+from scheduler.attention import AttentionBackend, PackedBatch
+from scheduler.execution.kv_cache import KVCache
+from scheduler.execution.step_model import StatefulModel, StepModel
+
+BLOCK_SIZE = 16
 
 
 def plain_batch(
@@ -36,3 +41,43 @@ def plain_batch(
         contexts=[start + length for length in lengths],
         seats=list(parts),
     )
+
+
+@torch.inference_mode()
+def run_packed(
+    model: StepModel,
+    backend: AttentionBackend,
+    sequences: Sequence[Sequence[int]],
+    cuts: Sequence[int] = (),
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> list[torch.Tensor]:
+    """The logits of each sequence's tokens, [T, vocabulary] float32: all together, in chunks that end at `cuts`,
+    with keys and values of `dtype`."""
+    longest = max(map(len, sequences))
+    width = -(-longest // BLOCK_SIZE)
+    cache = KVCache(
+        model.layers,
+        backend,
+        num_blocks=len(sequences) * width,
+        block_size=BLOCK_SIZE,
+        dtype=dtype,
+        device=device or torch.device("cpu"),
+    )
+    logits: list[list[torch.Tensor]] = [[] for _ in sequences]
+    for begin, end in chunks(cuts, longest):
+        parts = {number: ids[begin:end] for number, ids in enumerate(sequences) if ids[begin:end]}
+        batch = plain_batch(parts, begin, width=width, block_size=BLOCK_SIZE, device=device)
+        found = model.forward(batch, cache).logits.float()
+        for number, own in zip(parts, torch.split(found, batch.query_lens), strict=True):
+            logits[number].append(own)
+    if isinstance(model, StatefulModel):
+        for number in range(len(sequences)):
+            model.vacate(number)
+    return [torch.cat(each) for each in logits]
+
+
+def chunks(cuts: Sequence[int], length: int) -> Iterator[tuple[int, int]]:
+    """Where each begins and ends."""
+    return itertools.pairwise([0, *cuts, length])

@@ -7,15 +7,11 @@ used.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import platformdirs
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
@@ -23,14 +19,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
-from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel
 from scheduler.models.checkpoint import ModuleCheckpoint
 from scheduler.models.fused_model import FusedModel
 from scheduler.models.fused_weights import pack_weights
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.paged_model import ATTENTION, PagedModel
-from scheduler.models.plain_batch import plain_batch
+from scheduler.models.plain_batch import chunks, run_packed
+from scheduler.models.remembered import Facts, remembered
 from scheduler.models.sequential_model import MANNERS, SequenceState, SequentialModel
 from scheduler.models.small_copy import LONGEST, auto_class, randomize, small_copy
 
@@ -44,11 +40,6 @@ LENGTHS = (61, 47)
 
 CUTS = (17, 18, 40)
 """Where they are cut into chunks."""
-
-BLOCK_SIZE = 16
-
-Facts = dict[str, Any]
-"""What is remembered of a configuration."""
 
 Found = TypeVar("Found")
 
@@ -101,18 +92,7 @@ def _try_fused(config: PretrainedConfig) -> Facts:
 
 def _remembered(what: str, config: PretrainedConfig, find: Callable[[PretrainedConfig], Facts]) -> Facts:
     facts = (VERSION, what, torch.__version__, transformers.__version__, config.to_json_string(use_diff=False))
-    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    memory = platformdirs.user_cache_path("carousel") / "probes" / f"{digest}.json"
-    try:
-        known: Facts = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = find(config)
-        try:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            memory.write_text(json.dumps(known) + "\n")
-        except OSError:
-            logger.info("what was found out about this model cannot be remembered in %s", memory)
-    return known
+    return remembered("probes", facts, partial(find, config))
 
 
 def _find_way(config: PretrainedConfig) -> Facts:
@@ -185,7 +165,8 @@ def _check_packed(
     what: str,
 ) -> None:
     for cuts, name in (((), what), (CUTS, f"{what} in chunks")):
-        found = _caught(partial(_packed, model, module, backend, cuts))
+        run = partial(run_packed, model, backend, sequences(module), cuts)
+        found = _caught(partial(run, dtype=module.dtype, device=module.device))
         _compare(found, expected, name, module)
 
 
@@ -237,36 +218,8 @@ def _sequentially(model: SequentialModel, cuts: Sequence[int]) -> list[torch.Ten
     tokens = sequences(model.module)
     started = [SequenceState() for _ in tokens]
     logits: list[list[torch.Tensor]] = [[] for _ in tokens]
-    for begin, end in _chunks(cuts):
+    for begin, end in chunks(cuts, max(LENGTHS)):
         for number, ids in enumerate(tokens):
             if ids[begin:end]:
                 logits[number].append(model.advance(started[number], ids[begin:end])[0].float())
     return [torch.cat(each) for each in logits]
-
-
-@torch.inference_mode()
-def _packed(
-    model: StepModel, module: PreTrainedModel, backend: AttentionBackend, cuts: Sequence[int]
-) -> list[torch.Tensor]:
-    tokens = sequences(module)
-    width = -(-max(LENGTHS) // BLOCK_SIZE)
-    cache = KVCache(
-        model.layers,
-        backend,
-        num_blocks=len(tokens) * width,
-        block_size=BLOCK_SIZE,
-        dtype=module.dtype,
-        device=module.device,
-    )
-    logits: list[list[torch.Tensor]] = [[] for _ in tokens]
-    for begin, end in _chunks(cuts):
-        parts = {number: ids[begin:end] for number, ids in enumerate(tokens) if ids[begin:end]}
-        batch = plain_batch(parts, begin, width=width, block_size=BLOCK_SIZE, device=module.device)
-        found = model.forward(batch, cache).logits.float()
-        for number, own in zip(parts, torch.split(found, batch.query_lens), strict=True):
-            logits[number].append(own)
-    return [torch.cat(each) for each in logits]
-
-
-def _chunks(cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    return itertools.pairwise([0, *cuts, max(LENGTHS)])

@@ -5,24 +5,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import platformdirs
 import torch
-from huggingface_hub import try_to_load_from_cache
 from tqdm import tqdm
 
 from scheduler.attention import AttentionBackend
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel
 from scheduler.kernels.native import kernels
-from scheduler.models.plain_batch import plain_batch
+from scheduler.models.plain_batch import BLOCK_SIZE, plain_batch
 from scheduler.models.products import Mode
+from scheduler.models.remembered import Facts, model_version, remembered
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,8 +35,6 @@ CANDIDATES: tuple[Mode, ...] = ("int4", "int8")
 
 CONTEXT = 512
 """Tokens in one window of the text; each is predicted from those before it in its window."""
-
-BLOCK_SIZE = 16
 
 CHUNK = 128
 """Tokens whose logits are held at once: a vocabulary of 150,000 makes 80 MB of them."""
@@ -96,62 +91,31 @@ def kl_divergence(reference: TextLogprobs, other: TextLogprobs, token_ids: list[
 def choose_mode(model_path: str, plain: Mode, measure: Callable[[Mode], float]) -> Mode:
     """The first of `CANDIDATES` that costs less than `MAX_COST`, or else `plain`; perplexities that were measured
     before, on this version of the model and of the kernels, are remembered."""
-    memory = _memory(model_path)
-    known = _read(memory)
+    version = model_version(model_path)
 
     def measured(mode: Mode) -> float:
-        if mode not in known:
+        def find() -> Facts:
             logger.info("measuring the perplexity of this model with %s products (once)", mode)
-            known[mode] = measure(mode)
-            _write(memory, known)
-        return known[mode]
+            return {"perplexity": measure(mode)}
+
+        facts = (model_path, version, kernels().__name__, mode)
+        return float(remembered("quantization", facts, find)["perplexity"])
 
     for mode in CANDIDATES:
-        cost = measured(mode) / measured(plain) - 1.0
+        ours, theirs = measured(mode), measured(plain)
+        cost = ours / theirs - 1.0
         verdict = "takes" if cost < MAX_COST else "leaves alone"
         logger.info(
             "--quantization auto %s %s: perplexity %.3f, %+.2f %% against %.3f",
             verdict,
             mode,
-            known[mode],
+            ours,
             100 * cost,
-            known[plain],
+            theirs,
         )
         if cost < MAX_COST:
             return mode
     return plain
-
-
-def _memory(model_path: str) -> Path:
-    """One small file in the user's cache for each model and version of it, and for each build of the kernels."""
-    digest = hashlib.sha256(f"{model_path}\0{kernels().__name__}\0{_version(model_path)}".encode())
-    return platformdirs.user_cache_path("carousel") / "quantization" / f"{digest.hexdigest()[:16]}.json"
-
-
-def _version(model_path: str) -> str:
-    """What changes when the model does: of a folder its files' sizes and times, of a Hugging Face id the commit in
-    the cache, from which the model has just been read."""
-    if (folder := Path(model_path)).is_dir():
-        stats = [(file.name, file.stat()) for file in sorted(folder.glob("*"))]
-        return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-    config = try_to_load_from_cache(model_path, "config.json")
-    return Path(config).parent.name if isinstance(config, str) else ""
-
-
-def _read(memory: Path) -> dict[Mode, float]:
-    try:
-        known = json.loads(memory.read_text())
-        return {mode: float(value) for mode, value in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _write(memory: Path, known: dict[Mode, float]) -> None:
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps(known) + "\n")
-    except OSError as error:
-        logger.warning("cannot remember perplexities in %s (%s): they are measured at each start", memory, error)
 
 
 def text_tokens(model_path: str) -> list[int]:

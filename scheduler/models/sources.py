@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from scheduler.attention import LayerSpec
+from scheduler.attention import AttentionBackend, LayerSpec
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import OwnState, StepModel
@@ -27,14 +27,27 @@ from scheduler.models.module import open_module
 from scheduler.models.outline import outline
 from scheduler.models.packed_linear import num_weights, pack_linears, weights_bytes
 from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
+from scheduler.models.plain_batch import run_packed
 from scheduler.models.probe import fused_obstacle
 from scheduler.models.products import PLAIN_MODES, Mode, obstacle
 from scheduler.models.quantized_checkpoint import open_weights
 from scheduler.models.sequential_model import SequentialModel
+from scheduler.models.weights_check import (
+    CUT,
+    LENGTH,
+    in_sequences,
+    logits_of_modules,
+    tried_tokens,
+    typical_difference,
+)
 
 logger = logging.getLogger(__name__)
 
 NOT_NATIVE = "this model is not run by the native decoder, which turns the positions of what stays"
+
+
+Difference = Callable[[AttentionBackend], float]
+"""Of logits, as `typical_difference` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,8 @@ class Packed:
     bits: float
     """Of one weight, on average."""
     model: Callable[[int], StepModel]
+    difference: Difference | None
+    """From transformers' modules with the same weights; None: it is these modules."""
 
 
 class Source(Protocol):
@@ -86,7 +101,13 @@ class FusedSource:
         def model(max_len: int) -> StepModel:
             return FusedModel(self._config, self._shape, weights, max_len=max_len, num_threads=self._num_threads)
 
-        return Packed(weights.nbytes, weights.bits, model)
+        def difference(backend: AttentionBackend) -> float:
+            ids = tried_tokens(self._config.vocab_size)
+            theirs = logits_of_modules(self._config, self._shape, self._checkpoint, ids)
+            ours = run_packed(model(LENGTH), backend, in_sequences(ids), (CUT,), dtype=torch.float32)
+            return typical_difference([logits[:, ids] for logits in ours], theirs)
+
+        return Packed(weights.nbytes, weights.bits, model, difference)
 
 
 class SequentialSource:
@@ -120,13 +141,23 @@ class ModuleSource:
         self._num_threads = num_threads
 
     def pack(self, mode: Mode) -> Packed:
-        packed = self._paged if self.obstacle else pack_linears(self._paged, mode, self._num_threads)
-        return _of_modules(packed)
+        if self.obstacle is not None:
+            return _of_modules(self._paged)
+        packed = pack_linears(self._paged, mode, self._num_threads)
+
+        def difference(backend: AttentionBackend) -> float:
+            sequences = in_sequences(tried_tokens(self._paged.config.vocab_size))
+            dtype = self._paged.module.dtype
+            theirs = run_packed(self._paged, backend, sequences, dtype=dtype)
+            ours = run_packed(packed, backend, sequences, (CUT,), dtype=dtype)
+            return typical_difference(ours, theirs)
+
+        return _of_modules(packed, difference)
 
 
-def _of_modules(model: PagedModel | SequentialModel) -> Packed:
+def _of_modules(model: PagedModel | SequentialModel, difference: Difference | None = None) -> Packed:
     nbytes = weights_bytes(model.module)
-    return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model)
+    return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model, difference)
 
 
 def open_source(

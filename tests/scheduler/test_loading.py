@@ -18,10 +18,12 @@ from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
-from scheduler.models import opening
-from scheduler.models.checkpoint import open_checkpoint
+from scheduler.models import opening, sources
+from scheduler.models.checkpoint import SafetensorsCheckpoint, open_checkpoint
 from scheduler.models.fused_model import FusedModel
+from scheduler.models.fused_weights import DecoderWeights, pack_weights
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.models.packed_linear import PackedLinear
 from scheduler.models.paged_model import PagedModel
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
@@ -58,12 +60,16 @@ def products(path: str, **knobs: str) -> tuple[str, str]:
     return info.products, info.kv_cache_dtype
 
 
-def test_the_default_model_runs_in_its_own_codes_unless_a_type_is_given(model_path: str) -> None:
+def test_the_default_model_runs_in_its_own_codes_unless_a_type_is_given(
+    model_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert products(model_path) == ("stored", "bfloat16")
     assert products(model_path, dtype="float32") == ("float32", "float32")
     assert products(model_path, dtype="float32", kv_cache_dtype="bfloat16") == ("float32", "bfloat16")
     assert products(model_path, dtype="bfloat16") == ("bfloat16", "bfloat16")
     assert products(model_path, dtype="float32", quantization="int8") == ("int8", "bfloat16")
+    assert products(model_path, quantization="int4") == ("int4", "bfloat16")
+    assert "not fused" not in caplog.text, "rounding is not taken for a fault"
 
 
 @pytest.mark.prove
@@ -73,7 +79,8 @@ def test_the_default_model_without_its_own_codes_is_measured(
     """int8 costs it little, int4 more."""
     perplexities = iter([24.9, 23.7, 23.8])
     monkeypatch.setattr(opening, "perplexity", lambda *_: next(perplexities))
-    monkeypatch.setattr("scheduler.models.quantization._memory", lambda _: tmp_path / "memory")
+    kernels()  # which are in that folder too
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
     assert products(float32_path)[0] == "int8"
 
 
@@ -195,6 +202,41 @@ def test_what_the_native_decoder_does_not_know_is_not_fused(
     core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
     assert isinstance(core.model, PagedModel)
     assert "not fused: the native decoder: the logits differ by" in caplog.text
+
+
+def test_weights_that_are_packed_wrongly_are_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here with those of two layers mistaken for each other: no small copy shows it."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    read: Any = SafetensorsCheckpoint.weight
+    first, second = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1))
+    exchanged = {first: second, second: first}
+
+    def mistaken(config: Any, checkpoint: Any, *arguments: Any) -> DecoderWeights:
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                SafetensorsCheckpoint, "weight", lambda self, name: read(self, exchanged.get(name, name))
+            )
+            return pack_weights(config, checkpoint, *arguments)
+
+    monkeypatch.setattr(sources, "pack_weights", mistaken)
+    core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
+    assert isinstance(core.model, PagedModel)
+    assert "not fused: with its weights packed for f32 products the logits differ by" in caplog.text
+
+
+@pytest.mark.parametrize("quantization", ["none", "int4"])
+def test_products_that_are_wrong_are_refused(
+    quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("olmo2").save_pretrained(tmp_path)
+    product: Any = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: product(self, x.roll(1, dims=-1)))
+    config = EngineConfig(dtype="float32", kv_cache_memory="4MB", quantization=quantization)
+    with pytest.raises(UnsupportedModelError, match="the logits differ by") as refused:
+        EngineCore(config, str(tmp_path))
+    assert ("--quantization none" in str(refused.value)) == (quantization == "int4")
 
 
 def test_positions_that_change_with_the_length_end_where_they_do(

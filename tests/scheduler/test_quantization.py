@@ -11,7 +11,8 @@ from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.models.loading import load
 from scheduler.models.products import Mode
-from scheduler.models.quantization import TextLogprobs, _memory, choose_mode, kl_divergence, perplexity
+from scheduler.models.quantization import TextLogprobs, choose_mode, kl_divergence, perplexity
+from scheduler.models.remembered import model_version
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 
@@ -62,7 +63,7 @@ def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
 def test_auto_takes_the_first_that_costs_little_and_remembers(
     measured: dict[Mode, float], chosen: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.models.quantization._memory", lambda path: tmp_path / "memory" / "file.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked: list[Mode] = []
 
     def measure(mode: Mode) -> float:
@@ -75,16 +76,16 @@ def test_auto_takes_the_first_that_costs_little_and_remembers(
     assert len(asked) == len(measured), "nothing was measured again"
 
 
-def test_it_remembers_a_hub_model_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_of_a_hub_model_is_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--owner--name"
     (repository / "refs").mkdir(parents=True)
-    memories = []
+    versions = []
     for commit in ("0" * 40, "1" * 40, "0" * 40):
         (repository / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
         (repository / "snapshots" / commit / "config.json").touch()
         (repository / "refs" / "main").write_text(commit)
-        memories.append(_memory("owner/name"))
-    first, second, third = memories
+        versions.append(model_version("owner/name"))
+    first, second, third = versions
     assert first == third != second
-    assert _memory("owner/other") not in memories
+    assert model_version("owner/other") not in versions
