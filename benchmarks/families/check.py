@@ -43,10 +43,10 @@ class Found(msgspec.Struct):
     detail: str = ""
 
 
-def check(model_type: str) -> Found:
-    """Build, serve, compare."""
+def check(model_type: str, **changes: Any) -> Found:
+    """Build, with `changes` in its configuration, serve, compare."""
     try:
-        model = tiny_model(model_type)
+        model = tiny_model(model_type, **changes)
     except Exception as error:
         return Found(model_type, "not built", detail=_place(error))
     rng = random.Random(1)

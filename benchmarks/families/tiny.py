@@ -64,9 +64,10 @@ BY_TYPE: dict[str, dict[str, Any]] = {
 """What the default configuration of a type lacks or makes too large, in that of its decoder."""
 
 
-def tiny_model(model_type: str) -> PreTrainedModel:
-    """Raises whatever the type's classes do where there is none."""
-    config = small_copy(AutoConfig.for_model(model_type), **IDS, **BY_TYPE.get(model_type, {}))
+def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
+    """With `changes` in its configuration. Raises whatever the type's classes do where there is none."""
+    sizes = {**IDS, **BY_TYPE.get(model_type, {}), **changes}
+    config = small_copy(AutoConfig.for_model(model_type), **sizes)
     model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32).eval()
     randomize(model)
     return model

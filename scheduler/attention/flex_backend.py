@@ -54,8 +54,10 @@ class FlexAttention:
             return f"--block-size must be a power of two and at least 16 for FlexAttention, not {block_size}"
         if any(min(spec.key_dim, spec.value_dim) < 16 for spec in specs):
             return "FlexAttention wants keys and values of at least 16 numbers"
-        if any(spec.chunk is not None or spec.has_sinks or spec.values_are_keys for spec in specs):
-            return "attention in chunks, with sinks, or to latents is not written for FlexAttention"
+        if any(
+            spec.chunk is not None or spec.has_sinks or spec.has_slopes or spec.values_are_keys for spec in specs
+        ):
+            return "attention in chunks, with sinks or slopes, or to latents is not written for FlexAttention"
         return None
 
     def allocate(
@@ -77,6 +79,7 @@ class FlexAttention:
         batch: PackedBatch,
         spec: LayerSpec,
         sinks: Tensor | None = None,
+        slopes: Tensor | None = None,
     ) -> Tensor:
         keys, values, group = cache
         key, value = key.to(keys.dtype), value.to(values.dtype)

@@ -27,6 +27,8 @@ class LayerSpec:
     """Key j is visible to query i if also j // chunk == i // chunk; None: whatever their chunks are."""
     has_sinks: bool = False
     """Whether each head has one score more, which takes part in the softmax and has no value."""
+    has_slopes: bool = False
+    """Whether each head's scores fall with each token that lies between key and query."""
     values_are_keys: bool = False
     """Whether the values are the first `value_dim` numbers of the keys, and are not stored beside them."""
 
@@ -105,10 +107,11 @@ class AttentionBackend(Protocol):
         batch: PackedBatch,
         spec: LayerSpec,
         sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write the new keys and values into their slots, then attend causally over each sequence's blocks.
 
         `query` is [T, num_heads, key_dim], `key` [T, num_kv_heads, key_dim], `value` [T, num_kv_heads,
-        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype. `sinks`, [num_heads], are those
-        of a layer that has them.
+        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype. `sinks` and
+        `slopes`, [num_heads] each, are those of a layer that has them.
         """

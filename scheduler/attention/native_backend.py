@@ -60,6 +60,7 @@ class NativeAttention:
         batch: PackedBatch,
         spec: LayerSpec,
         sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys, values, group = cache
         latent_dim = spec.value_dim if spec.values_are_keys else 0
@@ -77,6 +78,7 @@ class NativeAttention:
             spec.softcap or 0.0,
             self._num_threads,
             sinks=None if sinks is None else sinks.float(),
+            slopes=slopes,
             chunk=spec.chunk or 0,
             latent_dim=latent_dim,
         )

@@ -33,6 +33,7 @@ class TorchAttention:
         batch: PackedBatch,
         spec: LayerSpec,
         sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys, values, group = cache
         keys.flatten(0, 1)[batch.slot_mapping[group]] = key.to(keys.dtype)
@@ -53,6 +54,7 @@ class TorchAttention:
                 values[table].flatten(0, 1)[: context - first].to(query.dtype),
                 spec,
                 sinks,
+                slopes,
                 first,
             )
             row += num_queries
@@ -65,6 +67,7 @@ def attend_sequence(
     value: torch.Tensor,
     spec: LayerSpec,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     first: int = 0,
 ) -> torch.Tensor:
     """Causal attention of one sequence's last N tokens over its last C, before which there are `first` more that
@@ -79,6 +82,8 @@ def attend_sequence(
     # How many tokens each key lies behind each query.
     last = torch.arange(context - num_queries, context, device=query.device)
     distance = last[:, None] - torch.arange(context, device=query.device)[None, :]
+    if slopes is not None:
+        scores = scores - slopes.view(spec.num_kv_heads, -1, 1, 1).to(scores) * distance
     hidden = distance < 0
     if spec.sliding_window is not None:
         hidden |= distance >= spec.sliding_window

@@ -22,6 +22,9 @@ from scheduler.models.products import PLAIN_MODES, Mode
 
 logger = logging.getLogger(__name__)
 
+FALCON = "FalconLinear"
+"""A linear layer that adds its bias in a step of its own."""
+
 
 class PackedLinear(nn.Module):
     """What `linear` computes, over its weights packed once for the products' arithmetic."""
@@ -69,8 +72,9 @@ def _packed(model: PreTrainedModel, mode: Mode, num_threads: int, kept: Containe
             parent.kv_b_proj = None  # nobody asks for it any more
         for name, child in parent.named_children():
             whole = f"{path}.{name}"
-            # Not its subclasses, which do more than multiply; Conv1D is no linear layer.
-            is_plain = type(child) is nn.Linear and child.weight.dtype in PLAIN_MODES and child.weight.numel() > 0
+            # Not other subclasses, which do more than multiply; Conv1D is no linear layer.
+            is_linear = type(child) is nn.Linear or type(child).__name__ == FALCON
+            is_plain = is_linear and child.weight.dtype in PLAIN_MODES and child.weight.numel() > 0
             if is_plain and whole not in kept:
                 setattr(parent, name, PackedLinear(child, whole, mode, num_threads))
             elif are_experts(child) and whole not in kept:

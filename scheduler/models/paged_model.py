@@ -33,6 +33,7 @@ from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
 from scheduler.models.latent_attention import absorb, latent_of
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
+from scheduler.models.own_attention import OwnAttention, attends_by_itself, own_attention_of
 from scheduler.models.plain_batch import plain_batch
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.small_copy import auto_class
@@ -42,7 +43,6 @@ from scheduler.step import StateMove
 logger = logging.getLogger(__name__)
 
 ATTENTION = "carousel_paged"
-
 SHOWN = 3
 """Weights that a message names."""
 
@@ -62,6 +62,8 @@ class Asked(NamedTuple):
     spec: LayerSpec
     sinks: torch.Tensor | None
     """[H], if it has them."""
+    slopes: torch.Tensor | None
+    """[H] float32, if scores fall with the distance."""
 
 
 Attend = Callable[[int, Asked], torch.Tensor]
@@ -85,6 +87,7 @@ def _attention_forward(
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UnsupportedModelError("it has attention that is not causal")
     sinks: torch.Tensor | None = kwargs.get("s_aux")
+    slopes: torch.Tensor | None = kwargs.get("slopes")
     latent = latent_of(module)
     scaling = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     layer: int = module.layer_idx  # type: ignore[assignment]
@@ -102,9 +105,10 @@ def _attention_forward(
         softcap=softcap,
         chunk=chunk,
         has_sinks=sinks is not None,
+        has_slopes=slopes is not None,
         values_are_keys=latent is not None,
     )
-    output = attend(layer, Asked(queries, keys, values, spec, sinks))
+    output = attend(layer, Asked(queries, keys, values, spec, sinks, slopes))
     return (output if latent is None else latent.outputs(output)).unsqueeze(0), None
 
 
@@ -145,9 +149,9 @@ class PagedModel:
         """One step: write the batch's KV, and return what its rows give."""
 
         def attend(layer: int, asked: Asked) -> torch.Tensor:
-            query, key, value, spec, sinks = asked
+            query, key, value, spec, *extras = asked
             place = cache.layers[self._places[layer]]
-            return cache.backend.attend(query, key, value, place, batch, spec, sinks)
+            return cache.backend.attend(query, key, value, place, batch, spec, *extras)
 
         return self._run(batch, attend)
 
@@ -164,11 +168,12 @@ class PagedModel:
             self.module.base_model.register_forward_hook(read),
             contextlib.nullcontext() if self.states is None else self.states.step(batch),
         ):
-            output = self.module(
+            output = _call(
+                self.module,
+                attend,
                 input_ids=batch.input_ids.unsqueeze(0),
                 position_ids=batch.positions.unsqueeze(0),
                 use_cache=False,
-                attend=attend,
                 **({"logits_to_keep": batch.sample_rows} if self._keeps_rows else {}),
             )
         logits = output.logits[0]
@@ -210,8 +215,14 @@ class PagedModel:
     def try_out(self) -> torch.Tensor:
         """The logits of a few tokens, without the pool."""
         inputs = _few_tokens(self.module, self.config)
-        logits: torch.Tensor = self.module(**inputs, attend=_attend_whole).logits
+        logits: torch.Tensor = _call(self.module, _attend_whole, **inputs).logits
         return logits
+
+
+def _call(model: PreTrainedModel, attend: Attend, **inputs: Any) -> Any:
+    if (own := own_attention_of(model)) is not None:
+        own.attend = attend
+    return model(**inputs, attend=attend)
 
 
 def _attend_whole(layer: int, asked: Asked) -> torch.Tensor:
@@ -228,7 +239,12 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
     """Load a model through transformers, in the type its weights are stored in; those of a GGUF file as float32.
     Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
     dtype = "auto" if gguf_file(path) is None else torch.float32
-    return PagedModel(load_modules(path, config, device, dtype, ATTENTION))
+    return PagedModel(load_modules(path, config, device, dtype, attention_for(config.whole)))
+
+
+def attention_for(config: PretrainedConfig) -> str | None:
+    """The name of the attention with which such a model is made; None: its own."""
+    return None if attends_by_itself(config) else ATTENTION
 
 
 def load_modules(
@@ -313,13 +329,17 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> dict[int, LayerS
         return _attend_whole(layer, asked)
 
     inputs = _few_tokens(model, config)
-    model.set_attn_implementation("eager")
-    theirs = model(**inputs).logits.float()
-    model.set_attn_implementation(ATTENTION)
+    if attends_by_itself(config):
+        theirs = model(**inputs).logits.float()
+        OwnAttention.take_over(model, _attention_forward)
+    else:
+        model.set_attn_implementation("eager")
+        theirs = model(**inputs).logits.float()
+        model.set_attn_implementation(ATTENTION)
     if model.device.type == "cpu":  # the attention of GPUs wants keys and values of all heads
         absorb(model)
     try:
-        ours = model(**inputs, attend=attend).logits.float()
+        ours = _call(model, attend, **inputs).logits.float()
     except TypeError as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"

@@ -42,6 +42,7 @@ class ModulesAttention:
         batch: PackedBatch,
         spec: LayerSpec,
         sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         raise NotImplementedError("such a model attends by itself")
 

@@ -29,8 +29,6 @@ PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] 
 @pytest.mark.parametrize(
     "model_type",
     [
-        pytest.param("bloom", id="bloom: alibi"),
-        pytest.param("falcon", id="falcon: attention classes"),
         pytest.param("bart", id="bart: counts positions by itself", marks=pytest.mark.prove),
         pytest.param("diffllama", id="diffllama: two calls a layer"),
         pytest.param("afmoe", id="afmoe: its attention's output is not contiguous", marks=pytest.mark.prove),
@@ -52,6 +50,8 @@ TOGETHER, WITH_STATES = "together, native attention", "together, with states, na
     ("model_type", "path"),
     [
         pytest.param("gpt_oss", TOGETHER, id="gpt_oss: sinks, experts with biases"),
+        pytest.param("bloom", TOGETHER, id="bloom: alibi"),
+        pytest.param("mpt", TOGETHER, id="mpt: alibi", marks=pytest.mark.prove),
         pytest.param("llama4_text", TOGETHER, id="llama4_text: chunks", marks=pytest.mark.prove),
         pytest.param("deepseek_v3", TOGETHER, id="deepseek_v3: latents"),
         pytest.param("longcat_flash", TOGETHER, id="longcat_flash: two attentions", marks=pytest.mark.prove),
@@ -67,6 +67,19 @@ def test_these_go_together(model_type: str, path: str) -> None:
     assert (found.verdict, found.path) == ("exact", path), found.detail
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="7B: rotary, one KV head", marks=pytest.mark.prove),
+        pytest.param({"new_decoder_architecture": True, "num_kv_heads": 2}, id="40B: KV heads for groups"),
+        pytest.param({"alibi": True, "multi_query": False, "parallel_attn": False}, id="RW-1B: alibi"),
+    ],
+)
+def test_every_generation_of_falcon_goes_together(changes: dict[str, Any]) -> None:
+    found = check("falcon", **changes)
+    assert (found.verdict, found.path) == ("exact", TOGETHER), found.detail
+
+
 @pytest.fixture(scope="module")
 def lfm2(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("lfm2"))
@@ -75,13 +88,13 @@ def lfm2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def bloom(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("bloom"))
-    tiny_model("bloom").save_pretrained(folder)
+def diffllama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("diffllama"))
+    tiny_model("diffllama").save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(params=["lfm2", "bloom"])
+@pytest.fixture(params=["lfm2", "diffllama"])
 def keeper(request: pytest.FixtureRequest) -> str:
     """A model that keeps states beside the pool, and one whose sequences run one after the other."""
     path: str = request.getfixturevalue(request.param)
@@ -158,12 +171,12 @@ def test_the_memory_of_states_is_counted(lfm2: str) -> None:
     assert core.info.num_blocks == (16 * 10**6 - 4 * per_seat) // per_block
 
 
-def test_the_memory_of_a_models_own_cache_is_counted(bloom: str) -> None:
-    """Keys and values of two layers for each token: 4 heads of 16 numbers in float32."""
-    core = engine(bloom, max_num_seqs=4)
+def test_the_memory_of_a_models_own_cache_is_counted(diffllama: str) -> None:
+    """Keys and values of four layers for each token: 4 heads of 16 numbers in float32."""
+    core = engine(diffllama, max_num_seqs=4)
     assert isinstance(core.model, SequentialModel)
     own = core.model.measure()
-    assert (own.per_token, own.per_seat) == (2 * 2 * 4 * 16 * 4, 0)
+    assert (own.per_token, own.per_seat) == (4 * 2 * 4 * 16 * 4, 0)
     assert core.info.num_blocks == 16 * 10**6 // (16 * own.per_token)
 
 

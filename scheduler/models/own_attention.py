@@ -1,0 +1,157 @@
+"""Models that attend by themselves, and not through transformers' interface: Bloom, MPT and Falcon.
+
+Their modules make queries, keys and values, and read what attention gives; what lies between goes to the block
+pool here. In most of them a key counts the less the further it is behind the query, by a slope for each head
+(ALiBi, Press et al., arXiv 2108.12409).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+NAME = "carousel_attention"
+"""Of the attribute by which a model has it."""
+
+TYPES = ("bloom", "mpt", "falcon")
+
+Interface = Callable[..., tuple[Tensor, None]]
+"""What other attention modules call: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
+
+
+def attends_by_itself(config: PretrainedConfig) -> bool:
+    """Whether models of this type know nothing of transformers' interface."""
+    return config.model_type in TYPES
+
+
+@dataclass(slots=True)
+class OwnAttention:
+    """That of one model. `attend` is what the interface hands on to, and set before each forward pass."""
+
+    interface: Interface
+    attend: Any = None
+
+    @classmethod
+    def take_over(cls, model: nn.Module, interface: Interface) -> None:
+        """Let a model's attention modules call the interface."""
+        own = cls(interface)
+        for module in model.modules():
+            if (kind := KINDS.get(type(module).__name__)) is not None:
+                module.forward = kind(own, module)
+        setattr(model, NAME, own)
+
+
+def own_attention_of(model: nn.Module) -> OwnAttention | None:
+    return getattr(model, NAME, None)
+
+
+class _Heads(NamedTuple):
+    """What attention begins with, [1, heads, T, head_dim] each."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class _Forward(ABC):
+    """Takes the place of an attention module's forward pass."""
+
+    def __init__(self, own: OwnAttention, module: Any) -> None:
+        self.own = own
+        self.module = module
+        self.scaling: float = module.softmax_scale if hasattr(module, "softmax_scale") else module.inv_norm_factor
+        self.slopes = self.find_slopes()
+
+    def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, None]:
+        attended, _ = self.own.interface(
+            self.module,
+            *self.begin(hidden_states, named),
+            None,
+            self.scaling,
+            attend=self.own.attend,
+            slopes=self.slopes,
+        )
+        return self.end(attended.flatten(2), *arguments), None
+
+    @abstractmethod
+    def find_slopes(self) -> Tensor | None:
+        """[heads] float32, if scores fall with the distance."""
+
+    @abstractmethod
+    def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads: ...
+
+    @abstractmethod
+    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
+        """From [1, T, heads * head_dim]."""
+
+
+class _Bloom(_Forward):
+    def find_slopes(self) -> Tensor | None:
+        from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+        of_two_tokens: Tensor = build_alibi_tensor(torch.ones(1, 2), self.module.num_heads, torch.float32)
+        return of_two_tokens[:, 0, 1].contiguous()
+
+    def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads:
+        return _Heads(*self.module._reshape(self.module.query_key_value(hidden)))
+
+    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
+        (residual,) = arguments
+        output: Tensor = self.module.dense(attended) + residual
+        return output
+
+
+class _Mpt(_Forward):
+    def find_slopes(self) -> Tensor | None:
+        from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+        of_two_tokens: Tensor = build_mpt_alibi_tensor(self.module.n_heads, 2)  # type: ignore[no-untyped-call]
+        return -of_two_tokens[:, 0, 0]
+
+    def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads:
+        joined = self.module.Wqkv(hidden)
+        if limit := self.module.clip_qkv:
+            joined = joined.clamp(min=-limit, max=limit)
+        heads = joined.unflatten(2, (3, self.module.n_heads, self.module.head_dim))
+        return _Heads(*(part.transpose(1, 2) for part in heads.unbind(2)))
+
+    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
+        output: Tensor = self.module.out_proj(attended)
+        return output
+
+
+class _Falcon(_Forward):
+    def find_slopes(self) -> Tensor | None:
+        from transformers.models.falcon.modeling_falcon import build_alibi_tensor
+
+        if not self.module.config.alibi:
+            return None
+        of_two_tokens: Tensor = build_alibi_tensor(torch.ones(1, 2), self.module.num_heads, torch.float32)
+        return of_two_tokens[:, 0, 1] * self.scaling
+
+    def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads:
+        from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
+
+        parts = self.module._split_heads(self.module.query_key_value(hidden))
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        if self.module.new_decoder_architecture:  # there they are repeated for each query head
+            times = self.module.num_heads // self.module.num_kv_heads
+            key, value = key[:, ::times], value[:, ::times]
+        if not self.module.config.alibi:
+            turned = named["position_embeddings"]
+            query, key = apply_rotary_pos_emb(query, key, *turned)  # type: ignore[no-untyped-call]
+        return _Heads(query, key, value)
+
+    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
+        output: Tensor = self.module.dense(attended)
+        return output
+
+
+KINDS: dict[str, type[_Forward]] = {"BloomAttention": _Bloom, "MptAttention": _Mpt, "FalconAttention": _Falcon}
+"""By the names of their classes: to import them takes a while."""
