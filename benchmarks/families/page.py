@@ -22,14 +22,14 @@ greedy tokens were those of transformers' own forward pass without any cache, in
   the batch; quantization, speculation and context shift are for these families.
 - **together**: transformers' modules on one packed batch, with keys and values in the block pool; linear layers
   and experts are native products, and a router's rows are sorted by expert. Attention is native, with windows,
-  chunks and sinks, where its heads have a size that the kernel takes, and else torch's. Latent attention
+  chunks, sinks and ALiBi, where its heads have a size that the kernel takes, and else torch's. Latent attention
   (DeepSeek, GLM, MiniCPM) keeps one latent a token in the pool, not the keys and values of all heads.
 - **together, with states**: the same; layers that keep a state for each sequence (convolutions, linear attention,
   state spaces) are transformers', take sequences that decode all together, and chunks of prompts one by one.
   States are kept by seat, and put aside where a prompt's last block ends, where prompts part, and behind the last
   full block of an answer: from there others share the prefix, and a sequence goes on after a preemption.
 - **one by one**: transformers' modules on each sequence by itself, with the model's own cache. For models that
-  attend or keep states in a way of their own (biases, an index, two caches). Nothing is shared between requests,
+  attend or keep states in a way of their own (an index, two caches). Nothing is shared between requests,
   and a step takes as long as all its sequences together.
 
 `python -m benchmarks.modules` prints what a step takes with 1, 8 and 32 sequences, beside transformers' modules.

@@ -94,4 +94,4 @@ def attend_sequence(
     if sinks is not None:
         scores = torch.cat([scores, sinks.view(spec.num_kv_heads, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., :context].to(query.dtype)
-    return (weights @ value.transpose(0, 1).unsqueeze(1)).permute(2, 0, 1, 3).flatten(1, 2)
+    return (weights @ value.transpose(0, 1).unsqueeze(1)).permute(2, 0, 1, 3).flatten(1, 2).contiguous()

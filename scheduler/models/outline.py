@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from scheduler.models.paged_model import ATTENTION, PagedModel
+from scheduler.models.attention_interface import ATTENTION
+from scheduler.models.paged_model import PagedModel
 
 _VOCABULARY = 64
 

@@ -1,28 +1,22 @@
-"""Models that attend by themselves, and not through transformers' interface: Bloom, MPT and Falcon.
+"""Models that attend by themselves, and not through transformers' interface: Bloom, MPT, Falcon and GPT-Neo.
 
 Their modules make queries, keys and values, and read what attention gives; what lies between goes to the block
-pool here. In most of them a key counts the less the further it is behind the query, by a slope for each head
+pool here. In the first three a key counts the less the further it is behind the query, by a slope for each head
 (ALiBi, Press et al., arXiv 2108.12409).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-NAME = "carousel_attention"
-"""Of the attribute by which a model has it."""
+from scheduler.models.attention_interface import ATTENTION, attention_forward
 
-TYPES = ("bloom", "mpt", "falcon")
-
-Interface = Callable[..., tuple[Tensor, None]]
-"""What other attention modules call: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
+TYPES = ("bloom", "mpt", "falcon", "gpt_neo")
 
 
 def attends_by_itself(config: PretrainedConfig) -> bool:
@@ -30,25 +24,16 @@ def attends_by_itself(config: PretrainedConfig) -> bool:
     return config.model_type in TYPES
 
 
-@dataclass(slots=True)
-class OwnAttention:
-    """That of one model. `attend` is what the interface hands on to, and set before each forward pass."""
-
-    interface: Interface
-    attend: Any = None
-
-    @classmethod
-    def take_over(cls, model: nn.Module, interface: Interface) -> None:
-        """Let a model's attention modules call the interface."""
-        own = cls(interface)
-        for module in model.modules():
-            if (kind := KINDS.get(type(module).__name__)) is not None:
-                module.forward = kind(own, module)
-        setattr(model, NAME, own)
+def attention_of(config: PretrainedConfig) -> str | None:
+    """The name of the attention with which a model is made that is to use the pool; None: its own."""
+    return None if attends_by_itself(config) else ATTENTION
 
 
-def own_attention_of(model: nn.Module) -> OwnAttention | None:
-    return getattr(model, NAME, None)
+def take_over(model: nn.Module) -> None:
+    """Let the attention modules of a model that attends by itself call the interface."""
+    for module in model.modules():
+        if (kind := KINDS.get(type(module).__name__)) is not None:
+            module.forward = kind(module)
 
 
 class _Heads(NamedTuple):
@@ -62,26 +47,28 @@ class _Heads(NamedTuple):
 class _Forward(ABC):
     """Takes the place of an attention module's forward pass."""
 
-    def __init__(self, own: OwnAttention, module: Any) -> None:
-        self.own = own
+    def __init__(self, module: Any) -> None:
         self.module = module
-        self.scaling: float = module.softmax_scale if hasattr(module, "softmax_scale") else module.inv_norm_factor
+        self.scaling = self.find_scaling()
         self.slopes = self.find_slopes()
+        self.window = self.find_window()
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, None]:
-        attended, _ = self.own.interface(
-            self.module,
-            *self.begin(hidden_states, named),
-            None,
-            self.scaling,
-            attend=self.own.attend,
-            slopes=self.slopes,
-        )
+        heads = self.begin(hidden_states, named)
+        attended, _ = attention_forward(self.module, *heads, None, self.scaling, self.window, slopes=self.slopes)
         return self.end(attended.flatten(2), *arguments), None
 
-    @abstractmethod
+    def find_scaling(self) -> float:
+        scaling: float = self.module.inv_norm_factor
+        return scaling
+
     def find_slopes(self) -> Tensor | None:
         """[heads] float32, if scores fall with the distance."""
+        return None
+
+    def find_window(self) -> int | None:
+        """In tokens, if it sees no more."""
+        return None
 
     @abstractmethod
     def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads: ...
@@ -108,6 +95,10 @@ class _Bloom(_Forward):
 
 
 class _Mpt(_Forward):
+    def find_scaling(self) -> float:
+        scaling: float = self.module.softmax_scale
+        return scaling
+
     def find_slopes(self) -> Tensor | None:
         from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
@@ -153,5 +144,31 @@ class _Falcon(_Forward):
         return output
 
 
-KINDS: dict[str, type[_Forward]] = {"BloomAttention": _Bloom, "MptAttention": _Mpt, "FalconAttention": _Falcon}
+class _GptNeo(_Forward):
+    def __init__(self, module: Any) -> None:
+        module.layer_idx = module.layer_id
+        super().__init__(module)
+
+    def find_scaling(self) -> float:
+        return 1.0
+
+    def find_window(self) -> int | None:
+        return self.module.config.window_size if self.module.attention_type == "local" else None
+
+    def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads:
+        sizes = (self.module.num_heads, self.module.head_dim)
+        projections = (self.module.q_proj, self.module.k_proj, self.module.v_proj)
+        return _Heads(*(project(hidden).unflatten(2, sizes).transpose(1, 2) for project in projections))
+
+    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
+        output: Tensor = self.module.out_proj(attended)
+        return output
+
+
+KINDS: dict[str, type[_Forward]] = {
+    "BloomAttention": _Bloom,
+    "MptAttention": _Mpt,
+    "FalconAttention": _Falcon,
+    "GPTNeoSelfAttention": _GptNeo,
+}
 """By the names of their classes: to import them takes a while."""

@@ -11,29 +11,26 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AttentionInterface,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
+from scheduler.models.attention_interface import ATTENTION, Asked, Attend, attending
 from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
 from scheduler.models.gguf_file import GgufFile
-from scheduler.models.latent_attention import absorb, latent_of
+from scheduler.models.latent_attention import absorb
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
-from scheduler.models.own_attention import OwnAttention, attends_by_itself, own_attention_of
+from scheduler.models.own_attention import attends_by_itself, attention_of, take_over
 from scheduler.models.plain_batch import plain_batch
 from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.small_copy import auto_class
@@ -42,85 +39,11 @@ from scheduler.step import StateMove
 
 logger = logging.getLogger(__name__)
 
-ATTENTION = "carousel_paged"
 SHOWN = 3
 """Weights that a message names."""
 
 KINDS = ("full_attention", "sliding_attention")
 """Of layers, as configurations name those that look at everything and those that do not."""
-
-
-class Asked(NamedTuple):
-    """What one layer's attention is to compute."""
-
-    query: torch.Tensor
-    """[T, H, D]."""
-    key: torch.Tensor
-    """[T, Hkv, D]."""
-    value: torch.Tensor
-    """[T, Hkv, Dv]."""
-    spec: LayerSpec
-    sinks: torch.Tensor | None
-    """[H], if it has them."""
-    slopes: torch.Tensor | None
-    """[H] float32, if scores fall with the distance."""
-
-
-Attend = Callable[[int, Asked], torch.Tensor]
-"""(layer, what it asks for) -> [T, H, Dv]."""
-
-
-def _attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    *,
-    attend: Attend,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers' attention modules call: [1, heads, T, size] in, [1, T, heads, size] out."""
-    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
-        raise UnsupportedModelError("it has attention that is not causal")
-    sinks: torch.Tensor | None = kwargs.get("s_aux")
-    slopes: torch.Tensor | None = kwargs.get("slopes")
-    latent = latent_of(module)
-    scaling = query.shape[3] ** -0.5 if scaling is None else float(scaling)
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-    if latent is not None:
-        queries = latent.queries(queries)
-    chunk = _chunk(module, layer)
-    spec = LayerSpec(
-        num_heads=queries.shape[1],
-        num_kv_heads=keys.shape[1],
-        key_dim=queries.shape[2],
-        value_dim=values.shape[2],
-        scaling=scaling,
-        sliding_window=chunk or sliding_window,  # a chunk is a window too, for the pool
-        softcap=softcap,
-        chunk=chunk,
-        has_sinks=sinks is not None,
-        has_slopes=slopes is not None,
-        values_are_keys=latent is not None,
-    )
-    output = attend(layer, Asked(queries, keys, values, spec, sinks, slopes))
-    return (output if latent is None else latent.outputs(output)).unsqueeze(0), None
-
-
-def _chunk(module: nn.Module, layer: int) -> int | None:
-    """In tokens, of a layer that attends in chunks: only the mask tells of it, which is not made here."""
-    config = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None) or ()
-    is_chunked = layer < len(kinds) and kinds[layer] == "chunked_attention"
-    return config.attention_chunk_size if is_chunked else None  # type: ignore[union-attr]
-
-
-AttentionInterface.register(ATTENTION, _attention_forward)
 
 
 class PagedModel:
@@ -167,10 +90,9 @@ class PagedModel:
         with (
             self.module.base_model.register_forward_hook(read),
             contextlib.nullcontext() if self.states is None else self.states.step(batch),
+            attending(attend),
         ):
-            output = _call(
-                self.module,
-                attend,
+            output = self.module(
                 input_ids=batch.input_ids.unsqueeze(0),
                 position_ids=batch.positions.unsqueeze(0),
                 use_cache=False,
@@ -215,14 +137,9 @@ class PagedModel:
     def try_out(self) -> torch.Tensor:
         """The logits of a few tokens, without the pool."""
         inputs = _few_tokens(self.module, self.config)
-        logits: torch.Tensor = _call(self.module, _attend_whole, **inputs).logits
+        with attending(_attend_whole):
+            logits: torch.Tensor = self.module(**inputs).logits
         return logits
-
-
-def _call(model: PreTrainedModel, attend: Attend, **inputs: Any) -> Any:
-    if (own := own_attention_of(model)) is not None:
-        own.attend = attend
-    return model(**inputs, attend=attend)
 
 
 def _attend_whole(layer: int, asked: Asked) -> torch.Tensor:
@@ -239,12 +156,7 @@ def load_model(path: str, config: ModelConfig, device: torch.device) -> PagedMod
     """Load a model through transformers, in the type its weights are stored in; those of a GGUF file as float32.
     Raises `UnsupportedModelError`, or transformers' OSError if nothing can be loaded from there."""
     dtype = "auto" if gguf_file(path) is None else torch.float32
-    return PagedModel(load_modules(path, config, device, dtype, attention_for(config.whole)))
-
-
-def attention_for(config: PretrainedConfig) -> str | None:
-    """The name of the attention with which such a model is made; None: its own."""
-    return None if attends_by_itself(config) else ATTENTION
+    return PagedModel(load_modules(path, config, device, dtype, attention_of(config.whole)))
 
 
 def load_modules(
@@ -331,19 +243,15 @@ def _probe(model: PreTrainedModel, config: PretrainedConfig) -> dict[int, LayerS
     inputs = _few_tokens(model, config)
     if attends_by_itself(config):
         theirs = model(**inputs).logits.float()
-        OwnAttention.take_over(model, _attention_forward)
+        take_over(model)
     else:
         model.set_attn_implementation("eager")
         theirs = model(**inputs).logits.float()
         model.set_attn_implementation(ATTENTION)
     if model.device.type == "cpu":  # the attention of GPUs wants keys and values of all heads
         absorb(model)
-    try:
-        ours = _call(model, attend, **inputs).logits.float()
-    except TypeError as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not pass its batch through transformers' attention interface ({error})"
-        ) from error
+    with attending(attend):
+        ours = model(**inputs).logits.float()
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in KINDS or layer not in specs:
             continue

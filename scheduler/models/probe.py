@@ -24,7 +24,8 @@ from scheduler.models.checkpoint import ModuleCheckpoint
 from scheduler.models.fused_model import FusedModel
 from scheduler.models.fused_weights import pack_weights
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.paged_model import PagedModel, attention_for
+from scheduler.models.own_attention import attention_of
+from scheduler.models.paged_model import PagedModel
 from scheduler.models.plain_batch import chunks, run_packed
 from scheduler.models.remembered import Facts, remembered
 from scheduler.models.sequential_model import MANNERS, SequenceState, SequentialModel
@@ -43,7 +44,7 @@ CUTS = (17, 18, 40)
 
 Found = TypeVar("Found")
 
-VERSION = 7
+VERSION = 8
 """Of what is remembered."""
 
 
@@ -128,7 +129,7 @@ def small_model(config: PretrainedConfig, attention: str | None = None) -> PreTr
 
 
 def _small_paged(config: PretrainedConfig) -> PagedModel:
-    return PagedModel(small_model(config, attention_for(config)))
+    return PagedModel(small_model(config, attention_of(config)))
 
 
 def sequences(module: PreTrainedModel) -> list[list[int]]:

@@ -31,7 +31,6 @@ PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] 
     [
         pytest.param("bart", id="bart: counts positions by itself", marks=pytest.mark.prove),
         pytest.param("diffllama", id="diffllama: two calls a layer"),
-        pytest.param("afmoe", id="afmoe: its attention's output is not contiguous", marks=pytest.mark.prove),
         pytest.param("deepseek_v32", id="deepseek_v32: an index", marks=pytest.mark.prove),
         pytest.param("jamba", id="jamba: token by token", marks=pytest.mark.prove),
         pytest.param("openai-gpt", id="openai-gpt: no cache", marks=pytest.mark.prove),
@@ -52,6 +51,9 @@ TOGETHER, WITH_STATES = "together, native attention", "together, with states, na
         pytest.param("gpt_oss", TOGETHER, id="gpt_oss: sinks, experts with biases"),
         pytest.param("bloom", TOGETHER, id="bloom: alibi"),
         pytest.param("mpt", TOGETHER, id="mpt: alibi", marks=pytest.mark.prove),
+        pytest.param("gpt_neo", TOGETHER, id="gpt_neo: windows in a buffer"),
+        pytest.param("stablelm", TOGETHER, id="stablelm: hands nothing on to attention"),
+        pytest.param("afmoe", TOGETHER, id="afmoe: sees its output as another shape", marks=pytest.mark.prove),
         pytest.param("llama4_text", TOGETHER, id="llama4_text: chunks", marks=pytest.mark.prove),
         pytest.param("deepseek_v3", TOGETHER, id="deepseek_v3: latents"),
         pytest.param("longcat_flash", TOGETHER, id="longcat_flash: two attentions", marks=pytest.mark.prove),
