@@ -25,7 +25,8 @@ greedy tokens were those of transformers' own forward pass without any cache, in
   chunks, sinks and ALiBi, where its heads have a size that the kernel takes, and else torch's. Latent attention
   (DeepSeek, GLM, MiniCPM) keeps one latent a token in the pool, not the keys and values of all heads.
 - **together, with states**: the same; layers that keep a state for each sequence (convolutions, linear attention,
-  state spaces) are transformers', take sequences that decode all together, and chunks of prompts one by one.
+  state spaces) are transformers', take sequences that decode all together, and chunks of prompts one by one;
+  those of Mamba's first version take a chunk that has some tokens before it token by token.
   States are kept by seat, and put aside where a prompt's last block ends, where prompts part, and behind the last
   full block of an answer: from there others share the prefix, and a sequence goes on after a preemption.
 - **one by one**: transformers' modules on each sequence by itself, with the model's own cache. For models that

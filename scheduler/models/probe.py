@@ -44,7 +44,7 @@ CUTS = (17, 18, 40)
 
 Found = TypeVar("Found")
 
-VERSION = 8
+VERSION = 9
 """Of what is remembered."""
 
 

@@ -1,9 +1,10 @@
 """Layers that keep a state for each sequence: convolutions, linear attention, state spaces.
 
-All else of such a model runs on the packed batch. These layers take it apart: sequences that decode one token go
-through them together, their states side by side; a chunk of a prompt goes through alone. A state is what
-transformers' caches have for such a layer. The states before a step are kept until the next, so that a step which
-failed for another's sake can be run again. Some are put aside, for sequences that begin with the same tokens.
+All else of such a model runs on the packed batch. These layers take it apart: sequences that decode one token
+go through them together, their states side by side; a chunk of a prompt goes through alone, and where a layer
+cannot go on with a chunk, one token after the other. A state is what transformers' caches have for such a
+layer. The states before a step are kept until the next, so that a step which failed for another's sake can be
+run again. Some are put aside, for sequences that begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ UPDATES = ("update_conv_state(", "update_recurrent_state(")
 
 NAME = "carousel_states"
 """Of the attribute by which a model has them."""
+
+TRIED = (5, 4)
+"""Tokens of two chunks, with which it is found out whether a layer can go on with the second."""
+
+SAME = 0.05
+"""By which part of its size an output may differ for rounding. A state that is not looked at makes more of it."""
 
 LayerState = Any
 """What transformers' caches have for one layer, of one sequence or of several: a LinearAttentionLayer."""
@@ -59,6 +66,8 @@ class StateLayers:
         self._kept: dict[int, list[SequenceStates]] = {}
         self._saved: dict[int, SequenceStates] = {}
         self._step: _Step | None = None
+        self._goes_on: dict[type[nn.Module], bool] = {}
+        """Which layers take several tokens where there are some before them."""
 
     @classmethod
     def take_apart(cls, model: nn.Module, config: PretrainedConfig) -> bool:
@@ -67,6 +76,8 @@ class StateLayers:
         if modules:
             states = cls(config)
             for module in modules:
+                if type(module) not in states._goes_on:
+                    states._goes_on[type(module)] = states._tries_to_go_on(module, config.hidden_size)
                 module.forward = _Forward(states, module)
             setattr(model, NAME, states)
         return bool(modules)
@@ -125,7 +136,10 @@ class StateLayers:
             if place not in decoding:
                 known = step.before[place].layers.get(number)
                 state = copy.deepcopy(self._fresh[number]) if known is None else _joined([known])
-                outputs[place] = _call(module, rows[place].unsqueeze(0), _cache(state, number))[0]
+                at_once = known is None or self._goes_on[type(module)]
+                parts = [rows[place]] if at_once else torch.split(rows[place], 1)
+                cache = _cache(state, number)
+                outputs[place] = torch.cat([_call(module, part.unsqueeze(0), cache)[0] for part in parts])
                 step.after[place].layers[number] = state
         if decoding:
             state = _joined([step.before[place].layers[number] for place in decoding])
@@ -134,6 +148,18 @@ class StateLayers:
                 outputs[place] = together[row]
                 step.after[place].layers[number] = _part(state, row)
         return torch.cat(outputs).unsqueeze(0)
+
+    @torch.inference_mode()
+    def _tries_to_go_on(self, module: nn.Module, hidden_size: int) -> bool:
+        """Whether a layer makes the same of some tokens in two chunks as at once."""
+        number: int = module.layer_idx  # type: ignore[assignment]
+        weight = next(module.parameters())
+        random = torch.Generator().manual_seed(0)
+        hidden = torch.randn(1, sum(TRIED), hidden_size, generator=random).to(weight)
+        whole = _call(module, hidden, None)
+        cache = _cache(copy.deepcopy(self._fresh[number]), number)
+        parts = torch.cat([_call(module, part, cache) for part in torch.split(hidden, list(TRIED), dim=1)], dim=1)
+        return bool((parts - whole).norm() <= SAME * whole.norm())
 
     def _states_at(self, seat: int, num_tokens: int) -> SequenceStates:
         if num_tokens == 0:

@@ -32,7 +32,6 @@ PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] 
         pytest.param("bart", id="bart: counts positions by itself", marks=pytest.mark.prove),
         pytest.param("diffllama", id="diffllama: two calls a layer"),
         pytest.param("deepseek_v32", id="deepseek_v32: an index", marks=pytest.mark.prove),
-        pytest.param("jamba", id="jamba: token by token", marks=pytest.mark.prove),
         pytest.param("openai-gpt", id="openai-gpt: no cache", marks=pytest.mark.prove),
     ],
 )
@@ -43,6 +42,7 @@ def test_it_is_exact(model_type: str) -> None:
 
 
 TOGETHER, WITH_STATES = "together, native attention", "together, with states, native attention"
+STATES = "together, with states, no attention"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,9 @@ TOGETHER, WITH_STATES = "together, native attention", "together, with states, na
         pytest.param("qwen3_next", WITH_STATES, id="qwen3_next: linear attention"),
         pytest.param("falcon_h1", WITH_STATES, id="falcon_h1: two in a layer", marks=pytest.mark.prove),
         pytest.param("granitemoehybrid", WITH_STATES, id="granitemoehybrid: Mamba", marks=pytest.mark.prove),
-        pytest.param("mamba2", "together, with states, no attention", id="mamba2", marks=pytest.mark.prove),
+        pytest.param("jamba", WITH_STATES, id="jamba: goes on token by token", marks=pytest.mark.prove),
+        pytest.param("mamba", STATES, id="mamba: the same, without attention"),
+        pytest.param("mamba2", STATES, id="mamba2", marks=pytest.mark.prove),
     ],
 )
 def test_these_go_together(model_type: str, path: str) -> None:
