@@ -131,21 +131,27 @@ class StateMove(msgspec.Struct, frozen=True, array_like=True):
     """That the state stands for."""
 
 
+class SeatChanges(msgspec.Struct, array_like=True):
+    """What has happened to the seats since the last step, to be done before anything is computed."""
+
+    tables: list[TableChange] = []
+    """To be taken over in this order."""
+    shifts: list[SinkShift] = []
+    """Of the sequences that go on beyond their window."""
+    saves: list[StateMove] = []
+    """States to be put aside before others change, also those of seats that were left."""
+    vacated: list[int] = []
+    """Seats that were left: what a model has kept of these sequences is nobody's any more. The next one may be
+    there already."""
+    loads: list[StateMove] = []
+    """States that sequences begin with, which got their seats."""
+
+
 class StepInput(msgspec.Struct, frozen=True, array_like=True):
     """What one step computes. The chunks' order is the order of the packed batch."""
 
     chunks: list[ChunkInput]
-    tables: list[TableChange]
-    """To be taken over before anything is computed, in this order."""
-    shifts: list[SinkShift] = []
-    """To be done before anything is computed."""
-    vacated: list[int] = []
-    """Seats that were left since the last step: what a model has kept of these sequences is nobody's any more. The
-    next sequence may be there already."""
-    saves: list[StateMove] = []
-    """States to be put aside before anything else is done, also those of seats that were left."""
-    loads: list[StateMove] = []
-    """States that sequences begin with, which got their seats since the last step."""
+    changes: SeatChanges
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -317,7 +317,7 @@ class EngineCore:
         """Let the draft model guess. If it fails, the engine goes on without it: nobody needs a guess."""
         if self._drafter is None:
             return
-        self._drafter.follow(plan.tables)
+        self._drafter.follow(plan.changes.tables)
         if not plan.asked:
             return
         try:

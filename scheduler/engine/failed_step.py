@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scheduler.step import ChunkInput, Executor, StepInput, StepResult
+from scheduler.step import ChunkInput, Executor, SeatChanges, StepInput, StepResult
 
 OUT_OF_MEMORY = "can't allocate memory"
 """What torch's allocator for the CPU says."""
@@ -37,7 +37,9 @@ def run_in_parts(executor: Executor[Any], step: StepInput) -> list[StepResult | 
 
 def _run(executor: Executor[Any], step: StepInput, chunk: ChunkInput) -> StepResult | Exception:
     try:
-        return executor.collect(executor.launch(StepInput([chunk], step.tables, step.shifts)))
+        # What became of states was done when the step was first launched, and cannot be done twice.
+        changes = SeatChanges(step.changes.tables, step.changes.shifts)
+        return executor.collect(executor.launch(StepInput([chunk], changes)))
     except Exception as error:
         if is_device_lost(error):
             raise

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scheduler.execution.runner import Runner
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkInput, DraftInput, StepInput, TableChange, num_attended
+from scheduler.step import ChunkInput, DraftInput, SeatChanges, StepInput, TableChange, num_attended
 
 MEASURED = (1, 1, 16, 1, 4, 1, 16, 1)
 """Tokens of the passes that tell, before the first guess, what guessing costs."""
@@ -82,7 +82,7 @@ class Drafter:
     def _run(self, chunks: list[ChunkInput]) -> tuple[list[list[int]], DraftPass]:
         started = time.monotonic()
         tables, self._tables = self._tables, []
-        result = self._runner.collect(self._runner.launch(StepInput(chunks, tables)))
+        result = self._runner.collect(self._runner.launch(StepInput(chunks, SeatChanges(tables))))
         num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
         attended = sum(num_attended(chunk.start, len(chunk.token_ids)) for chunk in chunks)
         tokens = [[token.token_id for token in sampled] for sampled in result.tokens]

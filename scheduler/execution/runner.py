@@ -60,19 +60,20 @@ class Runner:
 
     def launch(self, step: StepInput) -> Launched:
         """Run the forward pass, or on a GPU begin it."""
-        for change in step.tables:
+        changes = step.changes
+        for change in changes.tables:
             table = self._tables[change.group, change.seat]
             table[change.start : change.start + len(change.blocks)] = change.blocks
-        for move in step.saves:
+        for move in changes.saves:
             assert isinstance(self.model, ResumableModel)
             self.model.save_state(move)
-        if step.vacated and isinstance(self.model, StatefulModel):
-            for seat in step.vacated:
+        if changes.vacated and isinstance(self.model, StatefulModel):
+            for seat in changes.vacated:
                 self.model.vacate(seat)
-        for move in step.loads:
+        for move in changes.loads:
             assert isinstance(self.model, ResumableModel)
             self.model.load_state(move)
-        for shift in step.shifts:
+        for shift in changes.shifts:
             assert isinstance(self.model, ShiftableModel)
             self.model.shift_sink(self.cache, shift)
         # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.

@@ -12,10 +12,8 @@ from scheduler.step import (
     ChunkInput,
     DraftInput,
     DraftKind,
-    SinkShift,
-    StateMove,
+    SeatChanges,
     StepInput,
-    TableChange,
     num_attended,
 )
 
@@ -103,13 +101,7 @@ class Plan:
     """Sequences that lost their seat while this plan was made."""
     num_yielded: int = 0
     """How many of them gave way to somebody who waited, rather than for want of blocks."""
-    tables: list[TableChange] = field(default_factory=list)
-    """What is new in the seats' block tables."""
-    shifts: list[SinkShift] = field(default_factory=list)
-    saves: list[StateMove] = field(default_factory=list)
-    loads: list[StateMove] = field(default_factory=list)
-    vacated: list[int] = field(default_factory=list)
-    """Of the sequences that go on beyond their window."""
+    changes: SeatChanges = field(default_factory=SeatChanges)
     asked: dict[int, DraftInput] = field(default_factory=dict)
     """By the chunk's place, what the draft model is to be asked before the step is executed."""
     stretch: float = 1.0
@@ -145,7 +137,7 @@ class Plan:
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""
         chunks = [chunk.input() for chunk in self.chunks]
-        return StepInput(chunks, self.tables, self.shifts, self.vacated, self.saves, self.loads)
+        return StepInput(chunks, self.changes)
 
 
 MAX_SCORED_TOKENS = 256

@@ -222,10 +222,7 @@ class Scheduler:
             longest = None if pace is None else pace.seconds
             self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
         if plan.chunks:  # or nothing is executed, and what is new stays for the next step
-            plan.tables = self.seating.take_changes()
-            plan.shifts = self.seating.take_shifts()
-            plan.vacated = self.seating.take_vacated()
-            plan.saves, plan.loads = self.seating.take_states()
+            plan.changes = self.seating.take_changes()
         return plan
 
     def _divide(

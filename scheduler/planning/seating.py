@@ -10,7 +10,7 @@ from scheduler.planning.blocks import BlockPool, Identity, Prefix
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.windows import Holdings
 from scheduler.request import BlockTable, Request, Sequence
-from scheduler.step import SinkShift, StateMove, TableChange
+from scheduler.step import SeatChanges, SinkShift, StateMove, TableChange
 
 HORIZON = 1024
 """How many tokens of each sequence to look ahead, to tell whether blocks are scarce."""
@@ -41,37 +41,17 @@ class Seating:
         self._num_seats = num_seats
         self._free = list(range(num_seats))  # a heap: low seats are taken first
         self._kept_blocks: dict[tuple[str, int], int] = {}  # cached blocks of those who wait to resume
-        self._changes: list[TableChange] = []
-        self._shifts: list[SinkShift] = []
-        self._vacated: list[int] = []
         self._states = states
-        self._saves: list[StateMove] = []
-        self._loads: list[StateMove] = []
+        self._changes = SeatChanges()
 
     @property
     def num_free_seats(self) -> int:
         return len(self._free)
 
-    def take_changes(self) -> list[TableChange]:
-        """What is new in the seats' block tables since the last call."""
-        changes, self._changes = self._changes, []
+    def take_changes(self) -> SeatChanges:
+        """What has happened since the last call."""
+        changes, self._changes = self._changes, SeatChanges()
         return changes
-
-    def take_shifts(self) -> list[SinkShift]:
-        """The first blocks that have moved on since the last call."""
-        shifts, self._shifts = self._shifts, []
-        return shifts
-
-    def take_vacated(self) -> list[int]:
-        """The seats that were left since the last call."""
-        vacated, self._vacated = self._vacated, []
-        return vacated
-
-    def take_states(self) -> tuple[list[StateMove], list[StateMove]]:
-        """What was put aside and what is to be taken up again, since the last call."""
-        saves, self._saves = self._saves, []
-        loads, self._loads = self._loads, []
-        return saves, loads
 
     # The prefix cache -----------------------------------------------------------------------------------
 
@@ -125,7 +105,7 @@ class Seating:
         sequence.state = identity if num_tokens > sequence.num_prompt_tokens else None
         slot = states.save(identity)
         if slot is not None:
-            self._saves.append(StateMove(sequence.seat, slot, num_tokens))
+            self._changes.saves.append(StateMove(sequence.seat, slot, num_tokens))
 
     # Coming and going -----------------------------------------------------------------------------------
 
@@ -152,7 +132,7 @@ class Seating:
         size = self.pool.block_size
         if prefix.identities:
             slot = states.use(prefix.identities[-1])
-            self._loads.append(StateMove(sequence.seat, slot, sequence.num_computed_tokens))
+            self._changes.loads.append(StateMove(sequence.seat, slot, sequence.num_computed_tokens))
         last = (sequence.num_tokens - 1) // size
         stops = sorted({last * size, prefix.num_known * size}, reverse=True)
         sequence.stops = [stop for stop in stops if stop > sequence.num_computed_tokens]
@@ -203,8 +183,8 @@ class Seating:
         self.pool.free(table.blocks[1 : 1 + num_dropped])
         del table.blocks[1 : 1 + num_dropped]
         sequence.shift = shift
-        self._changes.append(TableChange(sequence.seat, 0, list(table.blocks)))
-        self._shifts.append(SinkShift(sequence.sink, table.blocks[0], shift))
+        self._changes.tables.append(TableChange(sequence.seat, 0, list(table.blocks)))
+        self._changes.shifts.append(SinkShift(sequence.sink, table.blocks[0], shift))
         return True
 
     def _missing(self, tables: list[BlockTable], num_tokens: int) -> list[int]:
@@ -218,7 +198,7 @@ class Seating:
     def _extend(self, sequence: Sequence, group: int, blocks: list[int]) -> None:
         assert sequence.seat is not None
         table = sequence.tables[group]
-        self._changes.append(TableChange(sequence.seat, table.end, blocks, group))
+        self._changes.tables.append(TableChange(sequence.seat, table.end, blocks, group))
         table.blocks += blocks
 
     def vacate(self, sequence: Sequence, *, comes_back: bool = False) -> None:
@@ -233,9 +213,9 @@ class Seating:
         sequence.tables = []
         sequence.prefix = []
         sequence.stops, sequence.state = [], None
-        self._loads = [load for load in self._loads if load.seat != sequence.seat]
+        self._changes.loads = [load for load in self._changes.loads if load.seat != sequence.seat]
         heapq.heappush(self._free, sequence.seat)
-        self._vacated.append(sequence.seat)
+        self._changes.vacated.append(sequence.seat)
         sequence.seat = None
         del self.running[sequence.key]
 
@@ -258,8 +238,7 @@ class Seating:
         self.running.clear()
         self._kept_blocks.clear()
         self._free = list(range(self._num_seats))
-        self._changes, self._shifts, self._vacated = [], [], list(range(self._num_seats))
-        self._saves, self._loads = [], []
+        self._changes = SeatChanges(vacated=list(range(self._num_seats)))
         if self._states is not None:
             self._states.reset()
         self.pool.reset()

@@ -160,18 +160,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert plan.chunks, "there is work, but the step would do nothing"
         assert plan.num_tokens <= self.scheduler.max_batched_tokens
         assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
-        for change in plan.tables:
+        for change in plan.changes.tables:
             self.tables[change.seat, change.group].update(enumerate(change.blocks, change.start))
         size = self.scheduler.pool.block_size
-        for source, target, _ in map(msgspec.structs.astuple, plan.shifts):
+        for source, target, _ in map(msgspec.structs.astuple, plan.changes.shifts):
             self.kv[target * size : (target + 1) * size] = self.kv[source * size : (source + 1) * size]
         if self.states is not None:
-            for move in plan.saves:
+            for move in plan.changes.saves:
                 assert len(self.states[move.seat]) == move.num_tokens
                 self.saved[move.slot] = self.states[move.seat]
-            for seat in plan.vacated:
+            for seat in plan.changes.vacated:
                 self.states[seat] = []
-            for move in plan.loads:
+            for move in plan.changes.loads:
                 assert len(self.saved[move.slot]) == move.num_tokens
                 self.states[move.seat] = self.saved[move.slot]
         plan.take_guesses([self._guess(plan.chunks[place], asked) for place, asked in plan.asked.items()])

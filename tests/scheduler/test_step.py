@@ -15,7 +15,7 @@ from scheduler.execution.runner import Launched, Runner
 from scheduler.models.loading import load
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkInput, StepInput, StepResult, TableChange
+from scheduler.step import ChunkInput, SeatChanges, StepInput, StepResult, TableChange
 
 KNOBS = {"dtype": "float32", "kv_cache_memory": "4MB", "max_num_seqs": 4, "max_batched_tokens": 16}
 
@@ -69,8 +69,8 @@ def test_steps_that_are_sent_to_another_process_give_the_same_there(
 
 
 def sampled(runner: Runner, chunk: ChunkInput) -> list[int]:
-    tables = [TableChange(0, 0, [0, 1, 2, 3])]
-    (tokens,) = runner.collect(runner.launch(StepInput([chunk], tables))).tokens
+    changes = SeatChanges([TableChange(0, 0, [0, 1, 2, 3])])
+    (tokens,) = runner.collect(runner.launch(StepInput([chunk], changes))).tokens
     return [token.token_id for token in tokens]
 
 
