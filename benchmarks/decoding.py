@@ -24,11 +24,11 @@ from benchmarks.builds import add_cpu_flag, in_each_build
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
-from scheduler.models.checkpoint import open_checkpoint
-from scheduler.models.fused_weights import pack_weights
+from scheduler.models.files.checkpoint import open_checkpoint
+from scheduler.models.files.model_source import resolve_model
+from scheduler.models.fused.fused_weights import pack_weights
 from scheduler.models.loading import choose_dtype, usable_cpus
 from scheduler.models.model_config import read_config
-from scheduler.models.model_source import resolve_model
 from scheduler.models.products import PLAIN_MODES
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams

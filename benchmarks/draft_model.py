@@ -28,9 +28,9 @@ from benchmarks.speculation import QUESTIONS, Load
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
 from scheduler.messages import StepStats
+from scheduler.models.files.model_source import resolve_model
 from scheduler.models.model_config import read_config
-from scheduler.models.model_source import resolve_model
-from scheduler.models.paged_model import load_model
+from scheduler.models.modules.paged_model import load_model
 
 KNOBS: dict[str, Any] = {"speculative": "off", "prefix_caching": False, "kv_cache_memory": "256MiB"}
 

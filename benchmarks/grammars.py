@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.grammar_engines import ENGINES, Trial
 from benchmarks.peers.installing import xgrammar
 from scheduler.config import DEFAULT_MODEL
-from scheduler.models.model_source import resolve_model
+from scheduler.models.files.model_source import resolve_model
 
 BEARABLE = 20.0
 """Seconds for one schema and all of its instances."""

@@ -57,9 +57,9 @@ def load_here(model: str) -> dict[str, Any]:
     from scheduler.config import EngineConfig
     from scheduler.engine.core import EngineCore
     from scheduler.kernels.native import kernels
+    from scheduler.models.files.model_source import resolve_model
+    from scheduler.models.fused.outline import outline
     from scheduler.models.model_config import read_config
-    from scheduler.models.model_source import resolve_model
-    from scheduler.models.outline import outline
 
     config = EngineConfig(model=model, kv_cache_memory=POOL)
     path = resolve_model(model)

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from benchmarks.processor import processor
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.models.small_copy import randomize
+from scheduler.models.checks.small_copy import randomize
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 

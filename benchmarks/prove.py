@@ -26,9 +26,9 @@ from benchmarks.builds import add_cpu_flag, in_build, in_each_build
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import bytes_per_block
-from scheduler.models.checkpoint import gguf_file
-from scheduler.models.model_source import resolve_model
-from scheduler.models.quantization import TEXT
+from scheduler.models.checks.quantization import TEXT
+from scheduler.models.files.checkpoint import gguf_file
+from scheduler.models.files.model_source import resolve_model
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import TokenLogprobs

@@ -18,11 +18,11 @@ from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import DEFAULT_MODEL, EngineConfig
 from scheduler.execution.step_model import StepModel
+from scheduler.models.checks.quantization import CONTEXT, TextLogprobs, kl_divergence, perplexity, text_tokens
+from scheduler.models.files.model_source import resolve_model
 from scheduler.models.loading import usable_cpus
 from scheduler.models.model_config import read_config
-from scheduler.models.model_source import resolve_model
 from scheduler.models.products import Mode
-from scheduler.models.quantization import CONTEXT, TextLogprobs, kl_divergence, perplexity, text_tokens
 from scheduler.models.sources import open_source
 from scheduler.processor import instruction_set
 

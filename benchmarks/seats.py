@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.models.model_source import resolve_model
+from scheduler.models.files.model_source import resolve_model
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 

@@ -30,7 +30,7 @@ from benchmarks.processor import processor
 from benchmarks.speculation import copied
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
-from scheduler.models.quantization import TEXT
+from scheduler.models.checks.quantization import TEXT
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 

@@ -39,7 +39,7 @@ from benchmarks.builds import add_cpu_flag, print_tables
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
 from scheduler.messages import StepStats
-from scheduler.models.quantization import TEXT
+from scheduler.models.checks.quantization import TEXT
 from scheduler.planning.plan import Plan
 from scheduler.planning.step_cost import StepCost
 from scheduler.sampling_params import SamplingParams

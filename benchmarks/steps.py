@@ -20,8 +20,8 @@ from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.messages import EngineState, Phases, Received, StepStats
+from scheduler.models.files.model_source import resolve_model
 from scheduler.models.loading import usable_cpus
-from scheduler.models.model_source import resolve_model
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare, Prices

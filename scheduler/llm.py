@@ -16,7 +16,7 @@ from scheduler.embedding import Embedding
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
-from scheduler.models.model_source import resolve_model, with_draft_model
+from scheduler.models.files.model_source import resolve_model, with_draft_model
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
 from scheduler.step import TokenLogprobs

@@ -119,7 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """The default model's folder; the first use downloads it."""
-    from scheduler.models.model_source import resolve_model
+    from scheduler.models.files.model_source import resolve_model
 
     return resolve_model(DEFAULT_MODEL)
 
@@ -129,7 +129,7 @@ def float32_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> s
     """The default model as transformers reads it out of its GGUF file, in float32: a folder of safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from scheduler.models.checkpoint import gguf_file
+    from scheduler.models.files.checkpoint import gguf_file
 
     gguf = gguf_file(model_path)
     assert gguf is not None

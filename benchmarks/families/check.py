@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.models.fused_model import FusedModel
+from scheduler.models.fused.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.planning.plan import Plan
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams

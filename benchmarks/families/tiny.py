@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from scheduler.models.small_copy import auto_class, randomize, small_copy
+from scheduler.models.checks.small_copy import randomize, small_copy
+from scheduler.models.model_config import auto_class
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 

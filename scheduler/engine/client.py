@@ -33,7 +33,7 @@ from scheduler.messages import (
     StepStats,
     Watch,
 )
-from scheduler.models.model_source import ModelNotFoundError, resolve_model, with_draft_model
+from scheduler.models.files.model_source import ModelNotFoundError, resolve_model, with_draft_model
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.request import DeadlineError, FinishReason
 from scheduler.sampling_params import SamplingParams

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PretrainedConfig,
+)
 
 from scheduler.sampling_params import MODEL_DEFAULTS, Pooling
 
@@ -64,6 +70,13 @@ class ModelConfig:
                 )
                 longest = min(longest, original or longest)
         return longest
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """What of transformers makes a model of this configuration that gives logits of text."""
+    of_images = type(config) in AutoModelForImageTextToText._model_mapping
+    is_causal = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForImageTextToText if of_images and not is_causal else AutoModelForCausalLM
 
 
 def read_config(path: str) -> ModelConfig:

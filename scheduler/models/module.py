@@ -6,10 +6,10 @@ import logging
 
 import torch
 
+from scheduler.models.checks.probe import sequential, truth, way_of
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
-from scheduler.models.paged_model import PagedModel, load_model, load_modules
-from scheduler.models.probe import sequential, truth, way_of
-from scheduler.models.sequential_model import SequentialModel
+from scheduler.models.modules.paged_model import PagedModel, load_model, load_modules
+from scheduler.models.modules.sequential_model import SequentialModel
 
 logger = logging.getLogger(__name__)
 

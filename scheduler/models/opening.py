@@ -14,15 +14,15 @@ from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
 from scheduler.execution.kv_cache import choose_kv_dtype
 from scheduler.kernels.native import kernels
-from scheduler.models.checkpoint import CheckpointError
-from scheduler.models.gguf_file import GgufError
+from scheduler.models.checks.quantization import CONTEXT, choose_mode, perplexity, text_tokens
+from scheduler.models.checks.weights_check import TOLERANCE, VERSION
+from scheduler.models.files.checkpoint import CheckpointError
+from scheduler.models.files.gguf_file import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
+from scheduler.models.modules.sequential_model import ModulesAttention
 from scheduler.models.products import PLAIN_MODES, Mode
-from scheduler.models.quantization import CONTEXT, choose_mode, perplexity, text_tokens
 from scheduler.models.remembered import model_version, remembered
-from scheduler.models.sequential_model import ModulesAttention
 from scheduler.models.sources import FusedSource, Packed, Source, open_source
-from scheduler.models.weights_check import TOLERANCE, VERSION
 
 logger = logging.getLogger(__name__)
 

@@ -14,25 +14,8 @@ from scheduler.attention import AttentionBackend, LayerSpec
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import OwnState, StepModel
-from scheduler.models.checkpoint import Checkpoint, ModuleCheckpoint, NamedWeights, TextCheckpoint
-from scheduler.models.fused_model import FusedModel, can_fuse, shift_obstacle
-from scheduler.models.fused_weights import (
-    FAMILIES,
-    missing_weights,
-    pack_weights,
-    unexpected_weights,
-)
-from scheduler.models.model_config import ModelConfig
-from scheduler.models.module import open_module
-from scheduler.models.outline import outline
-from scheduler.models.packed_linear import num_weights, pack_linears, weights_bytes
-from scheduler.models.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
-from scheduler.models.plain_batch import run_packed
-from scheduler.models.probe import fused_obstacle
-from scheduler.models.products import PLAIN_MODES, Mode, obstacle
-from scheduler.models.quantized_checkpoint import open_weights
-from scheduler.models.sequential_model import SequentialModel
-from scheduler.models.weights_check import (
+from scheduler.models.checks.probe import fused_obstacle
+from scheduler.models.checks.weights_check import (
     CUT,
     LENGTH,
     in_sequences,
@@ -40,6 +23,23 @@ from scheduler.models.weights_check import (
     tried_tokens,
     typical_difference,
 )
+from scheduler.models.files.checkpoint import Checkpoint, ModuleCheckpoint, NamedWeights, TextCheckpoint
+from scheduler.models.files.quantized_checkpoint import open_weights
+from scheduler.models.fused.fused_model import FusedModel, can_fuse, shift_obstacle
+from scheduler.models.fused.fused_weights import (
+    FAMILIES,
+    missing_weights,
+    pack_weights,
+    unexpected_weights,
+)
+from scheduler.models.fused.outline import outline
+from scheduler.models.model_config import ModelConfig
+from scheduler.models.module import open_module
+from scheduler.models.modules.packed_linear import num_weights, pack_linears, weights_bytes
+from scheduler.models.modules.paged_model import PagedModel, apply_rope_factors, check_complete, load_model
+from scheduler.models.modules.plain_batch import run_packed
+from scheduler.models.modules.sequential_model import SequentialModel
+from scheduler.models.products import PLAIN_MODES, Mode, obstacle
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from scheduler.models.model_source import resolve_model
+from scheduler.models.files.model_source import resolve_model
 from tests.server.serving import Server, environment
 
 HERE = Path(__file__).parent

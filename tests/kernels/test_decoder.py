@@ -18,10 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from scheduler.models.checkpoint import ModuleCheckpoint
-from scheduler.models.fused_model import can_fuse, make_decoder, rope_tables
-from scheduler.models.fused_weights import pack_weights
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.files.checkpoint import ModuleCheckpoint
+from scheduler.models.fused.fused_model import can_fuse, make_decoder, rope_tables
+from scheduler.models.fused.fused_weights import pack_weights
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.products import Mode
 
 SIZES: dict[str, Any] = {

@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from scheduler.models.checkpoint import (
+from scheduler.models.files.checkpoint import (
     GgufCheckpoint,
     SafetensorsCheckpoint,
     StoredBlocks,
@@ -19,7 +19,7 @@ from scheduler.models.checkpoint import (
     gguf_file,
     open_checkpoint,
 )
-from scheduler.models.gguf_file import GgufError, GgufFile
+from scheduler.models.files.gguf_file import GgufError, GgufFile
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 

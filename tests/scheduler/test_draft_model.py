@@ -13,8 +13,8 @@ import pytest
 from scheduler.config import DEFAULT_MODEL, EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.llm import LLM
+from scheduler.models.files.model_source import ModelNotFoundError
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.model_source import ModelNotFoundError
 from scheduler.planning.plan import Plan
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Request

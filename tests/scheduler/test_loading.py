@@ -19,12 +19,12 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
 from scheduler.models import opening, sources
-from scheduler.models.checkpoint import SafetensorsCheckpoint, open_checkpoint
-from scheduler.models.fused_model import FusedModel
-from scheduler.models.fused_weights import DecoderWeights, pack_weights
+from scheduler.models.files.checkpoint import SafetensorsCheckpoint, open_checkpoint
+from scheduler.models.fused.fused_model import FusedModel
+from scheduler.models.fused.fused_weights import DecoderWeights, pack_weights
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.packed_linear import PackedLinear
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.modules.packed_linear import PackedLinear
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all

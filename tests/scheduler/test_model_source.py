@@ -14,13 +14,13 @@ import pytest
 
 from scheduler.config import DEFAULT_MODEL
 from scheduler.kernels import native
-from scheduler.models import fetching, model_source
-from scheduler.models.model_source import ModelNotFoundError, models_folder, resolve_model
+from scheduler.models.files import fetching, model_source
+from scheduler.models.files.model_source import ModelNotFoundError, models_folder, resolve_model
 from scheduler.processor import instruction_set
 
 RESOLVE = (
     "import logging; logging.basicConfig(level=logging.INFO); "
-    f"from scheduler.models.model_source import resolve_model; print(resolve_model({DEFAULT_MODEL!r})); "
+    f"from scheduler.models.files.model_source import resolve_model; print(resolve_model({DEFAULT_MODEL!r})); "
     f"import sys; print('torch' in sys.modules)"
 )
 

@@ -15,10 +15,10 @@ from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.runner import Runner
-from scheduler.models import probe
+from scheduler.models.checks import probe
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.paged_model import PagedModel
-from scheduler.models.sequential_model import SequentialModel
+from scheduler.models.modules.paged_model import PagedModel
+from scheduler.models.modules.sequential_model import SequentialModel
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import StepInput

@@ -14,12 +14,12 @@ from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
-from scheduler.models.absent_weight import WeightReadError
-from scheduler.models.latent_attention import PackedLatent, latent_of
 from scheduler.models.model_config import read_config
-from scheduler.models.packed_experts import PackedExperts
-from scheduler.models.packed_linear import PackedLinear, num_weights, pack_linears, weights_bytes
-from scheduler.models.paged_model import PagedModel, load_model
+from scheduler.models.modules.absent_weight import WeightReadError
+from scheduler.models.modules.latent_attention import PackedLatent, latent_of
+from scheduler.models.modules.packed_experts import PackedExperts
+from scheduler.models.modules.packed_linear import PackedLinear, num_weights, pack_linears, weights_bytes
+from scheduler.models.modules.paged_model import PagedModel, load_model
 from scheduler.models.products import Mode
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import run_all

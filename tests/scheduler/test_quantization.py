@@ -9,9 +9,9 @@ import torch
 
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
+from scheduler.models.checks.quantization import TextLogprobs, choose_mode, kl_divergence, perplexity
 from scheduler.models.loading import load
 from scheduler.models.products import Mode
-from scheduler.models.quantization import TextLogprobs, choose_mode, kl_divergence, perplexity
 from scheduler.models.remembered import model_version
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model

@@ -20,8 +20,8 @@ from scheduler.engine.client import AsyncEngine, EngineStartError
 from scheduler.engine.core import EngineCore
 from scheduler.engine.handle import EngineProcess
 from scheduler.messages import Launch
+from scheduler.models.files.model_source import ModelNotFoundError, resolve_model
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.model_source import ModelNotFoundError, resolve_model
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer, TokenizerError
 from tests.conftest import count_ties, reference

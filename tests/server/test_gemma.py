@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from scheduler.models.checkpoint import open_checkpoint
-from scheduler.models.small_copy import randomize, small_copy
+from scheduler.models.checks.small_copy import randomize, small_copy
+from scheduler.models.files.checkpoint import open_checkpoint
 from tests.conftest import count_ties, reference
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_checkpoint import dequantized

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.models.model_source import models_folder
+from scheduler.models.files.model_source import models_folder
 from scheduler.text.tokenizer import Tokenizer
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 from server.parsing.formats import call_format_of, has_begun, marks, parser_of, reasoning_of

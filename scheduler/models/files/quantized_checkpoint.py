@@ -29,7 +29,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from scheduler.models.checkpoint import Checkpoint, CheckpointError, SafetensorsCheckpoint, open_checkpoint
+from scheduler.models.files.checkpoint import Checkpoint, CheckpointError, SafetensorsCheckpoint, open_checkpoint
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 

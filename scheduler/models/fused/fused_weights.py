@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from scheduler.kernels.native import kernels
-from scheduler.models.checkpoint import Checkpoint, CheckpointError, NamedWeights, StoredBlocks, Weight
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.files.checkpoint import Checkpoint, CheckpointError, NamedWeights, StoredBlocks, Weight
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.products import PLAIN_MODES, Mode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scheduler.models.fetching import FetchError
+from scheduler.models.files.fetching import FetchError
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "1_Pooling/*")
 

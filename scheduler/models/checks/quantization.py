@@ -17,14 +17,14 @@ from scheduler.attention import AttentionBackend
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel
 from scheduler.kernels.native import kernels
-from scheduler.models.plain_batch import BLOCK_SIZE, plain_batch
+from scheduler.models.modules.plain_batch import BLOCK_SIZE, plain_batch
 from scheduler.models.products import Mode
 from scheduler.models.remembered import Facts, model_version, remembered
 from scheduler.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
+TEXT = Path(__file__).parents[2] / "data" / "alice.txt"
 """The first chapter of "Alice's Adventures in Wonderland" (Lewis Carroll, 1865), in the public domain."""
 
 MAX_COST = 0.01

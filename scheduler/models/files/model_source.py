@@ -23,8 +23,8 @@ import filelock
 import platformdirs
 
 from scheduler.config import EngineConfig
-from scheduler.models.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
-from scheduler.models.hub import hub_folder
+from scheduler.models.files.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
+from scheduler.models.files.hub import hub_folder
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _describe(gguf: Path, folder: Path) -> None:
     """Write what transformers makes of a GGUF file's metadata, in a process that ends: a large vocabulary takes
     gigabytes of memory, and much of that would stay."""
     logger.info("reading the config and the tokenizer of %s (once)", gguf.name)
-    command = [sys.executable, "-m", "scheduler.models.gguf_description", str(gguf), str(folder)]
+    command = [sys.executable, "-m", "scheduler.models.files.gguf_description", str(gguf), str(folder)]
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The families that people run most, as one native call a step.
 
-The general path (model.py) runs transformers' modules: some forty small operators a layer. For the Llama family
-the native decoder (kernels/decoder.cpp) does the whole forward pass over weights that are packed once.
+The general path (paged_model.py) runs transformers' modules: some forty small operators a layer. For the Llama
+family the native decoder (kernels/decoder.cpp) does the whole forward pass over weights that are packed once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
-from scheduler.models.fused_weights import FAMILIES, DecoderWeights
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.fused.fused_weights import FAMILIES, DecoderWeights
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.step import SinkShift
 
 RopeTables = dict[str | None, tuple[Tensor, Tensor]]

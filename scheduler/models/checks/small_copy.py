@@ -10,13 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 HIDDEN, HEADS, FEW_HEADS, HEAD_DIM, ROTARY_DIM, INNER = 64, 4, 2, 16, 8, 96
 
@@ -108,13 +102,6 @@ def small_copy(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
     (parts[0] if parts else shrunk).update(changes)
     made: PretrainedConfig = AutoConfig.for_model(**shrunk) if config.model_type else type(config)(**shrunk)
     return made
-
-
-def auto_class(config: PretrainedConfig) -> Any:
-    """What of transformers makes a model of this configuration that gives logits of text."""
-    of_images = type(config) in AutoModelForImageTextToText._model_mapping
-    is_causal = type(config) in AutoModelForCausalLM._model_mapping
-    return AutoModelForImageTextToText if of_images and not is_causal else AutoModelForCausalLM
 
 
 def randomize(model: PreTrainedModel) -> None:

@@ -20,16 +20,16 @@ from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.execution.step_model import StepModel
-from scheduler.models.checkpoint import ModuleCheckpoint
-from scheduler.models.fused_model import FusedModel
-from scheduler.models.fused_weights import pack_weights
-from scheduler.models.model_config import UnsupportedModelError
-from scheduler.models.own_attention import attention_of
-from scheduler.models.paged_model import PagedModel
-from scheduler.models.plain_batch import chunks, run_packed
+from scheduler.models.checks.small_copy import LONGEST, randomize, small_copy
+from scheduler.models.files.checkpoint import ModuleCheckpoint
+from scheduler.models.fused.fused_model import FusedModel
+from scheduler.models.fused.fused_weights import pack_weights
+from scheduler.models.model_config import UnsupportedModelError, auto_class
+from scheduler.models.modules.own_attention import attention_of
+from scheduler.models.modules.paged_model import PagedModel
+from scheduler.models.modules.plain_batch import chunks, run_packed
+from scheduler.models.modules.sequential_model import MANNERS, SequenceState, SequentialModel
 from scheduler.models.remembered import Facts, remembered
-from scheduler.models.sequential_model import MANNERS, SequenceState, SequentialModel
-from scheduler.models.small_copy import LONGEST, auto_class, randomize, small_copy
 
 logger = logging.getLogger(__name__)
 

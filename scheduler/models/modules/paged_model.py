@@ -25,16 +25,15 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
-from scheduler.models.attention_interface import ATTENTION, Asked, Attend, attending
-from scheduler.models.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
-from scheduler.models.gguf_file import GgufFile
-from scheduler.models.latent_attention import absorb
-from scheduler.models.model_config import ModelConfig, UnsupportedModelError
-from scheduler.models.own_attention import attends_by_itself, attention_of, take_over
-from scheduler.models.plain_batch import plain_batch
-from scheduler.models.quantized_checkpoint import QuantizedCheckpoint
-from scheduler.models.small_copy import auto_class
-from scheduler.models.state_layers import StateLayers, states_of
+from scheduler.models.files.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
+from scheduler.models.files.gguf_file import GgufFile
+from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
+from scheduler.models.model_config import ModelConfig, UnsupportedModelError, auto_class
+from scheduler.models.modules.attention_interface import ATTENTION, Asked, Attend, attending
+from scheduler.models.modules.latent_attention import absorb
+from scheduler.models.modules.own_attention import attends_by_itself, attention_of, take_over
+from scheduler.models.modules.plain_batch import plain_batch
+from scheduler.models.modules.state_layers import StateLayers, states_of
 from scheduler.step import StateMove
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from scheduler.models.attention_interface import ATTENTION
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.modules.attention_interface import ATTENTION
+from scheduler.models.modules.paged_model import PagedModel
 
 _VOCABULARY = 64
 

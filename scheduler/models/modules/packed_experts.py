@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scheduler.models.absent_weight import AbsentWeight
-from scheduler.models.grouped_linear import GroupedLinear
+from scheduler.models.modules.absent_weight import AbsentWeight
+from scheduler.models.modules.grouped_linear import GroupedLinear
 from scheduler.models.products import PLAIN_MODES, Mode
 
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from scheduler.kernels.native import kernels
-from scheduler.models.checkpoint import Checkpoint, StoredBlocks, Weight
-from scheduler.models.fused_weights import EMBEDDING, HEAD
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.files.checkpoint import Checkpoint, StoredBlocks, Weight
+from scheduler.models.fused.fused_weights import EMBEDDING, HEAD
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.products import Mode
 
 VERSION = 1

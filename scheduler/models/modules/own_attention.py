@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from scheduler.models.attention_interface import ATTENTION, attention_forward
+from scheduler.models.modules.attention_interface import ATTENTION, attention_forward
 
 TYPES = ("bloom", "mpt", "falcon", "gpt_neo")
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AttentionInterface
 
 from scheduler.attention import LayerSpec
-from scheduler.models.latent_attention import latent_of
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.models.modules.latent_attention import latent_of
 
 ATTENTION = "carousel_paged"
 """Its name there."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scheduler.models.grouped_linear import GroupedLinear
+from scheduler.models.modules.grouped_linear import GroupedLinear
 from scheduler.models.products import Mode
 
 NAME = "carousel_latent"

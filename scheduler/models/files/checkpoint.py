@@ -20,7 +20,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 
-from scheduler.models.gguf_file import Bytes, GgufFile
+from scheduler.models.files.gguf_file import Bytes, GgufFile
 
 STORED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
 """Block types that the kernels multiply as they are. What else a file may have is made float32."""

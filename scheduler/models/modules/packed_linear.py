@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scheduler.kernels.native import kernels
-from scheduler.models.absent_weight import AbsentWeight, WeightReadError
-from scheduler.models.latent_attention import PackedLatent, install, latent_of
-from scheduler.models.packed_experts import PackedExperts, are_experts
-from scheduler.models.paged_model import PagedModel
+from scheduler.models.modules.absent_weight import AbsentWeight, WeightReadError
+from scheduler.models.modules.latent_attention import PackedLatent, install, latent_of
+from scheduler.models.modules.packed_experts import PackedExperts, are_experts
+from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.products import PLAIN_MODES, Mode
 
 logger = logging.getLogger(__name__)

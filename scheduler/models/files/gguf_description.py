@@ -1,6 +1,6 @@
 """Writes what transformers makes of a GGUF file's metadata: config, generation config and tokenizer.
 
-python -m scheduler.models.gguf_description FILE FOLDER
+python -m scheduler.models.files.gguf_description FILE FOLDER
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from scheduler.models.gguf_file import GgufFile
+from scheduler.models.files.gguf_file import GgufFile
 
 
 def describe(gguf: Path, folder: Path) -> None:
