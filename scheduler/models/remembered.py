@@ -3,6 +3,7 @@ depends on."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -34,10 +35,14 @@ def remembered(kind: str, depends_on: tuple[object, ...], find: Callable[[], Fac
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found) + "\n")
     except OSError as error:
-        logger.warning(
-            "cannot remember in %s what was found out about this model (%s)", file.parent, error.strerror
-        )
+        _warn(file.parents[1], error.strerror)
     return found
+
+
+@functools.cache
+def _warn(folder: Path, reason: str) -> None:
+    """Once, however many things there are."""
+    logger.warning("what was found out about the model cannot be remembered in %s (%s)", folder, reason)
 
 
 def model_version(model_path: str) -> str:
