@@ -10,8 +10,10 @@ from pathlib import Path
 from checks import URL, check
 
 CASES = 2000
+# By one worker: with two, CPython 3.11's parser now and then fails in the tool itself ("AST constructor recursion
+# depth mismatch").
 command = [str(Path(sys.executable).with_name("st").absolute()), "run", f"{URL}/openapi.json", "--no-color"]
-command += ["--checks", "not_a_server_error", "--max-examples", "50", "--seed", "1", "--workers", "2"]
+command += ["--checks", "not_a_server_error", "--max-examples", "50", "--seed", "1"]
 command += ["--phases", "coverage,fuzzing,stateful", "--request-timeout", "60", "--exclude-path", "/metrics"]
 command += ["--report", "har", "--report-har-path", "requests.json"]
 with tempfile.TemporaryDirectory() as folder:  # it keeps what it found where it runs
