@@ -112,6 +112,6 @@ class AttentionBackend(Protocol):
         """Write the new keys and values into their slots, then attend causally over each sequence's blocks.
 
         `query` is [T, num_heads, key_dim], `key` [T, num_kv_heads, key_dim], `value` [T, num_kv_heads,
-        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype. `sinks` and
-        `slopes`, [num_heads] each, are those of a layer that has them.
+        value_dim]; the result is [T, num_heads, value_dim] in the query's dtype. `sinks` and `slopes`,
+        [num_heads] each, are those of a layer that has them.
         """

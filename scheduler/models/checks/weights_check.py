@@ -8,7 +8,7 @@ belong, at their real widths, and that the products of this processor can be bel
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def logits_of_modules(
     return list(logits)
 
 
-class _Floats(Mapping[str, Tensor]):
+class _Floats:
     """A checkpoint's weights in float32; of the vocabulary, the rows of some tokens."""
 
     def __init__(
@@ -104,12 +104,6 @@ class _Floats(Mapping[str, Tensor]):
         if name in (HEAD, EMBEDDING):
             return _floats(_rows(self._checkpoint.table(name), self._ids))
         return _floats(self._checkpoint.weight(name))
-
-    def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
 
 def _rows(weight: Weight, rows: list[int]) -> Weight:

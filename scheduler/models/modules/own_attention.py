@@ -47,6 +47,9 @@ class _Heads(NamedTuple):
 class _Forward(ABC):
     """Takes the place of an attention module's forward pass."""
 
+    output = "dense"
+    """The name of its last projection."""
+
     def __init__(self, module: Any) -> None:
         self.module = module
         self.scaling = self.find_scaling()
@@ -73,28 +76,36 @@ class _Forward(ABC):
     @abstractmethod
     def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads: ...
 
-    @abstractmethod
     def end(self, attended: Tensor, *arguments: Any) -> Tensor:
         """From [1, T, heads * head_dim]."""
+        output: Tensor = getattr(self.module, self.output)(attended)
+        return output
+
+
+def _alibi_slopes(num_heads: int) -> Tensor:
+    """[heads] float32, as Bloom has them."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    of_two_tokens: Tensor = build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)
+    return of_two_tokens[:, 0, 1].contiguous()
 
 
 class _Bloom(_Forward):
     def find_slopes(self) -> Tensor | None:
-        from transformers.models.bloom.modeling_bloom import build_alibi_tensor
-
-        of_two_tokens: Tensor = build_alibi_tensor(torch.ones(1, 2), self.module.num_heads, torch.float32)
-        return of_two_tokens[:, 0, 1].contiguous()
+        return _alibi_slopes(self.module.num_heads)
 
     def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads:
         return _Heads(*self.module._reshape(self.module.query_key_value(hidden)))
 
     def end(self, attended: Tensor, *arguments: Any) -> Tensor:
         (residual,) = arguments
-        output: Tensor = self.module.dense(attended) + residual
+        output: Tensor = super().end(attended) + residual
         return output
 
 
 class _Mpt(_Forward):
+    output = "out_proj"
+
     def find_scaling(self) -> float:
         scaling: float = self.module.softmax_scale
         return scaling
@@ -112,19 +123,10 @@ class _Mpt(_Forward):
         heads = joined.unflatten(2, (3, self.module.n_heads, self.module.head_dim))
         return _Heads(*(part.transpose(1, 2) for part in heads.unbind(2)))
 
-    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
-        output: Tensor = self.module.out_proj(attended)
-        return output
-
 
 class _Falcon(_Forward):
     def find_slopes(self) -> Tensor | None:
-        from transformers.models.falcon.modeling_falcon import build_alibi_tensor
-
-        if not self.module.config.alibi:
-            return None
-        of_two_tokens: Tensor = build_alibi_tensor(torch.ones(1, 2), self.module.num_heads, torch.float32)
-        return of_two_tokens[:, 0, 1] * self.scaling
+        return _alibi_slopes(self.module.num_heads) * self.scaling if self.module.config.alibi else None
 
     def begin(self, hidden: Tensor, named: dict[str, Any]) -> _Heads:
         from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
@@ -139,12 +141,10 @@ class _Falcon(_Forward):
             query, key = apply_rotary_pos_emb(query, key, *turned)  # type: ignore[no-untyped-call]
         return _Heads(query, key, value)
 
-    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
-        output: Tensor = self.module.dense(attended)
-        return output
-
 
 class _GptNeo(_Forward):
+    output = "out_proj"
+
     def __init__(self, module: Any) -> None:
         module.layer_idx = module.layer_id
         super().__init__(module)
@@ -159,10 +159,6 @@ class _GptNeo(_Forward):
         sizes = (self.module.num_heads, self.module.head_dim)
         projections = (self.module.q_proj, self.module.k_proj, self.module.v_proj)
         return _Heads(*(project(hidden).unflatten(2, sizes).transpose(1, 2) for project in projections))
-
-    def end(self, attended: Tensor, *arguments: Any) -> Tensor:
-        output: Tensor = self.module.out_proj(attended)
-        return output
 
 
 KINDS: dict[str, type[_Forward]] = {

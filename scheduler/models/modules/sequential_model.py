@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scheduler.attention import LayerCache, LayerSpec, PackedBatch
+from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
 
@@ -28,22 +28,10 @@ class ModulesAttention:
 
     name = "modules"
 
-    def allocate(
-        self, spec: LayerSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def allocate(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError("nothing of such a model is in the block pool")
 
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: LayerCache,
-        batch: PackedBatch,
-        spec: LayerSpec,
-        sinks: torch.Tensor | None = None,
-        slopes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def attend(self, *_: Any, **__: Any) -> torch.Tensor:
         raise NotImplementedError("such a model attends by itself")
 
 
