@@ -53,7 +53,8 @@ def make_scheduler(
 def request(name: str, prompt: int | list[int], max_tokens: int = 8, **params: object) -> Request:
     """A request with the given prompt, or with one of the given length that no other request shares."""
     if isinstance(prompt, int):
-        prompt = [random.Random(name).randrange(10, 1000) for _ in range(prompt)]
+        rng = random.Random(name)
+        prompt = [rng.randrange(10, 1000) for _ in range(prompt)]
     return Request(
         request_id=name,
         prompt_token_ids=prompt,
