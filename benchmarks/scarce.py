@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from scheduler.planning.accounts import MIN_TURN, QUANTUM
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import MIN_TURN, QUANTUM, FairShare, Prices
+from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.policy import FirstComeFirstServed, Policy
 from scheduler.planning.recomputation import SHARE
 from scheduler.planning.scheduler import Scheduler

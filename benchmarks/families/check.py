@@ -132,7 +132,7 @@ class _Preempting:
         for sequence in list(self._core.scheduler.running.values()):
             if sequence.key not in self._victims and sequence.num_output_tokens >= NUM_TOKENS // 2:
                 self._victims.add(sequence.key)
-                self._core.scheduler._preempt(sequence)
+                self._core.scheduler.admission.preempt(sequence)
 
 
 def answers(core: EngineCore, prompts: list[list[int]]) -> list[list[int]]:

@@ -31,10 +31,13 @@ from scheduler.messages import (
 )
 from scheduler.models.loading import load, usable_cpus
 from scheduler.planning.blocks import BlockPool
+from scheduler.planning.deadline import least_seconds
 from scheduler.planning.fair import Prices
+from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.speculation import MOST_DRAFTED
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request, Sequence
@@ -80,7 +83,8 @@ class EngineCore:
         """Of one pass of the draft model."""
         self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
-        self._policy = make_policy(config.policy, self._prices)
+        longest_ms = config.longest_step_ms if config.target_itl_ms is None else config.target_itl_ms
+        self._policy = make_policy(config.policy, self._prices, Leftovers(self.cost, longest_ms / 1000))
         states = SavedStates(loaded.num_state_slots) if loaded.num_state_slots else None
         self.scheduler = Scheduler(
             self.pool,
@@ -188,17 +192,19 @@ class EngineCore:
 
     def _check_deadline(self, request: Request, seconds_left: float) -> None:
         """Raise `DeadlineError` for a request that would be late even if nobody else were served meanwhile."""
-        params = request.params
-        budget = self.scheduler.max_batched_tokens
-        num_prompt_tokens = len(request.prompt_token_ids) - self.scheduler.num_cached_tokens(request)
-        num_prompt_tokens += self._policy.tokens_ahead(request)
-        num_output_tokens = (params.max_tokens if params.ignore_eos else None) or max(1, params.min_tokens)
-        needed = num_prompt_tokens / budget * self.cost.predict(budget, 0)
-        needed += (num_output_tokens - 1) * self.cost.predict(1, num_prompt_tokens)
+        scheduler = self.scheduler
+        needed = least_seconds(
+            request,
+            num_cached=scheduler.num_cached_tokens(request),
+            block_size=self.pool.block_size,
+            most_tokens=scheduler.max_batched_tokens,
+            most_gained=1 if scheduler.speculation is None else MOST_DRAFTED + 1,
+            cost=self.cost,
+        )
         if needed > seconds_left:
             raise DeadlineError(
-                f"the answer would take {needed:.1f} s at least, with what waits before it, and the request's "
-                f"timeout ends in {max(0.0, seconds_left):.1f} s"
+                f"the answer would take {needed:.1f} s at least, even if nobody else were served, and the "
+                f"request's timeout ends in {max(0.0, seconds_left):.1f} s"
             )
 
     def abort(

@@ -10,6 +10,7 @@ from scheduler.execution.steering import Steerings
 from scheduler.messages import EngineInfo
 from scheduler.models.loading import LoadedModel
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.speculation import Speculation
@@ -17,11 +18,11 @@ from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
 
 
-def make_policy(name: str, prices: Prices) -> Policy:
+def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> Policy:
     """The policy that `--policy` names."""
     match name:
         case "fair":
-            return FairShare(prices)
+            return FairShare(prices, leftovers=leftovers)
         case "priority":
             return PriorityFirst()
         case "fcfs":

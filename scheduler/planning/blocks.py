@@ -179,6 +179,11 @@ class BlockPool:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
+        self._forget(block)
+        return block
+
+    def _forget(self, block: int) -> None:
+        """A block's content is not to be found there any more."""
         identity = self._identities[block]
         assert identity is not None
         copies = self._published[identity].copies
@@ -187,13 +192,13 @@ class BlockPool:
         if not any(copies):
             del self._published[identity]
         self._identities[block] = None
-        return block
 
     def free(self, blocks: Sequence[int]) -> None:
         """Give up one reference to each of a sequence's `blocks`, given in the order of its tokens.
 
-        A published block that loses its last reference stays cached. The end of the sequence is evicted before
-        its beginning, since a block can be found only while all blocks before it can.
+        A published block that loses its last reference stays cached, unless there is another of its content. The
+        end of the sequence is evicted before its beginning, since a block can be found only while all blocks
+        before it can.
         Raises `ValueError` for a block that nobody refers to.
         """
         for block in reversed(blocks):
@@ -201,10 +206,24 @@ class BlockPool:
                 raise ValueError(f"block {block} is freed twice")
             self._references[block] -= 1
             if self._references[block] == 0:
+                if self._is_spare(block):
+                    self._forget(block)
                 if self._identities[block] is None:
                     self._free.append(block)
                 else:
                     self._cached[block] = None
+
+    def _is_spare(self, block: int) -> bool:
+        """Whether there is another block of the same content. It has been of use just now, and is kept as long as
+        this one would be."""
+        identity = self._identities[block]
+        if identity is None:
+            return False
+        blocks = next(blocks for blocks in self._published[identity].copies if block in blocks)
+        for other in blocks:
+            if other in self._cached:
+                self._cached.move_to_end(other)
+        return len(blocks) > 1
 
     def share(self, blocks: Iterable[int]) -> None:
         """Add one reference to each of `blocks`, which `lookup` has just found."""
@@ -239,11 +258,13 @@ class BlockPool:
             self._identities[block] = identity
         return identity
 
-    def lookup(self, tokens: Sequence[int], root: Identity) -> Prefix:
+    def lookup(self, tokens: Sequence[int], root: Identity, chain: list[Identity] | None = None) -> Prefix:
         """Find the longest published prefix of `tokens` that leaves at least one token to compute.
 
-        Takes no references: call `share` on the blocks before anything is allocated.
+        Takes no references: call `share` on the blocks before anything is allocated. `chain`: the identities of
+        the first blocks of these tokens, as far as they are known; more of them are added to it.
         """
+        chain = [] if chain is None else chain
         identities: list[Identity] = []
         contents: list[_Content | None] = []
         unbroken = [0] * len(self.behind)  # of each group: how many blocks up to this one are there
@@ -251,7 +272,12 @@ class BlockPool:
         parent = root
         size = self.block_size
         for start in range(0, (len(tokens) - 1) // size * size, size):
-            parent, content = self._find(parent, tokens[start : start + size])
+            place = len(identities)
+            block = tokens[start : start + size]
+            if place == len(chain):
+                chain.append(self._identity(parent, block))
+            content = self._find(chain[place], parent, block)
+            parent = chain[place]
             identities.append(parent)
             contents.append(content)
             length = len(identities)
@@ -269,11 +295,10 @@ class BlockPool:
             tables.append(BlockTable(first, [self._copy(content, group) for content in found]))
         return Prefix(tables, identities[:longest])
 
-    def _find(self, parent: Identity, tokens: Sequence[int]) -> tuple[Identity, _Content | None]:
-        """The identity of these tokens after those of `parent`, and what is known of it."""
-        identity = self._identity(parent, tokens)
+    def _find(self, identity: Identity, parent: Identity, tokens: Sequence[int]) -> _Content | None:
+        """What is known of these tokens after those of `parent`, which `identity` names."""
         content = self._published.get(identity)
-        return identity, content if content is not None and _is_of(content, parent, tokens) else None
+        return content if content is not None and _is_of(content, parent, tokens) else None
 
     def _copy(self, content: _Content, group: int) -> int:
         """One of a group's blocks of this content: rather one in use, which takes nothing from what is free."""

@@ -2,8 +2,9 @@
 
 After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588): every user has a
 counter of the service that they have received, divided by their weight, and the user with the smallest counter is
-admitted next. A user who comes back after a while is lifted to the least counter of those who wait, so that idling
-earns no credit. Nobody's share is reserved: a user alone gets the whole machine.
+admitted next. A user who begins to wait is lifted to the least counter of those who wait, so that idling earns no
+credit; where nobody else waits all begin anew, so that nobody pays for what others did not want. Nobody's share is
+reserved: a user alone gets the whole machine.
 
 The paper admits fairly but never takes back: who fills all seats first keeps them for as long as the answers take.
 Here a waiting user who is owed a seat gets it from the most over-served user, in one of two cases:
@@ -17,39 +18,43 @@ between two exchanges, a sequence that has begun to compute keeps its seat for `
 blocks are so scarce that what it computed would be lost, the exchange waits until useful work has paid for it
 (recomputation.py).
 
-**The bound.** While two users both wait, their service per weight drifts apart by at most `2 * (QUANTUM +
-(MIN_TURN + 2) * step + price * loss / SHARE) / weight`, where `step` is the most service that one step can give,
-`weight` the lesser of the two weights, `price` that of an output token, and `loss` the most tokens that one
-sequence loses by giving way: 0 where blocks are plenty. A quantum is let pass, then no step goes by without a seat
-changing hands, unless all seats of the over-served user are in their first `MIN_TURN` tokens, or until the tokens
-that are computed meanwhile have earned the loss. Tests hold random workloads to it.
+**The bound.** While two users both wait, and whoever is behind has a next sequence that would fit if the other
+gave way, their service per weight drifts apart by at most `2 * (QUANTUM + (MIN_TURN + 2) * step + price * loss /
+SHARE) / weight`, where `step` is the most service that one step can give, `weight` the lesser of the two weights,
+`price` that of an output token, and `loss` the most tokens that one sequence loses by giving way: 0 where blocks
+are plenty. A quantum is let pass, then no step goes by without a seat changing hands, unless all seats of the
+over-served user are in their first `MIN_TURN` tokens, or until the tokens that are computed meanwhile have earned
+the loss. Where the next sequence would not fit even then, because third users hold the blocks by right, there is
+no bound on the drift, for no seat of the other's would help: only one on the wait (passing.py). Tests hold random
+workloads to both.
 
 **Classes.** Users of the class `low` get what the others leave: a seat only while nobody else waits for one, and
-they give it up to whoever else comes; and a small part of each step while others are there (turns.py). So that
-they never starve, a low user who has had less than a quantum for `LOW_SECONDS` comes before everybody until they
-have had one. Users of the class `high` begin a quantum ahead: they go first among those whose shares are equal,
-and get no larger share for it.
+they give it up at once to whoever else comes; and, all of them together, less than a tenth of the engine's time
+while others have work (leftovers.py). So that they never starve, a low user who has had less than a quantum for
+`LOW_SECONDS` is owed one: one user at a time, who waited longest first, as soon as the low users' part of the time
+has paid for it, has one sequence that goes before everybody until they have had it. With `n` low users who wait,
+and a quantum that takes `q` seconds of the engine's time (what was lost with the seat computed again) and `d`
+seconds until it is had, each gets one within `LOW_SECONDS + (n + 1) * max(q / LOW_SHARE, d)` seconds of steps, the
+time that its sequence waits for blocks aside. Users of the class `high` begin a quantum ahead: they go first among
+those whose shares are equal, and get no larger share for it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from scheduler.planning.policy import WaitingQueue, Work
-from scheduler.planning.ranked import Rank
+from scheduler.planning.accounts import QUANTUM, Account, Standings, Turn, within_user
+from scheduler.planning.leftovers import Leftovers
+from scheduler.planning.policy import Work
+from scheduler.planning.ranked import Rank, Ranked
 from scheduler.planning.recomputation import RecomputationCredit
-from scheduler.request import PriorityClass, Request, Sequence
-
-QUANTUM = 512.0
-"""Service, in prompt tokens, that one waiting user may fall behind another before a seat changes hands."""
-
-MIN_TURN = 32
-"""New tokens that a sequence may compute before a seat is taken from it."""
+from scheduler.planning.step_cost import StepCost
+from scheduler.request import Sequence, Status
 
 LOW_SECONDS = 30.0
-"""A user of the class `low` gets a quantum at least this often."""
+"""A user of the class `low` who has had less than a quantum for so long is owed one."""
 
 _DUE, _USUAL, _LEFTOVERS = range(3)
 """Lanes: who goes before whom, whatever their counters say."""
@@ -67,105 +72,66 @@ class Prices:
         return work.prompt + self.cached * work.cached + self.output * work.output + work.refused
 
 
-@dataclass(slots=True)
-class _Turn:
-    """A sequence's time on its seat."""
-
-    sequence: Sequence
-    computed_before: int
-    num_new_tokens: int = 0
-
-    @property
-    def may_end(self) -> bool:
-        untouched = self.sequence.num_computed_tokens == self.computed_before
-        return untouched or self.num_new_tokens >= MIN_TURN
-
-
-def _within_user(sequence: Sequence) -> Rank:
-    return (sequence.request.priority, sequence.arrival)
-
-
-@dataclass(slots=True)
-class _Account:
-    """One user: their counter, who of theirs waits, and who runs (newest last)."""
-
-    counter: float = 0.0
-    weight: float = 1.0
-    max_running: int | None = None
-    priority_class: PriorityClass = PriorityClass.NORMAL
-    fed_at: float = 0.0
-    """When a low user last had had a quantum, or had nothing to wait for."""
-    fed: float = 0.0
-    """Service since then, or since it is due."""
-    is_due: bool = False
-    """Whether it has gone hungry for `LOW_SECONDS`."""
-    waiting: WaitingQueue = field(default_factory=lambda: WaitingQueue(_within_user))
-    running: dict[tuple[str, int], _Turn] = field(default_factory=dict)
-
-    @property
-    def is_active(self) -> bool:
-        return len(self.waiting) > 0 or len(self.running) > 0
-
-    @property
-    def is_backlogged(self) -> bool:
-        """Whether a free seat would be of use to them."""
-        return len(self.waiting) > 0 and (self.max_running is None or len(self.running) < self.max_running)
-
-    @property
-    def is_low(self) -> bool:
-        return self.priority_class is PriorityClass.LOW
-
-    @property
-    def standing(self) -> float:
-        """The counter, with the head start that the class gives."""
-        return self.counter - (QUANTUM / self.weight if self.priority_class is PriorityClass.HIGH else 0.0)
-
-
 class FairShare:
-    """The default policy: service in proportion to the users' weights. Takes O(users) where it looks at all."""
+    """The default policy: service in proportion to the users' weights. However many users there are, what a step
+    does takes O(log users) for each sequence in it."""
 
-    def __init__(self, prices: Prices, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, prices: Prices, clock: Callable[[], float] = time.monotonic, leftovers: Leftovers | None = None
+    ) -> None:
         self._prices = prices
         self._clock = clock
-        self._accounts: dict[str, _Account] = {}
-        self._num_waiting = 0
-        self._last_waiting = {False: _Account(), True: _Account()}
-        """Who was the last to have somebody waiting, of the low users (True) and of the others."""
+        self._leftovers = Leftovers(StepCost()) if leftovers is None else leftovers
+        self._accounts: dict[str, Account] = {}
+        self._num_waiting = self._num_running = 0
+        self._usual, self._low = Standings(), Standings()
+        self._hungry: Ranked[Account] = Ranked()
+        """Low users who wait or run, whose last quantum is longest ago first."""
+        self._due: Account | None = None
+        self._passed: list[Account] = []
         self._credit = RecomputationCredit()
 
     # Who comes and goes ---------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
-        account = self._accounts.setdefault(sequence.request.user, _Account())
-        account.weight = sequence.request.weight
-        account.max_running = sequence.request.max_running
-        account.priority_class = sequence.request.priority_class
-        if not account.is_active:
-            account.fed_at, account.fed, account.is_due = self._clock(), 0.0, False
+        user, request = sequence.request.user, sequence.request
+        account = self._accounts.setdefault(user, Account(user))
+        if account.is_low != (request.priority_class > 0):
+            self._standings(account).drop(account)
+            self._is_gone(account)
+        account.weight = request.weight
+        account.max_running = request.max_running
+        account.priority_class = request.priority_class
+        if account.is_low and account not in self._hungry:
+            self._is_fed(account)
         self._enqueue(account, sequence)
 
     def unseat(self, sequence: Sequence, loss: int | None = None) -> None:
         account = self._of(sequence)
         del account.running[sequence.key]
-        if loss is not None:
+        self._num_running -= 1
+        if loss is not None and not account.is_low:
             self._credit.stake(sequence, loss)
         self._enqueue(account, sequence)
 
-    def _enqueue(self, account: _Account, sequence: Sequence) -> None:
+    def _enqueue(self, account: Account, sequence: Sequence) -> None:
         was_backlogged = account.is_backlogged
         account.waiting.push(sequence)
         self._num_waiting += 1
-        if not was_backlogged:
+        if account.is_backlogged and not was_backlogged:
             self._lift(account)
+        self._standings(account).refresh(account)
 
-    def _lift(self, account: _Account) -> None:
+    def _lift(self, account: Account) -> None:
         """A user who did not wait until now gets no credit for the time in which they did not."""
-        account.counter = max(account.counter, self._least_counter(account))
-
-    def _least_counter(self, account: _Account) -> float:
-        """The least counter of the others who wait, low users and all others by themselves."""
-        others = (other for other in self._backlogged() if other is not account and other.is_low == account.is_low)
-        return min((other.counter for other in others), default=self._last_waiting[account.is_low].counter)
+        standings = self._standings(account)
+        if standings.is_backlogged:
+            account.counter = max(account.counter, standings.least_counter)
+            return
+        account.counter = 0.0
+        for gone in standings.level():
+            if gone is not account:
+                del self._accounts[gone.user]
 
     def withdraw(self, sequence: Sequence) -> None:
         self._credit.release(sequence)
@@ -173,69 +139,140 @@ class FairShare:
 
     def seat(self, sequence: Sequence) -> None:
         self._credit.settle(sequence)
-        self._of(sequence).running[sequence.key] = _Turn(sequence, sequence.num_computed_tokens)
+        self._of(sequence).running[sequence.key] = Turn(sequence, sequence.num_computed_tokens)
+        self._num_running += 1
         self._dequeue(sequence)
 
     def _dequeue(self, sequence: Sequence) -> None:
         account = self._of(sequence)
         account.waiting.remove(sequence)
         self._num_waiting -= 1
-        self._last_waiting[account.is_low] = account
-        self._forget_if_gone(sequence.request.user, account)
+        self._settle(account)
 
     def leave(self, sequence: Sequence) -> None:
         account = self._of(sequence)
         was_backlogged = account.is_backlogged
         del account.running[sequence.key]
+        self._num_running -= 1
         if account.is_backlogged and not was_backlogged:  # held back by their own limit until now
             self._lift(account)
-        self._forget_if_gone(sequence.request.user, account)
+        self._settle(account)
 
-    def _forget_if_gone(self, user: str, account: _Account) -> None:
-        """Of a user who has left, only a counter ahead of what a newcomer gets is worth remembering."""
-        if not account.is_active and account.counter <= self._least_counter(account):
-            del self._accounts[user]
+    def _settle(self, account: Account) -> None:
+        """One sequence of a user's has gone or got its seat. Of a user who has left, only a counter ahead of what
+        a newcomer gets is worth remembering."""
+        standings = self._standings(account)
+        standings.refresh(account)
+        if account.is_active:
+            return
+        self._is_gone(account)
+        if account.counter <= standings.least_counter or not standings.is_backlogged:
+            standings.drop(account)
+            del self._accounts[account.user]
+
+    def _is_gone(self, account: Account) -> None:
+        """A low user has left, or is one no more."""
+        self._hungry.discard(account)
+        if account is self._due:
+            self._due = None
 
     def charge(self, works: Iterable[Work]) -> None:
         num_useful = 0
+        served: dict[Account, float] = {}
+        every, low = (0, 0), (0, 0)
+        is_due = False
         for work in works:
-            account = self._accounts[work.sequence.request.user]
-            service = self._prices.service(work)
-            account.counter += service / account.weight
+            account = self._of(work.sequence)
             num_new = work.prompt + work.output
             account.running[work.sequence.key].num_new_tokens += num_new
             num_useful += num_new
+            served[account] = served.get(account, 0.0) + self._prices.service(work)
+            every = (every[0] + work.num_computed, every[1] + work.attended)
             if account.is_low:
-                account.fed += service
-                if account.fed >= QUANTUM:
-                    account.fed_at, account.fed, account.is_due = self._clock(), 0.0, False
+                low = (low[0] + work.num_computed, low[1] + work.attended)
+                is_due |= account is self._due
+        if self._usual.is_active and (is_due or low[0] < every[0]):
+            self._leftovers.settle(every, low, self._seats_held(), 2 * QUANTUM)
+        for account, service in served.items():
+            account.counter += service / account.weight
+            self._standings(account).refresh(account)
+            if account.is_low:
+                self._feed(account, service)
         self._credit.earn(num_useful)
+
+    def _seats_held(self) -> float:
+        """The part of all seats that low users hold while others wait for one: that of who is due."""
+        if self._due is None or not self._due.running or not self._usual.is_backlogged:
+            return 0.0
+        return 1 / self._num_running
+
+    def _feed(self, account: Account, service: float) -> None:
+        account.fed += service
+        if account.fed >= QUANTUM:
+            self._is_fed(account)
+
+    def _is_fed(self, account: Account) -> None:
+        """A low user has had a quantum, or begins to wait for one."""
+        account.fed_at, account.fed = self._clock(), 0.0
+        self._hungry.push((account.fed_at,), account)
+        if account is self._due:
+            self._due = None
 
     # Whose turn it is -----------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        for account in self._passed:
+            account.is_passed = False
+            if self._accounts.get(account.user) is account:
+                self._standings(account).refresh(account)
+        self._passed.clear()
+        hungry = self._longest_hungry
+        if self._due is None and hungry is not None and self._leftovers.affords(QUANTUM):
+            self._due, hungry.fed = hungry, 0.0
+
+    @property
+    def _longest_hungry(self) -> Account | None:
+        """The low user who is owed a quantum, if one is."""
+        first = self._hungry.first
+        return first[1] if first is not None and self._clock() - first[0][0] >= LOW_SECONDS else None
+
     def peek(self) -> Sequence | None:
-        # Of two who are owed the same, the one with fewer seats: the newcomer.
-        account = min(
-            self._backlogged(),
-            key=lambda account: (self._lane(account), account.standing, len(account.running) / account.weight),
-            default=None,
-        )
+        due = self._due_sequence
+        if due is not None and due.status is Status.WAITING and not self._of(due).is_passed:
+            return due
+        account = self._usual.candidate or self._low.candidate
         return account.waiting.first if account is not None else None
 
-    def rank(self, sequence: Sequence) -> Rank:
+    def pass_over(self, sequence: Sequence) -> None:
         account = self._of(sequence)
-        return (self._lane(account), account.standing, *_within_user(sequence))
+        account.is_passed = True
+        self._passed.append(account)
+        self._standings(account).refresh(account)
+
+    @property
+    def _due_sequence(self) -> Sequence | None:
+        """The one with which a low user gets the quantum that they are owed."""
+        due = self._due
+        if due is None:
+            return None
+        return next(iter(due.running.values())).sequence if due.running else due.waiting.first
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return (self._lane(sequence), self._of(sequence).standing, *within_user(sequence))
 
     def is_newcomer(self, sequence: Sequence) -> bool:
         account = self._of(sequence)
-        return len(account.running) == 1 and not account.waiting and self._lane(account) is not _LEFTOVERS
+        return len(account.running) == 1 and not account.waiting and not account.is_low
 
     def gets_leftovers(self, sequence: Sequence) -> bool:
-        return self._lane(self._of(sequence)) is _LEFTOVERS
+        return self._lane(sequence) is _LEFTOVERS
 
-    def tokens_ahead(self, request: Request) -> int:
-        account = self._accounts.get(request.user)
-        return account.waiting.num_tokens if account is not None else 0
+    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
+        beside = self._usual.is_active
+        if beside and self._due is None and self._longest_hungry is not None:
+            decoding = [sequence for sequence in decoding if not self.gets_leftovers(sequence)]
+            return decoding, 0  # it is saved up for who is owed a quantum
+        return self._leftovers.hold_back(decoding, self.gets_leftovers, beside=beside)
 
     def victim(self, running: Collection[Sequence]) -> Sequence:
         return max(running, key=self.rank)
@@ -243,58 +280,66 @@ class FairShare:
     def yielding(
         self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
     ) -> Iterator[Sequence]:
+        lane = self._lane(candidate)
+        poorer = self._of(candidate)
+        holders = sorted(
+            {account for sequence in running if (account := self._of(sequence)) is not poorer},
+            key=lambda account: (account.standing, account.user),
+            reverse=True,
+        )
+        if lane is not _LEFTOVERS:  # whatever they have computed: it is theirs to lose
+            for holder in holders:
+                yield from (turn.sequence for turn in _newest(holder) if self.gets_leftovers(turn.sequence))
         lost = 0
-        for turn in self._owing(self._of(candidate), len(running)):
+        for turn in self._owing(poorer, lane, holders, len(running)):
             if turn.may_end and self._credit.affords(cost := loss(turn.sequence), lost):
                 lost += cost
                 yield turn.sequence
 
-    def _owing(self, poorer: _Account, num_running: int) -> Iterator[_Turn]:
-        """The turns of those who owe a waiting user a seat, who owes most and came last first."""
-        lane = self._lane(poorer)
-        if lane is _LEFTOVERS:
+    def _owing(self, poorer: Account, lane: int, holders: list[Account], num_running: int) -> Iterator[Turn]:
+        """The turns, not of leftovers, of those who owe a waiting user a seat, who owes most and came last first;
+        or of leftovers, of low users among themselves."""
+        if lane is _DUE:
+            yield from (turn for holder in holders if not holder.is_low for turn in _newest(holder))
             return
-        active = sorted(
-            (account for account in self._accounts.values() if account.is_active and account is not poorer),
-            key=lambda account: (self._lane(account), account.standing),
-            reverse=True,
-        )
-        seats_per_weight = num_running / sum(account.weight for account in (*active, poorer))
+        peers = [holder for holder in holders if holder.is_low == poorer.is_low]
+        if poorer.is_low:
+            num_running = sum(len(account.running) for account in (*peers, poorer))
+        seats_per_weight = num_running / self._standings(poorer).weight
         below_share = len(poorer.running) < seats_per_weight * poorer.weight
-        for richer in active:
-            turns = reversed(tuple(richer.running.values()))
-            if self._lane(richer) is _LEFTOVERS or lane is _DUE:
-                yield from turns
-                continue
-            if richer.standing < poorer.standing or self._lane(richer) is _DUE:
-                break
+        for richer in peers:
+            if richer.standing < poorer.standing:
+                return
             lead = (richer.standing - poorer.standing) * min(richer.weight, poorer.weight)
             surplus = len(richer.running) - seats_per_weight * richer.weight
-            for turn in turns:
+            for turn in _newest(richer):
                 if not (lead > QUANTUM or (below_share and surplus >= 1)):
                     break
-                yield turn
-                surplus -= turn.may_end
+                if self._lane(turn.sequence) is lane:
+                    yield turn
+                    surplus -= turn.may_end
 
-    def _lane(self, account: _Account) -> int:
-        if not account.is_low:
+    def _lane(self, sequence: Sequence) -> int:
+        if not self._of(sequence).is_low:
             return _USUAL
-        if not account.is_due and self._clock() - account.fed_at >= LOW_SECONDS:
-            account.is_due, account.fed = True, 0.0
-        return _DUE if account.is_due else _LEFTOVERS
+        return _DUE if sequence is self._due_sequence else _LEFTOVERS
 
     @property
     def gap(self) -> float:
         """How far the counters of those who wait are apart, the low ones aside: service in prompt tokens, per
         weight."""
-        counters = [account.counter for account in self._backlogged() if not account.is_low]
-        return max(counters) - min(counters) if counters else 0.0
+        return self._usual.gap
 
     def __len__(self) -> int:
         return self._num_waiting
 
-    def _of(self, sequence: Sequence) -> _Account:
+    def _of(self, sequence: Sequence) -> Account:
         return self._accounts[sequence.request.user]
 
-    def _backlogged(self) -> Iterator[_Account]:
-        return (account for account in self._accounts.values() if account.is_backlogged)
+    def _standings(self, account: Account) -> Standings:
+        return self._low if account.is_low else self._usual
+
+
+def _newest(account: Account) -> Iterator[Turn]:
+    """A user's turns, the newest first: a copy, since they end while they are looked at."""
+    return reversed(tuple(account.running.values()))

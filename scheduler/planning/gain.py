@@ -48,4 +48,5 @@ def work_of(chunk: Chunk, num_sampled: int, num_refused: int) -> Work:
         charged = max(sequence.num_charged_tokens, min(end, sequence.num_prompt_tokens))
         prompt = charged - sequence.num_charged_tokens
         sequence.num_charged_tokens = charged
-    return Work(sequence, prompt, cached, num_sampled, recomputed, num_refused if chunk.drafted else 0)
+    refused = num_refused if chunk.drafted else 0
+    return Work(sequence, prompt, cached, num_sampled, recomputed, refused, chunk.num_computed, chunk.attended)

@@ -161,6 +161,8 @@ class PlanBuilder:
     def __init__(self, budget: int, pace: Pace | None) -> None:
         self.budget = budget
         self.preempted: list[Sequence] = []
+        self.seated: set[Sequence] = set()
+        """Who got a seat in this plan, which nobody takes from them in the same one."""
         self.num_yielded = 0
         self._num_scored = 0
         self.admitted: list[Sequence] = []
@@ -210,6 +212,16 @@ class PlanBuilder:
             self.budget += chunk.length
             self._num_tokens -= chunk.length
             self._attended -= chunk.attended
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it would compute nothing."""
+        return not self._chunks
+
+    @property
+    def num_moves(self) -> int:
+        """How often somebody was seated, or lost a seat."""
+        return len(self.seated) + len(self.preempted)
 
     def plan(self) -> Plan:
         """Without what is new in the block tables."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from scheduler.planning.ranked import Rank, Ranked
-from scheduler.request import Request, Sequence
+from scheduler.request import Sequence
 
 
 class Work(NamedTuple):
@@ -25,6 +25,10 @@ class Work(NamedTuple):
     """Tokens that were computed before; they are no service."""
     refused: int = 0
     """Tokens that were guessed for it, and wrongly."""
+    num_computed: int = 0
+    """Tokens that the step computed of it, whatever for."""
+    attended: int = 0
+    """Keys that they looked at."""
 
 
 class Policy(Protocol):
@@ -49,8 +53,15 @@ class Policy(Protocol):
     def charge(self, works: Iterable[Work]) -> None:
         """Running sequences were served by a step."""
 
+    def begin(self) -> None:
+        """A new plan is begun: nobody is passed over any more."""
+
     def peek(self) -> Sequence | None:
         """The sequence to admit next, or None if nobody may be admitted."""
+
+    def pass_over(self, sequence: Sequence) -> None:
+        """What `peek` named does not fit into this plan. The order within a user stays: until `begin`, `peek`
+        names none of that user's."""
 
     def rank(self, sequence: Sequence) -> Rank:
         """In which order prompts take what a step's token budget leaves, whether running or still to be seated."""
@@ -62,8 +73,9 @@ class Policy(Protocol):
     def gets_leftovers(self, sequence: Sequence) -> bool:
         """Whether a sequence only gets what the others leave."""
 
-    def tokens_ahead(self, request: Request) -> int:
-        """Tokens of waiting sequences that are sure to be computed before the new request's."""
+    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
+        """Who of `decoding` may decode in this step, and how many tokens it may compute of the prompts of those
+        who get what the others leave."""
 
     def victim(self, running: Collection[Sequence]) -> Sequence:
         """The sequence among `running` (never empty) to preempt when running sequences are out of blocks."""
@@ -87,16 +99,12 @@ class WaitingQueue:
 
     def __init__(self, rank: Callable[[Sequence], Rank]) -> None:
         self._rank = rank
-        self._members = Ranked()
-        self.num_tokens = 0
-        """Of all members."""
+        self._members: Ranked[Sequence] = Ranked()
 
     def push(self, sequence: Sequence) -> None:
-        self.num_tokens += sequence.num_tokens
         self._members.push(self._rank(sequence), sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        self.num_tokens -= sequence.num_tokens
         self._members.remove(sequence)
 
     @property
@@ -112,19 +120,28 @@ class FirstComeFirstServed:
     """Admit in order of arrival; preempt the latest arrival, which is then the first to resume."""
 
     def __init__(self) -> None:
-        self._queue = WaitingQueue(self.rank)
+        self._queues: dict[str, WaitingQueue] = {}  # by user: where the first does not fit, others pass it
+        self._heads: Ranked[str] = Ranked()  # users, by the rank of their first
+        self._passed: list[str] = []
+        self._num_waiting = 0
 
     def add(self, sequence: Sequence) -> None:
-        self._queue.push(sequence)
+        user = sequence.request.user
+        self._queues.setdefault(user, WaitingQueue(self.rank)).push(sequence)
+        self._num_waiting += 1
+        self._refresh(user)
 
     def withdraw(self, sequence: Sequence) -> None:
-        self._queue.remove(sequence)
+        user = sequence.request.user
+        self._queues[user].remove(sequence)
+        self._num_waiting -= 1
+        self._refresh(user)
 
     def seat(self, sequence: Sequence) -> None:
-        self._queue.remove(sequence)
+        self.withdraw(sequence)
 
     def unseat(self, sequence: Sequence, loss: int | None = None) -> None:
-        self._queue.push(sequence)
+        self.add(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         pass
@@ -132,8 +149,27 @@ class FirstComeFirstServed:
     def charge(self, works: Iterable[Work]) -> None:
         pass
 
+    def begin(self) -> None:
+        passed, self._passed = self._passed, []
+        for user in passed:
+            self._refresh(user)
+
     def peek(self) -> Sequence | None:
-        return self._queue.first
+        head = self._heads.first
+        return None if head is None else self._queues[head[1]].first
+
+    def pass_over(self, sequence: Sequence) -> None:
+        self._passed.append(sequence.request.user)
+        self._refresh(sequence.request.user)
+
+    def _refresh(self, user: str) -> None:
+        first = self._queues[user].first if user in self._queues else None
+        if first is None:
+            self._queues.pop(user, None)
+        if first is None or user in self._passed:
+            self._heads.discard(user)
+        else:
+            self._heads.push(self.rank(first), user)
 
     def rank(self, sequence: Sequence) -> Rank:
         return (sequence.arrival,)
@@ -144,8 +180,8 @@ class FirstComeFirstServed:
     def gets_leftovers(self, sequence: Sequence) -> bool:
         return False
 
-    def tokens_ahead(self, request: Request) -> int:
-        return self._queue.num_tokens
+    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
+        return decoding, 0
 
     def victim(self, running: Collection[Sequence]) -> Sequence:
         return max(running, key=self.rank)
@@ -160,7 +196,7 @@ class FirstComeFirstServed:
         return 0.0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return self._num_waiting
 
 
 class PriorityFirst(FirstComeFirstServed):
@@ -168,9 +204,6 @@ class PriorityFirst(FirstComeFirstServed):
 
     def rank(self, sequence: Sequence) -> Rank:
         return (sequence.request.priority, sequence.arrival)
-
-    def tokens_ahead(self, request: Request) -> int:
-        return 0  # all of them may be less urgent
 
     def yielding(
         self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]

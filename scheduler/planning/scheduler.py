@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 
 from scheduler.context_window import ContextWindow
 from scheduler.messages import Progress
-from scheduler.planning.blocks import BlockPool, Prefix
+from scheduler.planning.admission import Admission
+from scheduler.planning.blocks import BlockPool
 from scheduler.planning.express import Express
 from scheduler.planning.gain import Gain, work_of
 from scheduler.planning.plan import Pace, Plan, PlanBuilder
@@ -80,7 +81,8 @@ class Scheduler:
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
         self._express = Express(policy)
-        self._deadlines = Ranked()
+        self._deadlines: Ranked[Sequence] = Ranked()
+        self.admission = Admission(policy, self.seating)
         self._siblings = Siblings(policy)
 
     @property
@@ -145,8 +147,7 @@ class Scheduler:
 
     def num_cached_tokens(self, request: Request) -> int:
         """How much of a new request's prompt need not be computed, as things stand."""
-        prefix = self.seating.cached_prefix(request.prompt_token_ids, self.seating.root(request))
-        return len(prefix.identities) * self.pool.block_size
+        return self.seating.num_cached_tokens(request)
 
     def expire(self, now: float) -> list[Sequence]:
         """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
@@ -173,33 +174,52 @@ class Scheduler:
         """Plan the next step: running sequences decode first, then prompts, in the policy's order, take what is
         left of the budget, be they running or still to be seated.
 
-        Takes O(running sequences), plus the prompts of those admitted, however many wait.
+        Takes O(running sequences), plus the prompts of those admitted, however many wait. Nobody who gets a seat
+        loses it in the same plan, so that no more than twice as many seats as there are change hands.
         """
+        self.admission.begin()
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running.values():
             is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
             (decoding if is_decode else prefilling).append(sequence)
+        served, leftovers = self.policy.hold_back(decoding)
         budget, pace = self.max_batched_tokens, self.pace
-        leftovers = budget
         if self.turns is not None:
-            newcomer = self.policy.peek()
-            others = prefilling if newcomer is None else [newcomer, *prefilling]
-            decoding, leftovers = self.turns.hold_back(decoding, others, self.policy.gets_leftovers)
-            decoding, budget = self._divide(self.turns, decoding, prefilling)
+            served, budget = self._divide(self.turns, served, prefilling, leftovers)
             pace = self.turns.pace
         step = PlanBuilder(budget, pace)
+        self._fill(step, served, prefilling, leftovers)
+        if step.is_empty:  # nobody else can use what was held back
+            self._fill(step, self._still_running(decoding), self._still_running(prefilling), budget)
+        assert step.num_moves <= 2 * self.num_seats, "a plan took seats from those to whom it had given them"
+        plan = step.plan()
+        if not self._express.narrow(plan) and self.speculation is not None:
+            longest = None if pace is None else pace.seconds
+            self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
+        if plan.chunks:  # or nothing is executed, and what is new stays for the next step
+            plan.changes = self.seating.take_changes()
+        return plan
+
+    @staticmethod
+    def _still_running(sequences: list[Sequence]) -> list[Sequence]:
+        return [sequence for sequence in sequences if sequence.status is Status.RUNNING]
+
+    def _fill(
+        self, step: PlanBuilder, decoding: list[Sequence], prefilling: list[Sequence], leftovers: int
+    ) -> None:
+        """Put chunks into a step: of the prompts of those who get leftovers, so many tokens."""
         for sequence in decoding:
-            if sequence.status is Status.RUNNING and self._make_room(sequence, step):
+            if sequence.status is Status.RUNNING and self.admission.make_room(sequence, step):
                 step.decode(sequence)
         for sequence in prefilling:
             if sequence.status is Status.RUNNING:
-                self._make_room(sequence, step)
+                self.admission.make_room(sequence, step)
 
         # After a preemption nobody is admitted: the blocks just freed are the running sequences' to grow into.
-        may_admit = not step.preempted
+        may_admit = not step.preempted or not self.running
         rank = self.policy.rank
-        prompts = deque(sorted(prefilling, key=rank))
+        prompts = deque(sorted(self._still_running(prefilling), key=rank))
         while step.budget > 0:
             candidate = self.policy.peek() if may_admit else None
             if candidate is not None and not (prompts and rank(prompts[0]) < rank(candidate)):
@@ -213,20 +233,13 @@ class Scheduler:
             if most == 0:
                 break
             if sequence is candidate:
-                may_admit = self._seat(sequence, step)
+                may_admit = self.admission.seat(sequence, step)
             if sequence.status is Status.RUNNING:
                 length = step.prefill(sequence, most)
                 leftovers -= length if gets_leftovers else 0
-        plan = step.plan()
-        if not self._express.narrow(plan) and self.speculation is not None:
-            longest = None if pace is None else pace.seconds
-            self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
-        if plan.chunks:  # or nothing is executed, and what is new stays for the next step
-            plan.changes = self.seating.take_changes()
-        return plan
 
     def _divide(
-        self, turns: Turns, decoding: list[Sequence], prefilling: list[Sequence]
+        self, turns: Turns, decoding: list[Sequence], prefilling: list[Sequence], leftovers: int
     ) -> tuple[list[Sequence], int]:
         """Who decodes in the next step, and how many tokens it computes."""
         budget = self.max_batched_tokens
@@ -234,67 +247,15 @@ class Scheduler:
         num_tokens = attended = 0
         for sequence in (*prefilling, *([newcomer] if newcomer is not None else [])):
             start = sequence.num_computed_tokens
-            length = min(sequence.num_tokens - start, budget - num_tokens)
+            gets_leftovers = self.policy.gets_leftovers(sequence)
+            most = min(budget - num_tokens, leftovers if gets_leftovers else budget)
+            length = min(sequence.num_tokens - start, most)
+            leftovers -= length if gets_leftovers else 0
             num_tokens += length
             attended += length * start + length * length // 2
             if num_tokens == budget:
                 break
         return turns.divide(decoding, num_tokens, attended, budget)
-
-    def _make_room(self, sequence: Sequence, step: PlanBuilder) -> bool:
-        """Give a running sequence the blocks for its next tokens, preempting others if it must; False if it was
-        the one to go."""
-        while not self.seating.grow(sequence):
-            victim = self.policy.victim(self.running.values())
-            victim.crowded_out = True
-            self._preempt(victim)
-            step.drop(victim)
-            if victim is sequence:
-                return False
-        return True
-
-    def _seat(self, candidate: Sequence, step: PlanBuilder) -> bool:
-        """Admit a waiting sequence, and let those who owe it their seats go; False if there is no place for it."""
-        seating = self.seating
-        prefix = self._cached_prefix(candidate)
-        spare = seating.num_spare_blocks(candidate, prefix)
-        seats = seating.num_free_seats
-        loss = seating.losses(candidate)
-        going: list[Sequence] = []
-        if spare < 0 or seats == 0:
-            for sequence in self.policy.yielding(candidate, self.running.values(), loss):
-                going.append(sequence)
-                seats += 1
-                spare += seating.num_freed(sequence)
-                if spare >= 0:
-                    break
-            else:
-                return False
-        for sequence in going:
-            self._preempt(sequence, loss(sequence))
-            step.drop(sequence)
-            step.num_yielded += 1
-        if going:  # what they held may be evicted, or be part of the prefix
-            prefix = self._cached_prefix(candidate)
-            if seating.num_spare_blocks(candidate, prefix) < 0:
-                return False
-        seating.admit(candidate, prefix)
-        candidate.num_seated_tokens = candidate.num_computed_tokens
-        candidate.status = Status.RUNNING
-        self.policy.seat(candidate)
-        if candidate.num_preemptions == 0:
-            candidate.num_cached_tokens = candidate.num_charged_tokens = candidate.num_computed_tokens
-            step.admitted.append(candidate)
-        return True
-
-    def _cached_prefix(self, sequence: Sequence) -> Prefix:
-        """Where something of each token is wanted, of what has given it already."""
-        token_ids = sequence.token_ids
-        if sequence.is_read:
-            token_ids = token_ids[: sequence.num_ever_computed + 1]
-        if sequence.window is not None:  # it drops nothing before it computes
-            token_ids = token_ids[: sequence.window.num_tokens]
-        return self.seating.cached_prefix(token_ids, sequence.root)
 
     def repair(self) -> list[str]:
         """Look whether the accounts of seats and blocks add up. If they do not, everybody starts anew from an
@@ -302,18 +263,8 @@ class Scheduler:
         found = self.seating.violations()
         if found:
             for sequence in self.seating.abandon():
-                self._wait_again(sequence, None)
+                self.admission.wait_again(sequence)
         return found
-
-    def _preempt(self, sequence: Sequence, loss: int | None = None) -> None:
-        self.seating.vacate(sequence, comes_back=True)
-        self._wait_again(sequence, loss)
-
-    def _wait_again(self, sequence: Sequence, loss: int | None) -> None:
-        sequence.status = Status.WAITING
-        sequence.num_preemptions += 1
-        sequence.num_computed_tokens = 0
-        self.policy.unseat(sequence, loss)
 
     # Committing -----------------------------------------------------------------------------------------
 
@@ -369,6 +320,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, waiting or running, and give back all that it holds."""
+        self.admission.forget(sequence)
         if self.speculation is not None:
             self.speculation.forget(sequence)
         if sequence.status is Status.RUNNING:
@@ -381,8 +333,7 @@ class Scheduler:
             self._siblings.leave(sequence)
         if sequence.index == 0:
             self._siblings.follow(sequence)
-        if sequence in self._deadlines:
-            self._deadlines.remove(sequence)
+        self._deadlines.discard(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         siblings = self._live[sequence.request.request_id]

@@ -40,7 +40,8 @@ class Seating:
         self._share_prefixes = share_prefixes
         self._num_seats = num_seats
         self._free = list(range(num_seats))  # a heap: low seats are taken first
-        self._kept_blocks: dict[tuple[str, int], int] = {}  # cached blocks of those who wait to resume
+        self._kept_blocks: dict[Sequence, int] = {}  # cached blocks of those who wait to resume
+        self._chains: dict[Sequence, list[Identity]] = {}  # of the blocks of those who wait, and were looked up
         self._states = states
         self._changes = SeatChanges()
 
@@ -60,16 +61,31 @@ class Seating:
         tells what others have said."""
         return self.pool.root("" if self._share_prefixes else request.user, request.cache_salt)
 
-    def cached_prefix(self, token_ids: list[int], root: Identity) -> Prefix:
+    def cached_prefix(self, sequence: Sequence) -> Prefix:
+        """What the prefix cache has of a waiting sequence. Where something of each token is wanted, of what has
+        given it already."""
+        token_ids = sequence.token_ids
+        if sequence.is_read:
+            token_ids = token_ids[: sequence.num_ever_computed + 1]
+        if sequence.window is not None:  # it drops nothing before it computes
+            token_ids = token_ids[: sequence.window.num_tokens]
         if not self._prefix_caching:
             return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
-        prefix = self.pool.lookup(token_ids, root)
+        chain = self._chains.setdefault(sequence, [])
+        prefix = self.pool.lookup(token_ids, sequence.root, chain)
         if self._states is None:
             return prefix
         num_known = len(prefix.identities)
         while (count := self._states.reach(prefix.identities)) < len(prefix.identities):
-            prefix = self.pool.lookup(token_ids[: count * self.pool.block_size + 1], root)
+            prefix = self.pool.lookup(token_ids[: count * self.pool.block_size + 1], sequence.root, chain)
         return prefix._replace(num_known=num_known)
+
+    def num_cached_tokens(self, request: Request) -> int:
+        """How many tokens of a new request's prompt need not be computed, as things stand."""
+        if not self._prefix_caching:
+            return 0
+        prefix = self.pool.lookup(request.prompt_token_ids, self.root(request))
+        return len(prefix.identities) * self.pool.block_size
 
     def settle(self, sequence: Sequence) -> None:
         """After a step: make the blocks that a sequence has filled findable, and give back those that no layer of
@@ -205,7 +221,7 @@ class Seating:
         """Take back a running sequence's seat and blocks; the full ones stay cached for its return."""
         assert sequence.seat is not None
         if comes_back:
-            self._kept_blocks[sequence.key] = sum(len(sequence.prefix) - table.first for table in sequence.tables)
+            self._kept_blocks[sequence] = sum(len(sequence.prefix) - table.first for table in sequence.tables)
         self.pool.free(_in_order(sequence.tables))
         if sequence.sink is not None:
             self.pool.free([sequence.sink])
@@ -237,6 +253,7 @@ class Seating:
             sequence.stops, sequence.state = [], None
         self.running.clear()
         self._kept_blocks.clear()
+        self._chains.clear()
         self._free = list(range(self._num_seats))
         self._changes = SeatChanges(vacated=list(range(self._num_seats)))
         if self._states is not None:
@@ -245,8 +262,9 @@ class Seating:
         return sequences
 
     def forget(self, sequence: Sequence) -> None:
-        """A sequence does not wait to come back any longer."""
-        self._kept_blocks.pop(sequence.key, None)
+        """A sequence does not wait any longer."""
+        self._kept_blocks.pop(sequence, None)
+        self._chains.pop(sequence, None)
 
     # Room -----------------------------------------------------------------------------------------------
 
@@ -254,17 +272,48 @@ class Seating:
         """Blocks that are free beyond what a waiting sequence takes, and beyond one of each group for each running
         sequence, or the next step would preempt at once. One that was crowded out before comes back only when all
         can go on for a while: it would otherwise compute the same tokens again and again."""
-        missing = sum(self._missing(prefix.tables, _num_places(candidate)))
-        ahead = len(self.pool.windows) * len(self.running)
-        if candidate.crowded_out and self.running:
+        if self._comes_to_stay(candidate):
             missing = self._blocks_soon(candidate) - len(prefix.blocks)
-            ahead = sum(self._blocks_soon(each) - _num_held(each) for each in self.running.values())
-        return self.pool.num_free_after_sharing(prefix.blocks) - missing - ahead
+        else:
+            missing = sum(self._missing(prefix.tables, _num_places(candidate)))
+        return self.pool.num_free_after_sharing(prefix.blocks) - missing - self._num_ahead(candidate)
 
-    def num_freed(self, sequence: Sequence) -> int:
-        """How many more blocks would be spare if a running sequence gave way."""
-        alone = sum(self.pool.references(block) == 1 for table in sequence.tables for block in table.blocks)
-        return alone + len(self.pool.windows)
+    def most_spare_blocks(self, candidate: Sequence) -> int:
+        """What `num_spare_blocks` says at most, whatever is cached: a cached block that nobody refers to is taken
+        from what is free, so only those count that are in use. Takes O(running sequences)."""
+        if self.pool.windows[0] is not None:
+            return self.pool.num_free
+        if self._comes_to_stay(candidate):
+            missing = self._blocks_soon(candidate)
+        else:
+            missing = self.pool.blocks_for(_num_places(candidate))
+        shared = sum(
+            table.end for each in self.running.values() if each.root == candidate.root for table in each.tables
+        )
+        return self.pool.num_free - max(0, missing - shared) - self._num_ahead(candidate)
+
+    def _comes_to_stay(self, candidate: Sequence) -> bool:
+        return candidate.crowded_out and len(self.running) > 0
+
+    def _num_ahead(self, candidate: Sequence) -> int:
+        return sum(self._ahead(each, candidate) for each in self.running.values())
+
+    def _ahead(self, sequence: Sequence, candidate: Sequence) -> int:
+        """Blocks that are kept for a running sequence to grow into, beside a waiting one."""
+        if candidate.crowded_out:
+            return self._blocks_soon(sequence) - _num_held(sequence)
+        return len(self.pool.windows)
+
+    def num_freed(self, sequence: Sequence, candidate: Sequence, kept: set[int]) -> int:
+        """How many more blocks would be spare for a waiting sequence if a running one gave way. `kept`: blocks
+        that are part of the waiting one's prefix."""
+        blocks = (block for table in sequence.tables for block in table.blocks if block not in kept)
+        alone = sum(self.pool.references(block) == 1 for block in blocks)
+        return alone + self._ahead(sequence, candidate)
+
+    def most_freed(self, sequence: Sequence, candidate: Sequence) -> int:
+        """What `num_freed` says at most. Takes O(1)."""
+        return _num_held(sequence) + self._ahead(sequence, candidate)
 
     def losses(self, candidate: Sequence) -> Callable[[Sequence], int]:
         """Guesses how many tokens a running sequence will have to compute again if it gives way to a waiting one:
@@ -287,7 +336,7 @@ class Seating:
         soon = min(sequence.num_tokens + HORIZON, most)
         if sequence.window is not None and soon > sequence.window.num_tokens:
             return self.holdings.blocks(sequence.window.num_tokens) + 1  # the first one's copy
-        return self.holdings.blocks(soon)
+        return min(self.holdings.blocks(soon), self.pool.num_blocks)
 
 
 def _num_places(sequence: Sequence, num_drafted: int = 0) -> int:

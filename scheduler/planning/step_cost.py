@@ -10,8 +10,15 @@ MEMORY = 0.995
 """How much an observation still counts one step later: some 200 steps are remembered."""
 
 OUTLIER = 5.0
-"""A step that takes so many times what was predicted is an accident (swapping, a compilation) unless the next one
-does too."""
+"""A step that takes so many times what was predicted is an accident (swapping, a compilation), and teaches nothing
+unless there was another one lately. Even then it counts as no longer than this: what has become slow shows it
+again and again."""
+
+LATELY = 64
+"""Steps."""
+
+LEAST_SECONDS = 1e-4
+"""No step is predicted to take less, or nothing could be learned from one that takes longer."""
 
 HEADROOM = 0.1
 """Share of a target that is left unplanned, for what the engine does not see: the wire, and the client."""
@@ -30,18 +37,20 @@ class StepCost:
         self._scale = np.array([1.0, 1e-2, 1e-5])  # brings the three terms to a like size
         self._squares = np.zeros((3, 3))
         self._products = np.zeros(3)
-        self._had_outlier = False
+        self._num_since_accident = LATELY
         self.error = 0.0
         """Mean distance between prediction and observation, in seconds, over recent steps."""
 
     def observe(self, num_tokens: int, attended: int, seconds: float) -> None:
         """Learn from one step."""
-        is_outlier = seconds > OUTLIER * self.predict(num_tokens, attended)
-        is_accident = is_outlier and not self._had_outlier
-        self._had_outlier = is_outlier
-        if is_accident:
+        predicted = self.predict(num_tokens, attended)
+        most = OUTLIER * max(LEAST_SECONDS, predicted)
+        is_first = seconds > most and self._num_since_accident >= LATELY
+        self._num_since_accident = 0 if seconds > most else self._num_since_accident + 1
+        if is_first:
             return
-        error = abs(seconds - self.predict(num_tokens, attended))
+        seconds = min(seconds, most)
+        error = abs(seconds - predicted)
         self.error += (1 - MEMORY) * 4 * (error - self.error)
         terms = self._scale * (1, num_tokens, attended)
         self._squares = MEMORY * self._squares + np.outer(terms, terms)

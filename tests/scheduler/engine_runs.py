@@ -60,5 +60,5 @@ class Preempting:
         scheduler = self._core.scheduler
         for sequence in list(scheduler.running.values()):
             if sequence not in self.victims and sequence.num_output_tokens >= self._after:
-                scheduler._preempt(sequence)
+                scheduler.admission.preempt(sequence)
                 self.victims.add(sequence)

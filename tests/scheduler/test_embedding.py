@@ -44,7 +44,7 @@ def embed(
         for sequence in list(core.scheduler.running.values()) if preempt else []:
             name = sequence.request.request_id
             if 0 < sequence.num_computed_tokens < len(sequence.token_ids) and name not in {*preempted, "beside"}:
-                core.scheduler._preempt(sequence)
+                core.scheduler.admission.preempt(sequence)
                 preempted.add(name)
         for output in step.outputs:
             if output.request_id != "beside":

@@ -277,6 +277,20 @@ def test_users_do_not_find_each_others_prefixes_unless_they_are_shared() -> None
         assert found == (12 if share else 0)
 
 
+def test_texts_that_are_read_again_and_again_evict_nobodys_prefixes() -> None:
+    """An embedding and a prompt's logprobs are computed though the prefix is known, in blocks of their own."""
+    scheduler = make_scheduler(num_blocks=30)
+    scheduler.add(msgspec.structs.replace(request("chat", [5] * 21, max_tokens=1), user="somebody"))
+    run_step(scheduler)
+    for number in range(26):
+        kind: dict[str, object] = {"pooling": "mean"} if number % 2 else {"prompt_logprobs": 0}
+        scheduler.add(request(f"text{number}", [7] * 40, max_tokens=0 if number % 2 else 1, **kind))
+        while scheduler.has_work:
+            run_step(scheduler)
+    scheduler.add(msgspec.structs.replace(request("again", [5] * 21, max_tokens=1), user="somebody"))
+    assert run_step(scheduler).num_cached_tokens == 20
+
+
 def test_a_sequence_that_was_crowded_out_does_not_come_back_to_be_crowded_out_again() -> None:
     scheduler = make_scheduler(num_blocks=30, max_num_seqs=4, max_model_len=100, prefix_caching=False)
     sequences = [scheduler.add(request(name, 24, max_tokens=30))[0] for name in "abcd"]

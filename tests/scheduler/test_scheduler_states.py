@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from scheduler.context_window import ContextWindow
+from scheduler.messages import Progress
 from scheduler.planning.draft_room import Reserve
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.model_drafts import ModelDrafts
-from scheduler.planning.plan import Chunk, Plan
+from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.saved_states import SavedStates
+from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
+from scheduler.planning.turns import Turns
 from scheduler.planning.windows import Holdings
-from scheduler.request import FinishReason, Sequence, Status
+from scheduler.request import CLASS_DISTANCE, FinishReason, Request, Sequence, Status
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import DraftInput
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
@@ -69,7 +81,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batched_tokens=st.integers(1, 20),
         prefix_caching=st.booleans(),
         windows=st.sampled_from([(None,), (None,), (5,), (None, 3), (None, 8, 8, 1)]),
-        policy=st.sampled_from([FirstComeFirstServed, PriorityFirst, lambda: FairShare(Prices())]),
+        policy=st.sampled_from(["fcfs", "priority", "fair", "fair"]),
+        pace=st.sampled_from([None, "turns", "target"]),
+        per_token=st.sampled_from([1e-4, 5e-3]),
         guesses=st.none() | st.just("model") | st.integers(0, 99),
         shifts=st.booleans(),
         num_slots=st.sampled_from([0, 0, 1, 3, 9]),
@@ -82,24 +96,38 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batched_tokens: int,
         prefix_caching: bool,
         windows: tuple[int | None, ...],
-        policy: Callable[[], Policy],
+        policy: str,
+        pace: str | None,
+        per_token: float,
         guesses: int | str | None,
         shifts: bool,
         num_slots: int,
     ) -> None:
         self.holdings = Holdings(windows, block_size, max_batched_tokens)
         self.capacity = min(80, self.holdings.longest(num_blocks))
-        self.scheduler = make_scheduler(
-            num_blocks=num_blocks,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_batched_tokens=max_batched_tokens,
-            max_model_len=self.capacity,
-            prefix_caching=prefix_caching,
-            policy=policy(),
-            windows=windows,
-            states=SavedStates(num_slots) if num_slots else None,
-        )
+        self.now = 0.0
+        self.cost = StepCost()
+        for count in range(1, 60):
+            self.cost.observe(count, 0, 1e-3 + per_token * count)
+
+        def make() -> Scheduler:
+            scheduler = make_scheduler(
+                num_blocks=num_blocks,
+                block_size=block_size,
+                max_num_seqs=max_num_seqs,
+                max_batched_tokens=max_batched_tokens,
+                max_model_len=self.capacity,
+                prefix_caching=prefix_caching,
+                policy=self._policy(policy, None if pace is None else 10 * per_token),
+                windows=windows,
+                states=SavedStates(num_slots) if num_slots else None,
+            )
+            scheduler.turns = Turns(self.cost, 10 * per_token) if pace == "turns" else None
+            scheduler.pace = Pace(self.cost, 10 * per_token) if pace == "target" else None
+            return scheduler
+
+        self.make = make
+        self.scheduler = make()
         if num_slots:  # no token can be taken back from a state, and none dropped
             guesses, shifts = None, False
         self.states: list[list[int]] | None = [[] for _ in range(max_num_seqs)] if num_slots else None
@@ -115,31 +143,109 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
         self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
         self.sequences: list[Sequence] = []
+        self.requests: list[Request] = []
         self.num_steps = 0
+
+    def _policy(self, name: str, seconds: float | None) -> Policy:
+        match name:
+            case "fcfs":
+                return FirstComeFirstServed()
+            case "priority":
+                return PriorityFirst()
+        return FairShare(Prices(), lambda: self.now, Leftovers(self.cost, seconds))
 
     @rule(
         prompt=st.lists(st.integers(1, 2), min_size=1, max_size=24),
-        max_tokens=st.integers(1, 12),
-        n=st.integers(1, 2),
-        user=st.sampled_from("abc"),
+        max_tokens=st.integers(0, 12),
+        n=st.integers(1, 3),
+        user=st.sampled_from("abcdef"),
         priority=st.integers(0, 2),
         shifts=st.booleans(),
+        scored=st.booleans(),
+        seconds=st.none() | st.integers(0, 200),
+        max_running=st.sampled_from([None, None, 1, 2]),
     )
-    def arrive(self, prompt: list[int], max_tokens: int, n: int, user: str, priority: int, shifts: bool) -> None:
-        name = str(len(self.sequences))
-        shifts = shifts and self.scheduler._window is not None
+    def arrive(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        n: int,
+        user: str,
+        priority: int,
+        shifts: bool,
+        scored: bool,
+        seconds: int | None,
+        max_running: int | None,
+    ) -> None:
+        """Users d and e are of the class low, f of the class high; without tokens an embedding is asked for."""
+        name = str(len(self.requests))
+        shifts = shifts and self.scheduler._window is not None and max_tokens > 0
         max_tokens *= 4 if shifts else 1
+        kind: dict[str, object] = {"n": n, "context_shift": shifts}
+        if max_tokens == 0:
+            kind = {"pooling": "mean" if scored else "last"}
+        elif scored and not shifts:
+            kind["prompt_logprobs"] = 0
         newcomer = msgspec.structs.replace(
-            request(name, prompt, max_tokens, n=n, context_shift=shifts),
+            request(name, prompt, max_tokens, **kind),
             user=user,
-            weight=1.0 + ord(user) % 3,
-            priority=priority,
+            weight=0.5 * 3 ** (ord(user) % 3),
+            priority=priority + CLASS_DISTANCE * {"d": 1, "e": 1, "f": -1}.get(user, 0),
+            deadline=None if seconds is None else self.now + seconds,
+            max_running=max_running,
         )
         try:
             self.sequences += self.scheduler.add(newcomer)
+            self.requests.append(newcomer)
         except InvalidRequestError:
-            assert len(prompt) + max_tokens > self.capacity
+            assert len(prompt) + max(1, max_tokens) > self.capacity
             assert not shifts or len(prompt) >= self.capacity
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 31.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for late in self.scheduler.expire(self.now):
+            assert late.finish_reason is FinishReason.TIMEOUT
+            assert late.request.deadline is not None
+            assert late.request.deadline <= self.now
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(data=st.data())
+    def abort_one(self, data: st.DataObject) -> None:
+        """As a beam search does with a beam."""
+        live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
+        victim = data.draw(st.sampled_from(live))
+        assert self.scheduler.abort(victim.request.request_id, victim.index) == [victim]
+
+    @precondition(lambda self: self.scheduler.has_work and self.scheduler._window is None)
+    @rule()
+    def crash(self) -> None:
+        """The engine is lost, and another one goes on with what the clients know."""
+        live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
+        speculation = self.scheduler.speculation
+        self.scheduler = self.make()
+        if isinstance(speculation, RandomGuesses):
+            self.scheduler.speculation = speculation
+        for places in (self.kv, self.draft_kv):
+            places[:] = [None] * len(places)
+        self.tables.clear()
+        self.saved.clear()
+        if self.states is not None:
+            self.states = [[] for _ in self.states]
+        done = [sequence for sequence in self.sequences if sequence.status is Status.FINISHED]
+        self.sequences = done
+        for name, sequences in itertools.groupby(live, key=lambda sequence: sequence.request.request_id):
+            known = [
+                Progress(
+                    index=each.index,
+                    token_ids=each.token_ids[each.num_prompt_tokens :],
+                    num_computed=each.num_ever_computed,
+                    num_cached_tokens=each.num_cached_tokens,
+                )
+                for each in sequences
+            ]
+            lost = next(each for each in self.requests if each.request_id == name)
+            self.sequences += self.scheduler.add(lost, known)
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
@@ -157,6 +263,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _step(self, tokens: int) -> None:
         plan = self.scheduler.schedule()
         self.num_steps += 1
+        self.now += self.cost.predict(plan.num_tokens, plan.attended)
         assert plan.chunks, "there is work, but the step would do nothing"
         assert plan.num_tokens <= self.scheduler.max_batched_tokens
         assert len({chunk.sequence.key for chunk in plan.chunks}) == len(plan.chunks)
@@ -263,3 +370,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerStates = SchedulerMachine.TestCase
 TestSchedulerStates.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+def test_ten_thousand_runs() -> None:
+    """The same, for as long as it takes to find what is rare."""
+    run_state_machine_as_test(
+        SchedulerMachine, settings=settings(max_examples=10_000, stateful_step_count=60, deadline=None)
+    )

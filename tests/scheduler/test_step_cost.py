@@ -50,6 +50,25 @@ def test_an_accident_teaches_nothing_unless_it_repeats() -> None:
     assert cost.predict(64, 6400) > 5
 
 
+def test_two_accidents_in_a_row_change_little() -> None:
+    cost = learned()
+    before = cost.predict(64, 6400)
+    for _ in range(2):
+        cost.observe(64, 6400, 30.0)
+        cost.observe(8, 800, 30.0)
+    assert cost.predict(64, 6400) == pytest.approx(before, rel=0.2)
+    assert cost.predict(8, 800) == pytest.approx(true_seconds(8, 800), rel=0.5)
+
+
+def test_a_model_that_is_much_slower_than_was_guessed_is_learned_from_steps_of_every_kind() -> None:
+    cost = StepCost()
+    for step in range(200):
+        num_tokens = 128 if step % 3 == 0 else 1
+        cost.observe(num_tokens, 0, 0.1 + 0.02 * num_tokens)
+    assert cost.predict(128, 0) == pytest.approx(0.1 + 0.02 * 128, rel=0.2)
+    assert cost.predict(1, 0) == pytest.approx(0.12, rel=0.3)
+
+
 def test_a_chunk_of_the_proposed_size_stays_within_the_time() -> None:
     cost = learned()
     for start in (0, 500, 5000):

@@ -1,0 +1,24 @@
+"""How soon a request can be answered at best: one that would be late even then is refused at once."""
+
+from __future__ import annotations
+
+from scheduler.planning.step_cost import StepCost
+from scheduler.request import Request
+
+
+def least_seconds(
+    request: Request, *, num_cached: int, block_size: int, most_tokens: int, most_gained: int, cost: StepCost
+) -> float:
+    """Seconds that a new request takes at least, by the model of a step's cost, whatever becomes of all others.
+
+    Nobody's work is counted but its own: others may end, be aborted, or compute a prefix for it. Of its prompt
+    what is not cached yet (`num_cached` tokens are) has still to be computed by somebody, in steps of
+    `most_tokens`, but for what others may have in a block that is not full. Of its answer what has to come before
+    it may end, in steps of which each gives `most_gained` tokens, drafts among them.
+    """
+    params = request.params
+    num_prompt_tokens = max(1, len(request.prompt_token_ids) - num_cached - (block_size - 1))
+    seconds = num_prompt_tokens / most_tokens * cost.predict(most_tokens, 0)
+    may_stop = params.stop_token_ids or params.stop or not params.ignore_eos
+    num_tokens = params.min_tokens if may_stop or params.max_tokens is None else params.max_tokens
+    return seconds + max(0.0, num_tokens / most_gained - 1) * cost.predict(1, 0)
