@@ -24,29 +24,42 @@ class Match(NamedTuple):
 class NgramIndex:
     """The latest occurrence of every sequence of `SIZES` tokens in one text. A token more takes O(1).
 
-    The tokens' hashes stand for them: where two collide the guess is wrong, and is refused like any other.
+    The tokens' hashes stand for them: where two collide the guess is wrong, and is refused like any other. `base`
+    is the index of the text's first `base_len` tokens, which several texts may have in common.
     """
 
-    __slots__ = ("_num_indexed", "_places")
+    __slots__ = ("__weakref__", "_base", "_places", "num_indexed")
 
-    def __init__(self) -> None:
+    def __init__(self, base: NgramIndex | None = None, base_len: int = 0) -> None:
+        self._base = base
         self._places: list[dict[int, int]] = [{} for _ in SIZES]
-        self._num_indexed = 0
+        self.num_indexed = base_len
+        """How many tokens of the text were taken in."""
 
-    def extend(self, tokens: list[int]) -> None:
-        """The text is now `tokens`: those that were there before, and more."""
+    def extend(self, tokens: list[int], most: int = 1 << 40) -> int:
+        """The text is now `tokens`: those that were there before, and more. Take in `most` of them at most, and
+        return how many were."""
+        start, end = self.num_indexed, min(len(tokens), self.num_indexed + most)
+        if end <= start:
+            return 0
         for size, places in zip(SIZES, self._places, strict=True):
-            for place in range(max(size, self._num_indexed), len(tokens)):
+            for place in range(max(size, start), end):
                 places[hash(tuple(tokens[place - size : place]))] = place
-        self._num_indexed = max(self._num_indexed, len(tokens))
+        self.num_indexed = end
+        return end - start
 
     def match(self, tokens: list[int]) -> Match | None:
-        """Where the end of the text, which is `tokens`, occurred before: the longest, and of those the latest."""
-        for size, places in zip(SIZES, self._places, strict=True):
-            place = places.get(hash(tuple(tokens[-size:])))
+        """Where the end of the text, which is `tokens`, occurred before, as far as it was taken in: the longest,
+        and of those the latest."""
+        for rank, size in enumerate(SIZES):
+            place = self._place(rank, hash(tuple(tokens[-size:])))
             if place is not None:
                 return Match(size, place)
         return None
+
+    def _place(self, rank: int, key: int) -> int | None:
+        place = self._places[rank].get(key)
+        return self._base._place(rank, key) if place is None and self._base is not None else place
 
 
 def continuation(tokens: list[int], place: int, count: int) -> list[int]:

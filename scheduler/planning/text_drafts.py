@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from scheduler.planning.draft_allotment import Allotter, Candidate
 from scheduler.planning.draft_record import DraftRecord
@@ -20,13 +21,21 @@ PRIOR = {**dict(zip(SIZES, (0.8, 0.6, 0.3), strict=True)), FORCED: 0.98}
 """The share of guesses that are right, by how many tokens were the same before them: until more is known."""
 
 
+INDEXED_TOKENS = 1024
+"""Of all texts together, what a step takes into their indexes: some 2 ms. A long prompt is looked up as far as it is
+there."""
+
+
 @dataclass(slots=True)
 class _Text:
     """Where one sequence's guesses come from."""
 
+    given: NgramIndex
+    """Of what the client expects in the answer, and of the prompt: the request's other sequences have the same."""
+    index: NgramIndex
+    """Of these and what came after them."""
     tokens: list[int] = field(default_factory=list)
     """What the client expects in the answer, and the sequence's own."""
-    index: NgramIndex = field(default_factory=NgramIndex)
     records: dict[int, DraftRecord] = field(
         default_factory=lambda: {size: DraftRecord(prior) for size, prior in PRIOR.items()}
     )
@@ -35,18 +44,23 @@ class _Text:
     forced: list[int] = field(default_factory=list)
     """What has to come next."""
 
-    def match(self, sequence: Sequence) -> Match | None:
-        """Where in the text the sequence seems to be."""
-        if self.forced:
-            return Match(FORCED, 0)
+    def extend(self, sequence: Sequence, most: int) -> int:
+        """Take in what the sequence has now, `most` tokens at most; returns how many."""
         prediction = sequence.request.prediction
         if not prediction:
             self.tokens = sequence.token_ids
         else:
             self.tokens = self.tokens or list(prediction)
             self.tokens += sequence.token_ids[len(self.tokens) - len(prediction) :]
-        self.index.extend(self.tokens)
-        if prediction and sequence.num_output_tokens == 0:
+        num_missing = len(prediction) + sequence.num_prompt_tokens - self.given.num_indexed
+        num_taken = self.given.extend(self.tokens, min(most, num_missing))
+        return num_taken + self.index.extend(self.tokens, most - num_taken)
+
+    def match(self, sequence: Sequence) -> Match | None:
+        """Where in the text the sequence seems to be."""
+        if self.forced:
+            return Match(FORCED, 0)
+        if sequence.request.prediction and sequence.num_output_tokens == 0:
             return Match(SIZES[0], 0)  # what is expected begins
         return self.index.match(self.tokens)
 
@@ -64,6 +78,8 @@ class TextDrafts:
     def __init__(self, cost: StepCost) -> None:
         self._allotter = Allotter(cost)
         self._texts: dict[tuple[str, int], _Text] = {}
+        self._given: WeakValueDictionary[str, NgramIndex] = WeakValueDictionary()
+        """By request, for as long as one of its sequences has a text."""
 
     def draft(self, room: DraftRoom) -> list[float]:
         """Put guesses behind the plan's chunks. Returns how many tokens each can be expected to give, or 1 if it
@@ -103,15 +119,20 @@ class TextDrafts:
     def _text(self, sequence: Sequence) -> _Text:
         text = self._texts.get(sequence.key)
         if text is None:
-            text = self._texts[sequence.key] = _Text()
+            request = sequence.request
+            given = self._given.setdefault(request.request_id, NgramIndex())
+            index = NgramIndex(given, len(request.prediction) + sequence.num_prompt_tokens)
+            text = self._texts[sequence.key] = _Text(given, index)
         return text
 
     def _matches(self, room: DraftRoom) -> dict[int, Match]:
         """By place in the plan, where in its text a sequence seems to be."""
         matches = {}
+        left = INDEXED_TOKENS
         for place, (chunk, most) in enumerate(zip(room.plan.chunks, room.most, strict=True)):
             if most > 0:
                 text = self._text(chunk.sequence)
+                left -= text.extend(chunk.sequence, left)
                 match = text.match(chunk.sequence)
                 if match is not None:
                     text.size = match.size

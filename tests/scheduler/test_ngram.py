@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.planning.ngram import SIZES, NgramIndex, continuation
+from scheduler.planning.speculation import Speculation
+from scheduler.planning.step_cost import StepCost
+from scheduler.planning.text_drafts import INDEXED_TOKENS, TextDrafts
+from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 
@@ -24,6 +29,43 @@ def test_it_finds_the_latest_occurrence_of_the_longest_end(text: list[int], cuts
         if text[place - size : place] == text[-size:]
     ]
     assert match == (found[0] if found else None)
+
+
+@given(text=texts, data=st.data())
+def test_texts_with_a_beginning_in_common_share_its_index(text: list[int], data: st.DataObject) -> None:
+    base_len = data.draw(st.integers(0, len(text)))
+    base, whole = NgramIndex(), NgramIndex()
+    shared = NgramIndex(base, base_len)
+    while base.num_indexed < base_len:  # a few tokens at a time
+        assert base.extend(text[:base_len], 3) <= 3
+    shared.extend(text)
+    whole.extend(text)
+    assert shared.match(text) == whole.match(text)
+
+
+def test_a_step_takes_in_a_bounded_part_of_long_prompts_and_siblings_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+    extend = NgramIndex.extend
+
+    def counted(self: NgramIndex, tokens: list[int], most: int = 1 << 40) -> int:
+        nonlocal taken
+        count = extend(self, tokens, most)
+        taken += count
+        return count
+
+    monkeypatch.setattr(NgramIndex, "extend", counted)
+    scheduler = make_scheduler(
+        num_blocks=2000, block_size=16, max_num_seqs=64, max_batched_tokens=4000, max_model_len=9000
+    )
+    scheduler.speculation = Speculation(9000, TextDrafts(StepCost()))
+    scheduler.add(request("many", 8000, 40, n=64, ignore_eos=True))
+    total = 0
+    while scheduler.has_work:
+        taken = 0
+        run_step(scheduler)
+        assert taken <= INDEXED_TOKENS
+        total += taken
+    assert 8000 <= total <= 8000 + 64 * 40
 
 
 @given(text=texts.filter(bool), data=st.data(), count=st.integers(1, 30))
