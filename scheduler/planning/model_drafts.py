@@ -6,6 +6,7 @@ level by level: everybody's first, everybody's second, and so on, while a level 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scheduler.planning.draft_record import DraftRecord
@@ -69,20 +70,19 @@ class ModelDrafts:
         }
         for chunk in chunks.values():
             self._follow(chunk.sequence)
-        counts = self._allot(room, chunks, expected)
+        unread = self._to_read(room, chunks)
+        counts = self._allot(room, chunks, expected, unread)
         if not counts:
             self._record.rest()
         for place, chunk in chunks.items():
             follower = self._followers[chunk.sequence.key]
             count = counts.get(place, 0)
-            tokens = chunk.sequence.token_ids[follower.num_seen :]
             if count == 0:
                 follower.record.rest()
                 continue
-            if len(tokens) > CATCH_UP:
-                if len(tokens) > WORTH * room.most[place]:
-                    continue
-                tokens, count = tokens[:CATCH_UP], 0
+            tokens = chunk.sequence.token_ids[follower.num_seen :][:CATCH_UP]
+            if unread[place] > CATCH_UP:
+                count = 0
             elif not room.reserve(chunk.sequence, count):
                 continue
             room.num_tokens -= count
@@ -91,6 +91,25 @@ class ModelDrafts:
             )
             self._overwrite(chunk.sequence, follower, follower.num_seen + len(tokens) + count)
             follower.num_seen += len(tokens)
+
+    def _to_read(self, room: DraftRoom, chunks: dict[int, Chunk]) -> dict[int, int]:
+        """By place in the plan, how many tokens the draft model has not seen, of the sequences that it may be
+        asked about in this step: those that pay for it in what is left to guess, and as far as the step may take
+        it. Who is behind by more than a step reads has no guesses in it."""
+        unread: dict[int, int] = {}
+        left = room.longest - self._cost.predict(room.plan.num_tokens, room.plan.attended)
+        for place, chunk in chunks.items():
+            count = chunk.sequence.num_tokens - self._followers[chunk.sequence.key].num_seen
+            reading = self._reading([count])
+            if reading <= left and (count <= CATCH_UP or count <= WORTH * _left_to_guess(chunk.sequence)):
+                unread[place] = count
+                left -= reading
+        return unread
+
+    def _reading(self, unread: Iterable[int]) -> float:
+        """Seconds that the draft model's first pass takes longer for what it reads before it guesses."""
+        more = sum(min(count, CATCH_UP) - 1 for count in unread)
+        return self._draft_cost.predict(more, 0) - self._draft_cost.predict(0, 0)
 
     def learn(self, chunk: Chunk, num_right: int) -> None:
         """So many of a chunk's guesses were right. The last one was not put into the draft model."""
@@ -142,9 +161,13 @@ class ModelDrafts:
             self._noted[sequence.tables[0].blocks[place]] = sequence.prefix[place]
         follower.num_noted = max(follower.num_noted, num_full)
 
-    def _allot(self, room: DraftRoom, chunks: dict[int, Chunk], expected: list[float]) -> dict[int, int]:
-        """By place in the plan, how many guesses are asked for."""
+    def _allot(
+        self, room: DraftRoom, chunks: dict[int, Chunk], expected: list[float], unread: dict[int, int]
+    ) -> dict[int, int]:
+        """By place in the plan, how many guesses are asked for. What is read for them is read once, for all that
+        come later too: it takes part of the step's time, and is not held against their gain."""
         plan, budget = room.plan, room.num_tokens
+        reading = self._reading(unread.values())
         counts: dict[int, int] = {}
         best: dict[int, int] = {}
         num_tokens, attended = plan.num_tokens, plan.attended
@@ -156,7 +179,7 @@ class ModelDrafts:
             place: self._followers[chunk.sequence.key].record.probability for place, chunk in chunks.items()
         }
         level = 0
-        active = list(chunks)
+        active = list(unread)
         while active and budget > 0:
             level += 1
             # What only one row more costs has to pay for each, and the pass of the draft model for all of them.
@@ -172,7 +195,7 @@ class ModelDrafts:
             keys = sum(chunks[place].end + level for place in active)
             longer = seconds + self._cost.predict(num_tokens + len(active), attended + keys) - computing
             longer += self._draft_cost.predict(len(active), keys)
-            if longer > room.longest or gain * seconds <= total * (longer - seconds):
+            if longer + reading > room.longest or gain * seconds <= total * (longer - seconds):
                 break
             for place in active:
                 counts[place] = level
@@ -182,6 +205,12 @@ class ModelDrafts:
             budget -= len(active)
             if seconds <= room.patience(expected) * plain:
                 best = dict(counts)
-                stretch = seconds / plain
+                stretch = (seconds + reading) / plain
         room.stretch *= stretch
         return best
+
+
+def _left_to_guess(sequence: Sequence) -> float:
+    """How many tokens its answer may still get."""
+    max_tokens = sequence.request.params.max_tokens
+    return float("inf") if max_tokens is None else max_tokens - sequence.num_output_tokens

@@ -22,8 +22,8 @@ PRIOR = {**dict(zip(SIZES, (0.8, 0.6, 0.3), strict=True)), FORCED: 0.98}
 
 
 INDEXED_TOKENS = 1024
-"""Of all texts together, what a step takes into their indexes: some 2 ms. A long prompt is looked up as far as it is
-there."""
+"""Of all texts together, what a step takes into their indexes: some 2 ms. A long prompt is looked up as far as it
+is there."""
 
 
 @dataclass(slots=True)

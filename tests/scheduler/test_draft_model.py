@@ -15,13 +15,16 @@ from scheduler.engine.core import EngineCore
 from scheduler.llm import LLM
 from scheduler.models.files.model_source import ModelNotFoundError
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.plan import Plan
+from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Request
 from scheduler.step import DraftInput
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import ANY, Preempting
 from tests.scheduler.test_families import FAMILIES, tiny_model
+from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 from tests.scheduler.test_speculation import GREEDY, LIST, WISHES, answers
 
 
@@ -94,6 +97,32 @@ def test_what_it_knows_of_a_cached_prefix_is_found_again() -> None:
     llm.generate([prompt + first.completions[0].token_ids + prompt[:5]], params, progress=False)
     size = llm.engine.pool.block_size
     assert watcher.asked[0].start >= (len(prompt) + 40) // size * size - 2 * size
+
+
+def test_it_reads_a_long_prompt_where_much_is_left_to_guess_and_only_as_far_as_the_step_may_take() -> None:
+    llm = LLM(speculative="off", speculative_model=DEFAULT_MODEL, kv_cache_memory="128MB", longest_step_ms=ANY)
+    watcher = Watcher(free(llm.engine))
+    prompt = llm.tokenizer.encode(LIST * 30)[:600]
+    llm.generate([prompt], msgspec.structs.replace(GREEDY, max_tokens=60, ignore_eos=True), progress=False)
+    assert watcher.num_drafted > 0
+    watcher.asked.clear()
+    llm.generate([prompt[1:]], msgspec.structs.replace(GREEDY, max_tokens=30, ignore_eos=True), progress=False)
+    assert not watcher.asked, "20 tokens would be read for each that is left"
+
+
+def test_what_it_reads_is_part_of_the_step() -> None:
+    class Reading(StepCost):
+        def predict(self, num_tokens: float, attended: float) -> float:
+            return 1e-4 * num_tokens
+
+    drafts = Speculation(4000, None, ModelDrafts(StepCost(), Reading(), 16))
+    scheduler = make_scheduler(num_blocks=500, block_size=16, max_batched_tokens=512, max_model_len=2000)
+    scheduler.add(request("long", 300, 200))
+    run_step(scheduler)
+    for longest, is_asked in ((0.015, False), (None, True)):
+        plan = scheduler.schedule()
+        drafts.draft(plan, 100, scheduler.seating.reserve, longest)
+        assert bool(plan.asked) == is_asked
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt-neox"])

@@ -43,7 +43,9 @@ def test_texts_with_a_beginning_in_common_share_its_index(text: list[int], data:
     assert shared.match(text) == whole.match(text)
 
 
-def test_a_step_takes_in_a_bounded_part_of_long_prompts_and_siblings_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_takes_in_a_bounded_part_of_long_prompts_and_siblings_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     taken = 0
     extend = NgramIndex.extend
 
