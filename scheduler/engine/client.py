@@ -283,7 +283,7 @@ class AsyncEngine:
             await self._submit(client)
 
     async def _clear(self, request_id: str) -> None:
-        """A request got a token, or has ended: it is not what makes the engine crash."""
+        """A request got what it asks for, or has ended: it is not what makes the engine crash."""
         if self._suspects.cleared(request_id):
             await self._submit_all()
 
@@ -353,9 +353,10 @@ class AsyncEngine:
         delta = client.stream.push(output)
         if delta is None:
             return
-        if delta.token_ids:
+        if delta.token_ids or output.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):  # or an embedding
             self._supervisor.has_progressed()
             await self._clear(output.request_id)
+        if delta.token_ids:
             self._record_token(client, output, now)
         client.queue.put_nowait(delta)
         if client.stream.finished:

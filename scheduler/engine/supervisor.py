@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a new start, from the second in a row on, doubled each time."""
 
 MOST_FAILURES = 6
-"""Engines in a row that gave nobody a token: then no more are started."""
+"""Engines in a row that gave nobody a token or an embedding: then no more are started."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Supervisor:
         return self._trouble
 
     def has_progressed(self) -> None:
-        """Somebody got a token."""
+        """Somebody got a token, or an embedding."""
         self._num_failures = 0
 
     async def send(self, message: ToEngine) -> None:
@@ -159,7 +159,7 @@ class Supervisor:
         logger.error("%s; %d requests were in its hands", reason, len(in_hand))
         self._ward.engine_lost(reason, in_hand)
         if self._num_failures >= MOST_FAILURES:
-            self._fail(f"{self._num_failures} engines in a row gave nobody a token, the last one: {reason}")
+            self._fail(f"{self._num_failures} engines in a row gave nobody a token or an embedding, the last one: {reason}")
             return False
         if self._num_failures > 1:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._num_failures - 2))

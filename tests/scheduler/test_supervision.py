@@ -28,6 +28,7 @@ from scheduler.request import FinishReason
 from tests.scheduler import failing_engine
 
 KNOBS: dict[str, Any] = {"dtype": "float32", "kv_cache_memory": "64MB"}
+EMBED = SamplingParams(max_tokens=0, pooling="mean")
 LONG = SamplingParams(temperature=0.8, max_tokens=160, seed=7, ignore_eos=True, logprobs=1)
 
 
@@ -232,6 +233,20 @@ async def test_when_no_engine_comes_back_everybody_is_told(
         with pytest.raises(EngineDeadError):
             await engine.record_trace(1)
     assert not engine._clients
+
+
+@pytest.mark.prove
+async def test_an_embedding_is_progress(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crashes far apart in the life of a server that only embeds do not end it."""
+    monkeypatch.setattr("scheduler.engine.supervisor.MOST_FAILURES", 2)
+    async with engine_of(model_path) as engine:
+        for _ in range(3):
+            ((_, _, _, _, reason),) = await Answer(engine, [5, 6, 7], EMBED).whole()
+            assert reason is FinishReason.LENGTH
+            os.kill(pid(engine), signal.SIGKILL)
+            while engine.phase is Phase.READY:
+                await asyncio.sleep(0.05)
+            await is_ready(engine)
 
 
 async def test_stopping_does_not_wait_for_an_engine_that_died_unseen(model_path: str) -> None:
