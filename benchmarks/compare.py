@@ -1,11 +1,19 @@
-"""`make compare`: the same requests against Carousel and its peers, in one run, taking turns.
+"""`make compare`: the same chats to Carousel and its peers, in one run, taking turns.
+
+What is asked is real text (`benchmarks.asked`), at a temperature of 0.7 with seeds, and answers end where the
+model ends them: guesses pay on text that goes round in circles, so how much of the answers does is in the table.
+Carousel is there with guesses and without, llama.cpp too.
 
 All servers are up at once, and all but the one whose turn it is are stopped (SIGSTOP), so that they cost nothing.
-Processors with AVX-512 and those with AVX2 only have a comparison each (docs/comparison-avx512.*, -avx2.*);
-CAROUSEL_CPU=avx2 makes that of AVX2 on one with AVX-512, and holds the peers to it where they have a switch.
+Each turn is kept as it ends: what was cut off goes on where it was, and a comparison can be made in pieces, some
+servers at a time. Processors with AVX-512 and those with AVX2 only have a comparison each
+(docs/comparison-avx512.*, -avx2.*); CAROUSEL_CPU=avx2 makes that of AVX2 on one with AVX-512, and holds the peers
+to it where they have a switch.
 
     python -m benchmarks.compare --prepare      # installs and converts what is missing, and ends
     python -m benchmarks.compare
+    python -m benchmarks.compare --servers carousel,carousel-plain --rounds 1 --again
+    python -m benchmarks.compare --table        # only puts together what is kept
     python -m benchmarks.compare --model qwen
 """
 
@@ -25,56 +33,101 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.peers.catalogue import CAROUSEL, PEERS, Load
+from benchmarks.asked import asked
+from benchmarks.kept import Kept, Turn
+from benchmarks.peers.catalogue import CAROUSEL, PEERS, Load, Peer, Service
 from benchmarks.peers.installing import PeerError
-from benchmarks.peers.models import MODELS
+from benchmarks.peers.models import MODELS, Model
 from benchmarks.peers.running import Server, prepare, running
-from benchmarks.processor import ProcessorError, processor
+from benchmarks.processor import Processor, ProcessorError, processor
 from server.bench.load import RunResult
-from server.bench.report import Slo, Summary, summarise
-from server.bench.workload import make_requests
+from server.bench.report import Slo, summarise
+from server.bench.workload import LoadRequest
 
 Row = dict[str, Any]
 
 
-def measure(
-    servers: list[Server], load: Load, concurrencies: Sequence[int], rounds: int, requests: int | None, seed: int
-) -> list[Row]:
-    """Give every server its turn at every concurrency, `rounds` times; the order turns around each time."""
-    workload = load.model.workload
-    results: dict[tuple[str, int], list[tuple[Summary, RunResult]]] = {}
-    turns = [
-        (server, concurrency, number)
-        for number in range(rounds)
-        for concurrency in concurrencies
-        for server in (servers if number % 2 == 0 else servers[::-1])
-    ]
-    for server, concurrency, number in (bar := tqdm(turns, desc="comparing", unit="turn")):
-        bar.set_postfix_str(f"{server.peer.name}, C={concurrency}")
-        with server.turn() as client:
-            warm_up = make_requests(workload, concurrency, seed=seed + 999)
+class Comparison:
+    """Which turns there are to be, and those that were."""
+
+    def __init__(self, args: argparse.Namespace, kept: Kept) -> None:
+        self._args = args
+        self._kept = kept
+        self._most = MODELS[args.model].most
+
+    def missing(self, server: str) -> list[tuple[int, int]]:
+        """The round and the concurrency of each turn that a server has yet to have."""
+        turns = {
+            concurrency: {turn.number for turn in self._kept.of(server, concurrency)}
+            for concurrency in self._args.concurrency
+        }
+        return [
+            (number, concurrency)
+            for number in range(self._args.rounds)
+            for concurrency in self._args.concurrency
+            if number not in turns[concurrency]
+        ]
+
+    def requests(self, number: int, concurrency: int) -> list[LoadRequest]:
+        """The same for all servers, others in each round."""
+        count = self._args.requests or max(12, 3 * concurrency)
+        return asked(count, seed=self._args.seed + number, most=self._most)
+
+    def measure(self, servers: list[Server]) -> None:
+        """Give every server its turns; their order turns around with each round."""
+        wanted = {server.peer.name: set(self.missing(server.peer.name)) for server in servers}
+        turns = [
+            (number, concurrency, server)
+            for number in range(self._args.rounds)
+            for concurrency in self._args.concurrency
+            for server in (servers if number % 2 == 0 else servers[::-1])
+            if (number, concurrency) in wanted[server.peer.name]
+        ]
+        for number, concurrency, server in (bar := tqdm(turns, desc="comparing", unit="turn")):
+            bar.set_postfix_str(f"{server.peer.name}, C={concurrency}")
+            self._kept.add(self._turn(server, number, concurrency))
+
+    def _turn(self, server: Server, number: int, concurrency: int) -> Turn:
+        with server.turn() as plain:
+            client = plain.chatting()
+            warm_up = asked(concurrency, seed=self._args.seed + 999, most=WARM_UP)
             asyncio.run(client.closed_loop(warm_up, concurrency))
-            sent = make_requests(workload, requests or max(8, 3 * concurrency), seed=seed + number)
-            result = asyncio.run(client.closed_loop(sent, concurrency))
-        summary = summarise(f"C={concurrency}", result, Slo())
-        results.setdefault((server.peer.name, concurrency), []).append((summary, result))
-    bits = {server.peer.name: server.bits for server in servers}
-    rows: list[Row] = []
-    for (name, concurrency), runs in results.items():
+            result = asyncio.run(client.closed_loop(self.requests(number, concurrency), concurrency))
+        return Turn(server.peer.name, concurrency, number, settings(self._args), server.bits, result)
+
+    def rows(self) -> list[Row]:
+        """Of all servers that have had turns at every concurrency."""
+        whole = [name for name in PEERS if all(self._kept.of(name, each) for each in self._args.concurrency)]
+        return [self._row(name, concurrency) for name in whole for concurrency in self._args.concurrency]
+
+    def _row(self, name: str, concurrency: int) -> Row:
+        model, turns = MODELS[self._args.model], self._kept.of(name, concurrency)
+        load = f"C={concurrency}"
         merged = RunResult(
-            [outcome for _, result in runs for outcome in result.outcomes],
-            sum(result.duration for _, result in runs),
+            [outcome for turn in turns for outcome in turn.result.outcomes],
+            sum(turn.result.duration for turn in turns),
         )
         row: Row = {
             "server": name,
             "engine": PEERS[name].engine,
-            "precision": PEERS[name].precision(load.model),
-            "bits_a_weight": bits[name],
+            "precision": PEERS[name].precision(model),
+            "bits_a_weight": turns[-1].bits,
             "concurrency": concurrency,
-            "each_round": [summary.output_tokens_per_second for summary, _ in runs],
+            "measured": turns[-1].day,
+            "each_round": [summarise(load, turn.result, Slo()).output_tokens_per_second for turn in turns],
         }
-        rows.append(row | summarise(f"C={concurrency}", merged, Slo()).to_json())
-    return rows
+        return row | summarise(load, merged, Slo()).to_json()
+
+
+WARM_UP = 32
+"""Tokens of an answer that is not measured."""
+
+
+def settings(args: argparse.Namespace) -> str:
+    """What decides a turn beside its server, round and concurrency."""
+    requests = args.requests or "3 a seat"
+    flags = f", flags {args.flags}" if args.flags else ""
+    return f"answers of up to {MODELS[args.model].most} tokens, requests {requests}, seed {args.seed}{flags}"
 
 
 def _best(rows: Sequence[Row], concurrency: int) -> Row | None:
@@ -92,7 +145,7 @@ def markdown(rows: Sequence[Row], concurrencies: Sequence[int], *, is_held: bool
     concurrency."""
     top = concurrencies[-1]
     head = ["server", "precision", "bits a weight", *(f"C={c}" for c in concurrencies)]
-    head += [f"TTFT p50 / p99, C={top}", f"ITL p50 / p99, C={top}"]
+    head += ["circles", f"TTFT p50 / p99, C={top}", f"ITL p50 / p99, C={top}"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " --- |" * (len(head) - 2)]
     unheld: list[str] = []
     for name, peer in PEERS.items():
@@ -113,6 +166,7 @@ def markdown(rows: Sequence[Row], concurrencies: Sequence[int], *, is_held: bool
             figure = f"**{figure}**" if row is _best(rows, concurrency) else figure
             cells.append(figure + (f" ({row['num_errors']} failed)" if row["num_errors"] else ""))
         ttft, itl = first["ttft"], first["itl"]
+        cells.append(f"{max(row['circles'] for row in found.values()):.0%}")
         cells.append(f"{ttft['p50']:.2f} / {ttft['p99']:.2f} s" if peer.has_server else "-")
         cells.append(f"{1000 * itl['p50']:.0f} / {1000 * itl['p99']:.0f} ms" if peer.has_server else "-")
         lines.append("| " + " | ".join(cells) + " |")
@@ -170,10 +224,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--servers", help=f"of {', '.join(PEERS)} (default: those that suit the model)")
     parser.add_argument("--concurrency", help="requests in flight, as 1,8,32 (default: what suits the model)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each server (default: 2)")
-    parser.add_argument("--requests", type=int, help="of each turn (default: 3 a seat, at least 8)")
+    parser.add_argument("--requests", type=int, help="of each turn (default: 3 a seat, at least 12)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
     parser.add_argument("--flags", default="", help='more flags of `carousel serve`, as "--max-num-seqs 32"')
     parser.add_argument("--prepare", action="store_true", help="install and convert what is missing, and end")
+    parser.add_argument("--table", action="store_true", help="only put together what is kept")
+    parser.add_argument("--again", action="store_true", help="measure the servers anew, whatever is kept of them")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("build/compare"), help="folder for single turns (default: build/compare)"
+    )
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the results (default: docs)")
     args = parser.parse_args()
     model = MODELS[args.model]
@@ -198,46 +257,61 @@ def main() -> int:
     model = MODELS[args.model]
     load = Load(model, here, seats=max(args.concurrency), flags=tuple(shlex.split(args.flags)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers, paused or not, are ended too
-    ready = prepare(args.servers, load)
+    kept = Kept(args.kept / f"{_key(model, here)}.jsonl", settings(args))
+    if args.again:
+        kept.forget(args.servers)
+    comparison = Comparison(args, kept)
+    wanted = [] if args.table else [name for name in args.servers if args.prepare or comparison.missing(name)]
+    ready = prepare(wanted, load)
     if args.prepare:
         return 0 if len(ready) == len(args.servers) else 1
 
     with ExitStack() as stack:
-        servers = []
-        for peer, service in tqdm(ready, desc="starting", unit="server"):
-            try:
-                server = stack.enter_context(running(peer, service, load))
-            except PeerError as error:
-                tqdm.write(f"{peer.name} is left out: {error}", file=sys.stderr)
-                continue
-            with server.turn() as client:
-                asyncio.run(client.closed_loop(make_requests(model.workload, 4, seed=1), 2))
-            servers.append(server)
-        if not servers:
-            print("compare: no server could be started", file=sys.stderr)
-            return 1
-        rows = measure(servers, load, args.concurrency, args.rounds, args.requests, args.seed)
+        comparison.measure(start(stack, ready, load))
+    write(args, comparison.rows(), here)
+    return 0
 
+
+def start(stack: ExitStack, ready: Sequence[tuple[Peer, Service]], load: Load) -> list[Server]:
+    """Those that can be started, each paused after it has answered some requests."""
+    servers = []
+    for peer, service in tqdm(ready, desc="starting", unit="server"):
+        try:
+            server = stack.enter_context(running(peer, service, load))
+        except PeerError as error:
+            tqdm.write(f"{peer.name} is left out: {error}", file=sys.stderr)
+            continue
+        with server.turn() as client:
+            asyncio.run(client.chatting().closed_loop(asked(4, seed=1, most=WARM_UP), 2))
+        servers.append(server)
+    return servers
+
+
+def write(args: argparse.Namespace, rows: list[Row], here: Processor) -> None:
+    """The table, the picture and the figures of what has been measured."""
+    if not rows:
+        print("compare: no server has had all its turns", file=sys.stderr)
+        return
+    model = MODELS[args.model]
     text, verdict = markdown(rows, args.concurrency, is_held=here.is_held), ratios(rows)
     print(f"{text}\n\n{verdict}")
-    name = f"comparison-{here.kind}" if model.key == "default" else f"comparison-{here.kind}-{model.key}"
     args.output.mkdir(parents=True, exist_ok=True)
-    about = f"{model.title}, workload {model.workload}, {args.rounds} rounds, {date.today()}, {here}"
-    about += f", flags {args.flags}" if args.flags else ""
+    name = f"comparison-{_key(model, here)}"
     facts = {
         "model": model.title,
-        "workload": model.workload,
-        "rounds": args.rounds,
+        "load": settings(args),
         "date": str(date.today()),
-        "flags": args.flags,
         "processor": here.to_json(),
         "rows": rows,
     }
-    bold = "In bold: the best peer's."
-    (args.output / f"{name}.md").write_text(f"{text}\n\n{bold} {about}. Made by `make compare`.\n")
+    about = f"In bold: the best peer's. {model.title}, {settings(args)}, {date.today()}, {here}."
+    (args.output / f"{name}.md").write_text(f"{text}\n\n{about} Made by `make compare`.\n")
     (args.output / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw(rows, args.concurrency, args.output / f"{name}.png")
-    return 0
+
+
+def _key(model: Model, here: Processor) -> str:
+    return here.kind if model.key == "default" else f"{here.kind}-{model.key}"
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.draft_model
 
 There is no smaller model of the default model's vocabulary, so drafts are made of its own first layers; and the
-model guesses for itself, which is always right and never pays. Questions are answered greedily in the engine core
-of this process, without guesses and with them in turns; both must give the same tokens. Guesses from the text are
+model guesses for itself, which is always right and never pays. Real text (`benchmarks.asked`) is answered in the
+engine core of this process, without guesses and with them in turns; both must give the same tokens. Guesses from the text are
 off. The engine decides how much it asks: where a draft model is seldom right, next to nothing.
 """
 
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, print_tables
-from benchmarks.speculation import QUESTIONS, Load
+from benchmarks.speculation import Load
 from scheduler.config import DEFAULT_MODEL
 from scheduler.llm import LLM
 from scheduler.messages import StepStats
@@ -78,16 +78,16 @@ def measure(layers: list[int], sizes: list[int], rounds: int, max_tokens: int) -
             drafting = LLM(speculative_model=str(folder), **KNOBS)
             counter = Counter()
             drafting.engine.observers.append(counter)
-            load = Load({"off": plain, "model": drafting}, list(QUESTIONS), max_tokens)
+            load = Load.chats({"off": plain, "model": drafting}, max_tokens)
             for size in sizes:
                 counter.num_drafted = counter.num_accepted = 0
                 speeds: dict[str, list[float]] = {"off": [], "model": []}
                 for turn in range(rounds):
                     order = ("off", "model") if turn % 2 == 0 else ("model", "off")
-                    found = {mode: load.run(mode, size) for mode in order}
-                    assert found["off"][1] == found["model"][1], "guesses changed an answer"
+                    found = {mode: load.run(mode, size, turn) for mode in order}
+                    assert found["off"].answers == found["model"].answers, "guesses changed an answer"
                     for mode in order:
-                        speeds[mode].append(found[mode][0])
+                        speeds[mode].append(found[mode].speed)
                     bar.update()
                 ratios = [with_draft / off for off, with_draft in zip(*speeds.values(), strict=True)]
                 rows.append(

@@ -20,22 +20,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import scarce
+from benchmarks.asked import asked
 from benchmarks.own_server import OwnServer, own_server
 from server.bench.load import LoadClient, Outcome, RunResult
 from server.bench.report import throughput
-from server.bench.workload import LoadRequest, make_requests, words
+from server.bench.workload import LoadRequest, words
 
 POLICIES = ("fair", "fcfs")
 FLOOD = 128
-"""Requests that the noisy neighbour sends at once, of 128 words and 96 tokens each."""
+"""Chats that the noisy neighbour begins at once."""
 
 
 # A noisy neighbour --------------------------------------------------------------------------------------
 
 
 def flood(seed: int) -> list[LoadRequest]:
-    rng = random.Random(f"flood {seed}")
-    return [LoadRequest(words(rng, 128), 96, user=0) for _ in range(FLOOD)]
+    return asked(FLOOD, seed=seed)
 
 
 async def guest(client: LoadClient, seed: int, is_over: Callable[[], bool], most: int) -> RunResult:
@@ -58,11 +58,11 @@ async def guest(client: LoadClient, seed: int, is_over: Callable[[], bool], most
 
 async def neighbour(server: OwnServer, seed: int) -> tuple[RunResult, RunResult, RunResult, RunResult]:
     """The guest on an idle server, the flood alone, then both: (idle guest, flood alone, guest, flood)."""
-    load = server.client()
-    await load.closed_loop(make_requests("chat", 16, seed=seed, num_users=2), 16)  # warm
+    load, chats = server.client(), server.chats()
+    await chats.closed_loop(asked(16, seed=seed + 999, num_users=2), 16)  # warm
     idle = await guest(load, seed, lambda: False, 40)
-    alone = await load.closed_loop(flood(seed), FLOOD)
-    both = asyncio.create_task(load.closed_loop(flood(seed + 1), FLOOD))
+    alone = await chats.closed_loop(flood(seed), FLOOD)
+    both = asyncio.create_task(chats.closed_loop(flood(seed + 1), FLOOD))
     await asyncio.sleep(0.2)
     visiting = await guest(load, seed + 1, both.done, 1000)
     return idle, alone, visiting, await both
@@ -178,8 +178,8 @@ def run_cost(args: argparse.Namespace) -> None:
         servers = {"fair": fair, "fcfs": fcfs}
         for turn in tqdm(range(2 * args.rounds), desc="fair, fcfs", unit="turn"):
             policy = POLICIES[(turn + turn // 2) % 2]  # a, b, b, a, ...
-            requests = make_requests("chat", 320, seed=args.seed + turn // 2, num_users=len(users))
-            result = asyncio.run(servers[policy].client().closed_loop(requests, 96))
+            requests = asked(320, seed=args.seed + turn // 2, num_users=len(users))
+            result = asyncio.run(servers[policy].chats().closed_loop(requests, 96))
             rates[policy].append(throughput(result.outcomes))
     for policy, values in rates.items():
         print(

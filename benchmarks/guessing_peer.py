@@ -4,7 +4,8 @@
 
 Carousel and llama.cpp's server with the default model's own file, each without guesses and with each kind of guess
 from the text that it knows, as it comes, in turns; who does not run is paused. llama.cpp is installed first, which
-takes a quarter of an hour, once. Answers are greedy. What each server has cached of the prompts it may use.
+takes a quarter of an hour, once. What repeats its prompt is greedy; chats are real text (`benchmarks.asked`) at a
+temperature of 0.7, other ones each turn. What each server has cached of the prompts it may use.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import asyncio
 import contextlib
 import statistics
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 
-import aiohttp
 from tqdm import tqdm
 
+from benchmarks.asked import asked
 from benchmarks.peers.catalogue import CAROUSEL, Load
+from benchmarks.peers.installing import PeerError
 from benchmarks.peers.models import MODELS
-from benchmarks.peers.running import Server, prepare, running
+from benchmarks.peers.running import prepare, running
 from benchmarks.processor import processor
-from benchmarks.speculation import QUESTIONS, copied
+from benchmarks.speculation import copied
+from server.bench.load import CHAT, LoadClient
+from server.bench.report import Slo, summarise
+from server.bench.workload import LoadRequest
 
 LLAMA_CPP = "llama.cpp"
 GUESSES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -37,36 +40,38 @@ GUESSES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """The flags of each kind."""
 
-PROMPTS = {
-    "repeats its prompt": [copied(number) for number in range(8)],
-    "chat": list(QUESTIONS[:8]),
-}
+NUM_REQUESTS = 8
+
+REPEATS, CHATS = "repeats its prompt", "chat"
 
 
-async def speed(server: Server, texts: Sequence[str], max_tokens: int) -> float:
+def load(kind: str, turn: int, max_tokens: int) -> tuple[dict[str, object], list[LoadRequest]]:
+    """How a server is asked, and what."""
+    if kind == REPEATS:
+        return {"temperature": 0}, [LoadRequest(copied(number), max_tokens) for number in range(NUM_REQUESTS)]
+    return dict(CHAT), asked(NUM_REQUESTS, seed=turn, most=max_tokens)
+
+
+def speed(client: LoadClient, kind: str, turn: int, max_tokens: int) -> float:
     """Output tokens/s of one answer after the other."""
-    num_tokens = 0
-    started = time.perf_counter()
-    async with aiohttp.ClientSession() as session:
-        for text in texts:
-            body = {
-                "model": server.client.model,
-                "messages": [{"role": "user", "content": text}],
-                "max_tokens": max_tokens,
-                "temperature": 0,
-            }
-            async with session.post(f"{server.client.url}/v1/chat/completions", json=body) as response:
-                num_tokens += (await response.json())["usage"]["completion_tokens"]
-    return num_tokens / (time.perf_counter() - started)
+    sampling, requests = load(kind, turn, max_tokens)
+    asking = replace(client, endpoint="chat", sampling=sampling)
+    result = asyncio.run(asking.closed_loop(requests, 1))
+    if errors := [outcome.error for outcome in result.outcomes if outcome.error is not None]:
+        raise PeerError(f"a request failed: {errors[0]}")
+    return summarise(kind, result, Slo()).output_tokens_per_second
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
     parser.add_argument("--max-tokens", type=int, default=192, help="longest answer (default: 192)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[REPEATS, CHATS], default=[REPEATS, CHATS], help="(default: both)"
+    )
     args = parser.parse_args()
-    load = Load(MODELS["default"], processor(), seats=1, context=4096)
-    ready = prepare([CAROUSEL, LLAMA_CPP], load)
+    room = Load(MODELS["default"], processor(), seats=1, context=4096)
+    ready = prepare([CAROUSEL, LLAMA_CPP], room)
     speeds: dict[tuple[str, str, str], list[float]] = {}
     with contextlib.ExitStack() as stack:
         servers = {}
@@ -74,13 +79,13 @@ def main() -> None:
             for guesses, flags in GUESSES[peer.name].items():
                 command = replace(service, command=[*service.command, *flags])
                 named = replace(peer, name=f"{peer.name}, {guesses}")
-                servers[peer.name, guesses] = stack.enter_context(running(named, command, load))
+                servers[peer.name, guesses] = stack.enter_context(running(named, command, room))
                 servers[peer.name, guesses].pause()
-        for _ in tqdm(range(args.rounds), desc="turns of each", file=sys.stderr):
-            for kind, texts in PROMPTS.items():
+        for turn in tqdm(range(args.rounds), desc="turns of each", file=sys.stderr):
+            for kind in args.kinds:
                 for (name, guesses), server in servers.items():
-                    with server.turn():
-                        tokens_per_second = asyncio.run(speed(server, texts, args.max_tokens))
+                    with server.turn() as client:
+                        tokens_per_second = speed(client, kind, turn, args.max_tokens)
                     speeds.setdefault((kind, name, guesses), []).append(tokens_per_second)
     print(f"{processor()} ({processor().kind}), {MODELS['default'].title}: medians of {args.rounds} turns\n")
     print("| answers | server | guesses | tokens/s | times without |\n| --- | --- | --- | --- | --- |")

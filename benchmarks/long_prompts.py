@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.asked import asked
 from benchmarks.peers.catalogue import CAROUSEL, PEERS, Load, Peer, Service
 from benchmarks.peers.installing import PeerError
 from benchmarks.peers.models import MODELS
@@ -35,6 +36,7 @@ NUM_PROMPTS = 4
 NUM_CHATS = 8
 ANSWER = 16
 CONTEXT = 6400
+MOST_CHATS = 1000
 SERVERS = ("carousel", "openvino-genai-int8", "openvino-genai-int4", "llama.cpp-q4_0", "ik_llama.cpp-q4_0")
 
 
@@ -94,14 +96,15 @@ def run_rate(args: argparse.Namespace, ready: list[tuple[Peer, Service]], load: 
 
 async def chat(client: LoadClient, seed: int, until: float | asyncio.Task[RunResult]) -> RunResult:
     """8 streams that go on for so many seconds, or until something is done."""
-    rng = random.Random(f"chats {seed}")
     start = time.monotonic()
 
     def requests() -> Iterator[LoadRequest]:
-        while not (time.monotonic() - start > until if isinstance(until, float) else until.done()):
-            yield LoadRequest(words(rng, rng.randint(16, 64)), 96)
+        for request in asked(MOST_CHATS, seed=seed):
+            if time.monotonic() - start > until if isinstance(until, float) else until.done():
+                break
+            yield request
 
-    return await client.closed_loop(requests(), NUM_CHATS)
+    return await client.chatting().closed_loop(requests(), NUM_CHATS)
 
 
 async def beside(client: LoadClient, args: argparse.Namespace, number: int) -> tuple[RunResult, RunResult]:

@@ -16,9 +16,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 from tqdm import tqdm
 
+from benchmarks.asked import asked
 from benchmarks.own_server import OwnServer, own_server
 from server.bench.report import throughput
-from server.bench.workload import make_requests
 
 CONCURRENCY = 32
 
@@ -49,9 +49,9 @@ async def watched(server: OwnServer) -> AsyncIterator[None]:
 
 
 async def turn(server: OwnServer, seed: int, *, on: bool) -> float:
-    requests = make_requests("chat", 6 * CONCURRENCY, seed=seed)
+    requests = asked(6 * CONCURRENCY, seed=seed)
     async with watched(server) if on else contextlib.nullcontext():
-        result = await server.client().closed_loop(requests, CONCURRENCY)
+        result = await server.chats().closed_loop(requests, CONCURRENCY)
     return throughput(result.outcomes)
 
 

@@ -13,6 +13,7 @@ import sys
 
 from tqdm import tqdm
 
+from benchmarks.asked import asked
 from benchmarks.own_server import OwnServer, own_server
 from server.bench.load import Outcome
 from server.bench.report import Quantiles, throughput
@@ -25,12 +26,12 @@ async def streams_and_prompts(server: OwnServer, seed: int) -> tuple[list[Outcom
     """16 streams that go on all the time, and long prompts that arrive among them: outcomes of both."""
     load = server.client()
     rng = random.Random(seed)
-    streams = [LoadRequest(words(rng, 16), 256) for _ in range(3 * NUM_STREAMS)]
+    streams = asked(3 * NUM_STREAMS, seed=seed)
     prompts = [LoadRequest(words(rng, rng.randint(1000, 2500)), 16) for _ in range(16)]
     times = list(arrival_times("poisson", prompts, rate=1.2, seed=seed))
     await load.closed_loop(make_requests("summarise", 8, seed=seed + 1), 8)  # warm, and time to learn
     running, arriving = await asyncio.gather(
-        load.closed_loop(streams, NUM_STREAMS), load.open_loop(prompts, times)
+        server.chats().closed_loop(streams, NUM_STREAMS), load.open_loop(prompts, times)
     )
     return running.outcomes, arriving.outcomes
 
@@ -61,13 +62,13 @@ NUM_USERS = 20
 
 
 async def flood(server: OwnServer, seconds: float, seed: int) -> None:
-    load = server.client()
-    requests = make_requests("chat", 320, seed=seed, num_users=NUM_USERS)
+    load = server.chats()
+    requests = asked(320, seed=seed, num_users=NUM_USERS)
     await load.closed_loop(requests[:64], 64)  # warm
     full = await load.closed_loop(requests, 96)
     capacity = throughput(full.outcomes)
     rate = 10 * len(full.outcomes) / full.duration
-    many = make_requests("chat", round(rate * seconds), seed=seed + 1, num_users=NUM_USERS)
+    many = asked(round(rate * seconds), seed=seed + 1, num_users=NUM_USERS)
     times = list(arrival_times("poisson", many, rate=rate, seed=seed))
     before = server.memory()
     memory: list[int] = []
@@ -84,7 +85,10 @@ async def flood(server: OwnServer, seconds: float, seed: int) -> None:
     done = [outcome for outcome in result.outcomes if outcome.error is None]
     refused = [outcome for outcome in result.outcomes if (outcome.error or "").startswith("429")]
     failed = len(result.outcomes) - len(done) - len(refused)
-    tokens = sum(1 for outcome in done for at in outcome.arrivals if at <= seconds)
+    tokens = sum(
+        outcome.num_tokens * sum(at <= seconds for at in outcome.arrivals) / len(outcome.arrivals)
+        for outcome in done
+    )
     answer = Quantiles.of([outcome.e2e for outcome in refused])
     print(f"capacity (closed loop, 96 in flight): {capacity:.0f} tok/s, {rate / 10:.1f} requests/s")
     print(

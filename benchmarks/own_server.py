@@ -66,8 +66,12 @@ class OwnServer:
         return None
 
     def client(self) -> LoadClient:
-        """Sends requests in the users' names."""
+        """Sends requests in the users' names, whose answers have the wanted length."""
         return LoadClient(self.url, DEFAULT_MODEL, keys=list(self.keys.values()))
+
+    def chats(self) -> LoadClient:
+        """Sends chats in the users' names, whose answers end where the model ends them."""
+        return self.client().chatting()
 
     async def metrics(self, name: str) -> dict[str, float]:
         """A metric's values by user, or under "" where it has no users."""

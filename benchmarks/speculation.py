@@ -4,11 +4,13 @@
     python -m benchmarks.speculation --kinds chat --rounds 9 --cpu avx2
 
 The prompts are parts of the public-domain book in the repository and of the standard library's source code (both
-to be copied), and questions. All are answered greedily, in the engine core of this process, with `--speculative
-off` and `ngram` in turns. Both must give the same tokens. A small model does not always do as it is told: answers
-that go round in circles would flatter the guesses, and are left out of the chat; those that are no copies are left
-out where all are to be copies, and are there where some are. How many were left out is counted. `allowed` is what
-the tokens that a sequence got in a step would make of it, if a step cost what the engine believes it does.
+to be copied, greedily), and real text (`benchmarks.asked`), at a temperature of 0.7, whose answers end where the
+model ends them. They are answered in the engine core of this process, so many at once, with `--speculative off`
+and `ngram` in turns. Both must give the same tokens. A small model does not always do as it is told: answers that
+are no copies are left out where all are to be copies, and are there where some are; how many were left out is
+counted. `circles` is the share of the answers that repeats itself, which is easily guessed. `planning` is what a
+step's plan takes with guesses and without, in microseconds. `allowed` is what the tokens that a sequence got in a
+step would make of it, if a step cost what the engine believes it does.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import fnmatch
 import glob
 import heapq
 import inspect
+import itertools
 import json
 import shutil
 import statistics
@@ -35,24 +38,19 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from benchmarks.asked import MOST_TOKENS, asked, prompts
 from benchmarks.builds import add_cpu_flag, print_tables
 from scheduler.config import DEFAULT_MODEL
+from scheduler.engine.stream import make_request
 from scheduler.llm import LLM
 from scheduler.messages import StepStats
 from scheduler.models.checks.quantization import TEXT
 from scheduler.planning.plan import Plan
 from scheduler.planning.step_cost import StepCost
 from scheduler.sampling_params import SamplingParams
+from server.bench.report import circles as share_of_circles
 
 MODES = ("off", "ngram")
-QUESTIONS = (
-    "Tell me about the moon and its phases.", "Why is the sky blue?", "How does bread rise?",
-    "Give me advice for a first day at a new job.", "What is a good way to learn the piano?",
-    "Explain how a bicycle stays upright.", "Write a short letter to a friend about spring.",
-    "What should I see in Rome?", "How do vaccines work?", "Describe a market in the morning.",
-    "What is inflation?", "How can I sleep better?", "Why do cats purr?", "How is glass made?",
-    "Tell me a story about a lighthouse.", "What makes a good teacher?",
-)  # fmt: skip
 FUNCTIONS = (
     shutil.copytree, textwrap.TextWrapper, shutil.rmtree, textwrap.dedent, shutil.which, statistics.quantiles,
     heapq.merge, fnmatch.translate, colorsys.rgb_to_hls, csv.Sniffer, copy.deepcopy, statistics.mode, glob.escape,
@@ -137,35 +135,83 @@ class Steps:
         return (self._prompts + gain * self._plain) / (self._prompts + self._guessed)
 
 
-class Load:
-    """Prompts that are answered `concurrency` at a time."""
+@dataclass(frozen=True)
+class Run:
+    """What one mode made of its prompts."""
 
-    def __init__(self, llms: dict[str, LLM], texts: list[str], max_tokens: int) -> None:
-        tokenizer = llms["off"].tokenizer
+    speed: float
+    """Output tokens/s."""
+    answers: list[list[int]]
+    planning: float
+    """Seconds that a step's plan took, in the median."""
+
+
+class Load:
+    """Prompts that are answered `concurrency` at a time: who ends makes room for the next."""
+
+    def __init__(self, llms: dict[str, LLM], asked_for: list[tuple[list[int], SamplingParams]]) -> None:
         self._llms = llms
-        self._prompts = [tokenizer.apply_chat_template([{"role": "user", "content": text}]) for text in texts]
-        self._params = SamplingParams(temperature=0, max_tokens=max_tokens, seed=0)
+        self._asked = asked_for
         self.num_left_out = 0
+
+    @classmethod
+    def greedy(cls, llms: dict[str, LLM], texts: list[str], max_tokens: int) -> Load:
+        """The likeliest answers."""
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, seed=0)
+        return cls(llms, [(_chat_prompt(llms["off"], text), params) for text in texts])
+
+    @classmethod
+    def chats(cls, llms: dict[str, LLM], max_tokens: int) -> Load:
+        """Real text at a temperature of 0.7, and answers that end by themselves."""
+        return cls(
+            llms,
+            [
+                (
+                    _chat_prompt(llms["off"], request.prompt, request.system),
+                    SamplingParams(temperature=0.7, max_tokens=max_tokens, seed=request.seed),
+                )
+                for request in asked(len(prompts()), seed=0)
+            ],
+        )
 
     def keep(self, is_wanted: Callable[[list[int], list[int]], bool]) -> None:
         """Only the prompts that are wanted, with their answers."""
-        answers = self._llms["off"].generate(self._prompts, self._params, progress=False)
-        good = [
-            is_wanted(prompt, answer.completions[0].token_ids)
-            for prompt, answer in zip(self._prompts, answers, strict=True)
-        ]
+        answers = self._closed_loop(self._llms["off"], self._asked, 8).answers
+        good = [is_wanted(prompt, answer) for (prompt, _), answer in zip(self._asked, answers, strict=True)]
         self.num_left_out = good.count(False)
-        self._prompts = [prompt for prompt, is_good in zip(self._prompts, good, strict=True) if is_good]
+        self._asked = [each for each, is_good in zip(self._asked, good, strict=True) if is_good]
 
-    def run(self, mode: str, concurrency: int) -> tuple[float, list[list[int]]]:
-        """Output tokens/s, and the answers."""
-        prompts = (self._prompts * concurrency)[: max(concurrency, min(len(self._prompts), 8))]
-        answers: list[list[int]] = []
+    def run(self, mode: str, concurrency: int, turn: int) -> Run:
+        """Each turn has other prompts, as long as there are some."""
+        count = max(8, 2 * concurrency)
+        picked = itertools.islice(itertools.cycle(self._asked), turn * count, (turn + 1) * count)
+        return self._closed_loop(self._llms[mode], list(picked), concurrency)
+
+    def _closed_loop(self, llm: LLM, picked: list[tuple[list[int], SamplingParams]], concurrency: int) -> Run:
+        answers: list[list[int]] = [[] for _ in picked]
+        planning: list[float] = []
+        waiting = iter(range(len(picked)))
+        num_live = 0
         started = time.perf_counter()
-        for first in range(0, len(prompts), concurrency):
-            results = self._llms[mode].generate(prompts[first : first + concurrency], self._params, progress=False)
-            answers += [result.completions[0].token_ids for result in results]
-        return sum(map(len, answers)) / (time.perf_counter() - started), answers
+        while True:
+            for number in itertools.islice(waiting, concurrency - num_live):
+                prompt, params = picked[number]
+                llm.engine.add(make_request(str(number), prompt, params, llm.engine.info, llm.tokenizer))
+                num_live += 1
+            if num_live == 0:
+                break
+            done = llm.engine.step()
+            planning += [done.step.phases.plan] if done.step is not None else []
+            for output in done.outputs:
+                answers[int(output.request_id)] += output.token_ids
+                num_live -= output.finish_reason is not None
+        seconds = time.perf_counter() - started
+        return Run(sum(map(len, answers)) / seconds, answers, statistics.median(planning))
+
+
+def _chat_prompt(llm: LLM, text: str, system: str | None = None) -> list[int]:
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return llm.tokenizer.apply_chat_template([*before, {"role": "user", "content": text}])
 
 
 @dataclass(frozen=True)
@@ -179,19 +225,17 @@ class Kind:
 
 
 def _copies(llms: dict[str, LLM], max_tokens: int, longest_copy: int) -> Load:
-    load = Load(llms, [copied(number) for number in range(NUM_COPIED)], longest_copy)
+    load = Load.greedy(llms, [copied(number) for number in range(NUM_COPIED)], longest_copy)
     load.keep(is_copy)
     return load
 
 
 def _mixed(llms: dict[str, LLM], max_tokens: int, longest_copy: int) -> Load:
-    return Load(llms, [copied(number) for number in range(8)], longest_copy)
+    return Load.greedy(llms, [copied(number) for number in range(8)], longest_copy)
 
 
 def _chat(llms: dict[str, LLM], max_tokens: int, longest_copy: int) -> Load:
-    load = Load(llms, list(QUESTIONS), max_tokens)
-    load.keep(lambda _, answer: not circles(answer))
-    return load
+    return Load.chats(llms, max_tokens)
 
 
 KINDS = {
@@ -215,25 +259,31 @@ def measure(
     with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
         for kind, load in loads.items():
             for size in KINDS[kind].sizes:
-                speeds: dict[str, list[float]] = {mode: [] for mode in MODES}
+                runs: dict[str, list[Run]] = {mode: [] for mode in MODES}
                 steps.forget()
                 for turn in range(rounds):
-                    order = MODES if turn % 2 == 0 else MODES[::-1]
-                    found = {mode: load.run(mode, size) for mode in order}
-                    assert found["off"][1] == found["ngram"][1], "guesses changed an answer"
-                    for mode in MODES:
-                        speeds[mode].append(found[mode][0])
+                    for mode in MODES if turn % 2 == 0 else MODES[::-1]:
+                        runs[mode].append(load.run(mode, size, turn))
+                    assert runs["off"][-1].answers == runs["ngram"][-1].answers, "guesses changed an answer"
                     bar.update()
                 allowed = steps.allowed
-                ratios = [guessed / plain for plain, guessed in zip(speeds["off"], speeds["ngram"], strict=True)]
+                plain, guessed = runs["off"], runs["ngram"]
+                ratios = [one.speed / other.speed for one, other in zip(guessed, plain, strict=True)]
+                tokenizer = llms["off"].tokenizer
+                texts = [tokenizer.decode(answer) for run in guessed for answer in run.answers]
                 rows.append(
                     {
                         "answers": KINDS[kind].name,
                         "at once": size,
-                        "off": round(statistics.median(speeds["off"]), 1),
-                        "ngram": round(statistics.median(speeds["ngram"]), 1),
-                        "ratio": round(statistics.median(ratios), 2),
-                        "allowed": round(allowed, 2),
+                        "off": round(statistics.median(run.speed for run in plain), 1),
+                        "ngram": round(statistics.median(run.speed for run in guessed), 1),
+                        "ratio": round(statistics.median(ratios), 3),
+                        "each turn": " ".join(f"{ratio:.2f}" for ratio in ratios),
+                        "allowed": round(allowed, 3),
+                        "planning": "{:.0f} / {:.0f}".format(
+                            *(1e6 * statistics.median(run.planning for run in each) for each in (guessed, plain))
+                        ),
+                        "circles": f"{share_of_circles(texts):.1%}",
                         "left out": load.num_left_out,
                     }
                 )
@@ -247,7 +297,7 @@ def main() -> None:
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="answers to measure (default: all kinds)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each mode, in turns (default: 3)")
-    parser.add_argument("--max-tokens", type=int, default=192, help="longest answer (default: 192)")
+    parser.add_argument("--max-tokens", type=int, default=MOST_TOKENS, help="longest answer (default: 256)")
     parser.add_argument("--longest-copy", type=int, default=400, help="where it is a copy (default: 400)")
     parser.add_argument("--json", action="store_true", help="measure this build only, and print JSON")
     add_cpu_flag(parser)

@@ -13,6 +13,10 @@ from benchmarks.peers.installing import PeerError, llama_cpp, openvino, transfor
 from benchmarks.peers.models import Model
 from benchmarks.processor import Processor
 
+LLAMA_CPP_GUESSES = ("--spec-type", "ngram-mod")
+"""Of the kinds of guesses that it makes from the text alone, the one that made the default model's chats fastest
+(`python -m benchmarks.guessing_peer`)."""
+
 IK_LLAMA_SERVER = "IK_LLAMA_SERVER"
 """The environment variable that names the llama-server of an ik_llama.cpp one has built."""
 
@@ -94,13 +98,13 @@ def _openvino(form: Literal["int8", "int4"]) -> Callable[[Load], Service]:
     return prepare
 
 
-def _llama_cpp(*, q4_0: bool, ik: bool = False) -> Callable[[Load], Service]:
+def _llama_cpp(*flags: str, q4_0: bool, ik: bool = False) -> Callable[[Load], Service]:
     def prepare(load: Load) -> Service:
         model = load.model.q4_0() if q4_0 else load.model.published()
         server = _ik_llama_server() if ik else llama_cpp(avx2_only=load.processor.is_held) / "llama-server"
         command = [
             str(server), "-m", str(model), "--host", "127.0.0.1", "-fa", "on", "-t", str(load.processor.cores),
-            "-np", str(load.seats), "-c", str(load.seats * load.context), *(["-rtr"] if ik else []),
+            "-np", str(load.seats), "-c", str(load.seats * load.context), *(["-rtr"] if ik else []), *flags,
         ]  # fmt: skip
         return Service(command, load.model.bits(model))
 
@@ -141,11 +145,19 @@ CAROUSEL = "carousel"
 
 _ALL = [
     Peer(CAROUSEL, CAROUSEL, _is("default"), _carousel()),
+    Peer("carousel-plain", CAROUSEL, _is("default (no guesses)"), _carousel("--speculative", "off")),
     Peer("carousel-q4_0", CAROUSEL, _is("default, of Q4_0"), _carousel(q4_0=True)),
     Peer("carousel-int8", CAROUSEL, _is("int8"), _carousel("--quantization", "int8")),
     Peer("carousel-none", CAROUSEL, _is("not quantized"), _carousel("--quantization", "none")),
     Peer("llama.cpp-q4_0", "llama.cpp", _is("Q4_0"), _llama_cpp(q4_0=True)),
+    Peer("llama.cpp-q4_0-guesses", "llama.cpp", _is("Q4_0 (guesses)"), _llama_cpp(*LLAMA_CPP_GUESSES, q4_0=True)),
     Peer("llama.cpp", "llama.cpp", _as_published, _llama_cpp(q4_0=False)),
+    Peer(
+        "llama.cpp-guesses",
+        "llama.cpp",
+        lambda model: f"{model.weights} (guesses)",
+        _llama_cpp(*LLAMA_CPP_GUESSES, q4_0=False),
+    ),
     Peer(
         "openvino-genai-int8",
         "openvino-genai",

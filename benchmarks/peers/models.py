@@ -36,7 +36,8 @@ class Model:
     """What Carousel knows it by; None: it takes the folder."""
     weights: str
     """How the weights of the published file are stored."""
-    workload: str
+    most: int
+    """Tokens of an answer."""
     concurrency: tuple[int, ...]
     servers: tuple[str, ...]
     """The rows of its comparison, unless others are asked for."""
@@ -184,13 +185,15 @@ MODELS = {
             title=DEFAULT_MODEL,
             name=DEFAULT_MODEL,
             weights="Q4_1",
-            workload="chat",
+            most=256,
             concurrency=(1, 8, 32),
             servers=(
                 "carousel",
+                "carousel-plain",
                 "carousel-int8",
                 "carousel-none",
                 "llama.cpp-q4_0",
+                "llama.cpp-q4_0-guesses",
                 "llama.cpp",
                 "openvino-genai-int8",
                 "openvino-genai-int4",
@@ -205,9 +208,9 @@ MODELS = {
             title="Qwen2.5-Coder-0.5B-Instruct, Q4_K_M",
             name="Qwen2.5-Coder-0.5B-Instruct",
             weights="Q4_K_M",
-            workload="short",
+            most=64,
             concurrency=(1, 8),
-            servers=("carousel", "carousel-int8", "llama.cpp", "ik_llama.cpp"),
+            servers=("carousel", "carousel-plain", "llama.cpp", "llama.cpp-guesses", "ik_llama.cpp"),
             download=_download_qwen,
         ),
         Model(
@@ -215,10 +218,11 @@ MODELS = {
             title="random weights in the shape of Llama-3.2-1B",
             name=None,
             weights="BF16",
-            workload="short",
+            most=64,
             concurrency=(1, 8),
             servers=(
                 "carousel",
+                "carousel-plain",
                 "carousel-q4_0",
                 "llama.cpp-q4_0",
                 "openvino-genai-int8",

@@ -1,4 +1,5 @@
-"""The least HTTP server around openvino-genai's continuous batching: POST /v1/completions, streamed.
+"""The least HTTP server around openvino-genai's continuous batching: POST /v1/completions and
+/v1/chat/completions, streamed.
 
 openvino-genai is a library; this lets it take part in the comparison over the same wire. It runs in the peer's own
 virtual environment, and imports nothing of Carousel.
@@ -37,16 +38,25 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def add(self, prompt: str, max_tokens: int) -> asyncio.Queue[list[int] | None]:
+    def add(self, prompt: str, body: dict[str, Any]) -> asyncio.Queue[list[int] | None]:
         params = genai.GenerationConfig()
-        params.max_new_tokens = max_tokens
-        params.ignore_eos = True
-        params.do_sample = False
+        params.max_new_tokens = body["max_tokens"]
+        params.eos_token_id = self.tokenizer.get_eos_token_id()
+        params.ignore_eos = body.get("ignore_eos", False)
+        params.do_sample = body.get("temperature", 1.0) > 0
+        if params.do_sample:
+            params.temperature = body.get("temperature", 1.0)
+            params.rng_seed = body.get("seed", 0)
         queue: asyncio.Queue[list[int] | None] = asyncio.Queue()
         with self._lock:
             number = next(self._ids)
             self._live[number] = (self.pipeline.add_request(number, prompt, params), queue)
         return queue
+
+    def template(self, messages: list[dict[str, str]]) -> str:
+        """The prompt of a chat."""
+        prompt: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return prompt
 
     def _run(self) -> None:
         while True:
@@ -72,12 +82,15 @@ async def complete(request: web.Request) -> web.StreamResponse:
     engine = request.app[ENGINE]
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    queue = engine.add(body["prompt"], body["max_tokens"])
+    is_chat = "messages" in body
+    prompt = engine.template(body["messages"]) if is_chat else body["prompt"]
+    queue = engine.add(prompt, body)
     count = 0
     while (token_ids := await queue.get()) is not None:
         count += len(token_ids)
         text = engine.tokenizer.decode(token_ids) or " "
-        chunk = {"choices": [{"index": 0, "text": text, "finish_reason": None}]}
+        said = {"delta": {"content": text}} if is_chat else {"text": text}
+        chunk = {"choices": [{"index": 0, **said, "finish_reason": None}]}
         await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
     usage = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": count}}
     await response.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
@@ -92,6 +105,7 @@ async def make_app(folder: str, seats: int, precision: str | None) -> web.Applic
     app = web.Application()
     app[ENGINE] = Engine(folder, seats, precision)
     app.router.add_post("/v1/completions", complete)
+    app.router.add_post("/v1/chat/completions", complete)
     app.router.add_get("/v1/models", models)
     return app
 

@@ -96,7 +96,8 @@ def running(peer: Peer, service: Service, load: Load) -> Iterator[Server]:
             raise PeerError(f"it does not answer at {url} ({log}):\n{tail}")
         model = service.model or answer["data"][0]["id"]
         # Each request has a connection of its own: not every peer says when it closes one.
-        client = LoadClient(url, model, timeout=REQUEST_SECONDS, no_eos=peer.no_eos, keep_alive=False)
+        sampling = {"temperature": 0, **peer.no_eos}
+        client = LoadClient(url, model, timeout=REQUEST_SECONDS, sampling=sampling, keep_alive=False)
         yield Server(peer, client, process, service.bits or _bits_in(log))
     finally:
         with contextlib.suppress(ProcessLookupError):

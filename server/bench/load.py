@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import aiohttp
 import msgspec
 
 from server.bench.workload import LoadRequest
+
+GREEDY: Mapping[str, object] = MappingProxyType({"temperature": 0, "ignore_eos": True})
+"""In a request's body: the likeliest tokens, `max_tokens` of them, so that all servers do the same work. But
+answers that may not end go round in circles, and circles are easily guessed."""
+
+CHAT: Mapping[str, object] = MappingProxyType({"temperature": 0.7})
+"""In a request's body: as people ask. Answers end where the model ends them."""
+
+Endpoint = Literal["completions", "chat"]
+_PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class Bar(Protocol):
@@ -32,6 +42,8 @@ class Outcome:
     ended: float = 0.0
     num_prompt_tokens: int = 0
     num_tokens: int = 0
+    text: str = ""
+    """The answer."""
     error: str | None = None
 
     @property
@@ -79,30 +91,26 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
+@dataclass(frozen=True, slots=True)
 class LoadClient:
-    """Sends requests to one server. `keys`: one API key for each user, or none. `no_eos`: what in a request's body
-    keeps this server from ending an answer before its length, so that all servers do the same work. `keep_alive`:
-    use a connection again."""
+    """Sends requests to one server."""
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        endpoint: str = "completions",
-        keys: Sequence[str] = (),
-        timeout: float = 300,
-        no_eos: Mapping[str, object] = MappingProxyType({"ignore_eos": True}),
-        keep_alive: bool = True,
-    ) -> None:
-        self.url = url.rstrip("/")
-        self.model = model
-        self._path = self.url + ("/v1/completions" if endpoint == "completions" else "/v1/chat/completions")
-        self._is_chat = endpoint != "completions"
-        self._keys = list(keys)
-        self._no_eos = no_eos
-        self._keep_alive = keep_alive
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+    url: str
+    model: str
+    _: KW_ONLY
+    endpoint: Endpoint = "completions"
+    keys: Sequence[str] = ()
+    """One API key for each user, or none."""
+    timeout: float = 300
+    """Seconds that a request may take."""
+    sampling: Mapping[str, object] = field(default_factory=lambda: GREEDY)
+    """What each request's body says of how tokens are chosen, and of where an answer ends."""
+    keep_alive: bool = True
+    """Use a connection again."""
+
+    def chatting(self) -> LoadClient:
+        """One that sends chats to the same server, whose answers end where the model ends them."""
+        return replace(self, endpoint="chat", sampling=CHAT)
 
     async def closed_loop(
         self, requests: Iterable[LoadRequest], concurrency: int, bar: Bar | None = None
@@ -142,24 +150,25 @@ class LoadClient:
             return RunResult(list(outcomes), time.perf_counter() - start)
 
     def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive)
-        return aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        connector = aiohttp.TCPConnector(limit=0, force_close=not self.keep_alive)
+        timeout = aiohttp.ClientTimeout(total=self.timeout)
+        return aiohttp.ClientSession(connector=connector, timeout=timeout)
 
     def _body(self, request: LoadRequest) -> bytes:
-        text: dict[str, object] = (
-            {"messages": [{"role": "user", "content": request.prompt}]}
-            if self._is_chat
-            else {"prompt": request.prompt}
-        )
-        body = {
-            **text,
-            **self._no_eos,
+        body: dict[str, object] = {
+            **self.sampling,
             "model": self.model,
             "max_tokens": request.max_tokens,
-            "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self.endpoint == "chat":
+            system = [] if request.system is None else [{"role": "system", "content": request.system}]
+            body["messages"] = [*system, {"role": "user", "content": request.prompt}]
+        else:
+            body["prompt"] = request.prompt
+        if request.seed is not None:
+            body["seed"] = request.seed
         return msgspec.json.encode(body)
 
     async def _send(
@@ -171,10 +180,11 @@ class LoadClient:
     ) -> Outcome:
         outcome = Outcome(request.user, sent=time.perf_counter() - start)
         headers = {"Content-Type": "application/json"}
-        if self._keys:
-            headers["Authorization"] = f"Bearer {self._keys[request.user]}"
+        if self.keys:
+            headers["Authorization"] = f"Bearer {self.keys[request.user]}"
         try:
-            async with session.post(self._path, data=self._body(request), headers=headers) as response:
+            path = self.url.rstrip("/") + _PATHS[self.endpoint]
+            async with session.post(path, data=self._body(request), headers=headers) as response:
                 if response.status != 200:
                     outcome.error = f"{response.status}: {(await response.text())[:200]}"
                 else:
@@ -189,7 +199,7 @@ class LoadClient:
         return outcome
 
     async def _read(self, response: aiohttp.ClientResponse, outcome: Outcome, start: float) -> None:
-        pieces = 0
+        pieces: list[str] = []
         async for line in response.content:
             if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):
                 continue
@@ -200,7 +210,8 @@ class LoadClient:
                 outcome.num_prompt_tokens = chunk.usage.prompt_tokens
                 outcome.num_tokens = chunk.usage.completion_tokens
             for choice in chunk.choices:
-                if choice.text or (choice.delta is not None and choice.delta.content):
-                    pieces += 1
+                if piece := choice.text or (choice.delta is not None and choice.delta.content):
+                    pieces.append(piece)
                     outcome.arrivals.append(time.perf_counter() - start)
-        outcome.num_tokens = outcome.num_tokens or pieces
+        outcome.text = "".join(pieces)
+        outcome.num_tokens = outcome.num_tokens or len(pieces)

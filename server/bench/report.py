@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,22 @@ class Slo:
         return self.itl is None or not itls or sum(itls) / len(itls) <= self.itl
 
 
+CIRCLE = 8
+"""So many words that an answer has said before, in this order, are part of a circle."""
+
+
+def circles(texts: Iterable[str]) -> float:
+    """The share of all runs of `CIRCLE` words that their own text has said before; 0.0 where there is none. Text
+    that goes round in circles is easily guessed, so a server that guesses looks faster on it than on any other."""
+    total = distinct = 0
+    for text in texts:
+        words = text.split()
+        runs = [tuple(words[start : start + CIRCLE]) for start in range(len(words) - CIRCLE + 1)]
+        total += len(runs)
+        distinct += len(set(runs))
+    return 1 - distinct / total if total else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """One run in figures."""
@@ -58,6 +74,8 @@ class Summary:
     ttft: Quantiles
     itl: Quantiles
     e2e: Quantiles
+    circles: float
+    """The share of the answers that repeats itself."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,23 +103,29 @@ def summarise(load: str, result: RunResult, slo: Slo) -> Summary:
         ttft=Quantiles.of([outcome.ttft for outcome in good]),
         itl=Quantiles.of([itl for outcome in good for itl in outcome.itls]),
         e2e=Quantiles.of([outcome.e2e for outcome in good]),
+        circles=circles(outcome.text for outcome in good),
     )
 
 
 def table(summaries: Sequence[Summary]) -> str:
     """A table for the terminal; latencies in milliseconds."""
-    head = ["load", "requests", "errors", "out tok/s", "good req/s"]
+    head = ["load", "requests", "errors", "out tok/s", "good req/s", "circles"]
     head += [f"{name} {quantile}" for name in ("TTFT", "ITL", "E2E") for quantile in ("p50", "p90", "p99")]
     rows = [head]
     for summary in summaries:
         row = [summary.load, str(summary.num_requests), str(summary.num_errors)]
-        row += [f"{summary.output_tokens_per_second:.1f}", f"{summary.goodput:.2f}"]
+        row += [f"{summary.output_tokens_per_second:.1f}", f"{summary.goodput:.2f}", f"{summary.circles:.0%}"]
         for quantiles in (summary.ttft, summary.itl, summary.e2e):
             row += [f"{1000 * value:.0f}" for value in (quantiles.p50, quantiles.p90, quantiles.p99)]
         rows.append(row)
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, "(latencies in milliseconds)"])
+    return "\n".join(
+        [
+            *lines,
+            f"(latencies in milliseconds; circles: the share of {CIRCLE} words in a row that an answer repeats)",
+        ]
+    )
 
 
 def draw(summaries: Sequence[Summary], results: Sequence[RunResult], file: Path) -> None:

@@ -43,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> tuple[list[Summary], list[RunResult]]:
     model = args.model or await first_model(args.url, args.api_key)
-    client = LoadClient(args.url, model, endpoint=args.endpoint, keys=args.api_key, timeout=args.timeout)
+    sampling = {"temperature": args.temperature, **({} if args.may_end else {"ignore_eos": True})}
+    client = LoadClient(
+        args.url, model, endpoint=args.endpoint, keys=args.api_key, timeout=args.timeout, sampling=sampling
+    )
     slo = Slo(
         ttft=args.slo_ttft_ms / 1000 if args.slo_ttft_ms is not None else None,
         itl=args.slo_itl_ms / 1000 if args.slo_itl_ms is not None else None,

@@ -29,6 +29,10 @@ class LoadRequest:
     """Index among the users whose keys are given."""
     arrival: float | None = None
     """Seconds after the start, for a trace; None: the arrival process decides."""
+    seed: int | None = None
+    """Of the answer's random choices; None: none is sent."""
+    system: str | None = None
+    """The message before the prompt, in a chat; None: the model's own."""
 
 
 class WorkloadError(ValueError):
@@ -99,8 +103,8 @@ def make_requests(workload: str, count: int, *, seed: int, num_users: int = 1) -
 
 
 def read_requests(file: Path, *, num_users: int = 1) -> list[LoadRequest]:
-    """Requests from a JSONL file: one object a line with `prompt`, `max_tokens`, and if wanted `user` (an index)
-    and `timestamp` (seconds; a trace's arrival times). Raises `WorkloadError`."""
+    """Requests from a JSONL file: one object a line with `prompt`, `max_tokens`, and if wanted `user` (an index),
+    `timestamp` (seconds; a trace's arrival times) and `seed`. Raises `WorkloadError`."""
     requests = []
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         try:
@@ -110,6 +114,7 @@ def read_requests(file: Path, *, num_users: int = 1) -> list[LoadRequest]:
                 int(entry["max_tokens"]),
                 int(entry.get("user", (number - 1) % num_users)),
                 float(entry["timestamp"]) if "timestamp" in entry else None,
+                int(entry["seed"]) if "seed" in entry else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise WorkloadError(f"{file}, line {number}: expected prompt and max_tokens ({error!r})") from error

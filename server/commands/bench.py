@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests", type=int, metavar="N", help="how many, at each load (default: 4 per seat, at least 16)"
     )
     work.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
+    work.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of the answers (default: 0)")
+    work.add_argument(
+        "--may-end",
+        action="store_true",
+        help="answers end where the model ends them (default: they have the wanted length)",
+    )
     load = parser.add_argument_group("the load")
     load.add_argument(
         "--concurrency",

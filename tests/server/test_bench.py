@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import statistics
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from server.bench.report import Slo
+from benchmarks.asked import asked, prompts
+from benchmarks.kept import Kept, Turn
+from scheduler.config import DEFAULT_MODEL
+from server.bench.load import CHAT, LoadClient, Outcome, RunResult
+from server.bench.report import Slo, circles, summarise
 from server.bench.workload import (
     WORKLOADS,
     LoadRequest,
@@ -36,6 +41,67 @@ def test_closed_loop(server: Server, tmp_path: Path) -> None:
         assert run["output_tokens_per_second"] * run["duration"] == pytest.approx(wanted)
         assert run["goodput"] == pytest.approx(run["requests_per_second"])
     assert picture.stat().st_size > 10_000
+
+
+def test_answers_may_end_by_themselves(server: Server, tmp_path: Path) -> None:
+    file, figures = tmp_path / "requests.jsonl", tmp_path / "figures.json"
+    lines = [{"prompt": "Say yes.", "max_tokens": 200, "seed": number} for number in range(4)]
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    how = ("--endpoint", "chat", "--temperature", "0.7", "--may-end")
+    result = carousel(
+        *("bench", "--url", server.url, "--concurrency", "4", "--file", str(file), *how, "--json", str(figures)),
+    )
+    assert result.returncode == 0, result.stderr
+    (run,) = json.loads(figures.read_text())
+    assert 0 < run["output_tokens_per_second"] * run["duration"] < 4 * 200
+    assert 0 <= run["circles"] < 0.5
+
+
+def test_chats_are_real_text_with_seeds(server: Server) -> None:
+    client = LoadClient(server.url, DEFAULT_MODEL).chatting()
+    assert client.sampling == CHAT
+    once, again, other = (
+        [outcome.text for outcome in asyncio.run(client.closed_loop(asked(2, seed=seed, most=12), 1)).outcomes]
+        for seed in (0, 0, 1)
+    )
+    assert once == again != other
+
+
+def test_each_text_is_asked_once_before_one_comes_again() -> None:
+    requests = asked(2 * len(prompts()), seed=1, num_users=2)
+    first, second = requests[: len(prompts())], requests[len(prompts()) :]
+    assert {each.prompt for each in first} == {each.prompt for each in second} == set(prompts())
+    assert len(prompts()) > 100
+    assert len({each.seed for each in requests}) == len(requests)
+    assert len({each.system for each in requests}) > len(prompts())
+    assert requests == asked(2 * len(prompts()), seed=1, num_users=2)
+
+
+def test_circles_are_counted_within_each_answer() -> None:
+    line = "the cat sat on the mat and then it slept"
+    assert circles([]) == circles(["too short"]) == circles([line, line]) == 0
+    assert circles([f"{line} {line}"]) == pytest.approx(3 / 13)  # the last three runs of eight words
+    assert circles(["no " * 100]) == pytest.approx(92 / 93)
+    outcome = Outcome(0, 0.0, [1.0], 1.0, num_tokens=100, text="no " * 100)
+    assert summarise("C=1", RunResult([outcome], 1.0), Slo()).circles == pytest.approx(92 / 93)
+
+
+def test_turns_are_kept(tmp_path: Path) -> None:
+    result = RunResult([Outcome(0, 0.5, [0.6, 0.7], 0.8, num_tokens=2, text="a b")], 0.8)
+    turns = [Turn(server, 8, number, "as ever", None, result) for server in ("one", "two") for number in (0, 1)]
+    kept = Kept(tmp_path / "turns" / "a.jsonl", "as ever")
+    for turn in turns:
+        kept.add(turn)
+    again = Kept(tmp_path / "turns" / "a.jsonl", "as ever")
+    assert again.of("one", 8) == turns[:2]
+    assert again.of("one", 1) == []
+    assert Kept(tmp_path / "turns" / "a.jsonl", "another way").of("one", 8) == []
+    again.forget(["one"])
+    with (tmp_path / "turns" / "a.jsonl").open("a") as file:
+        file.write('{"server":"two","conc')  # it was killed as it wrote
+    left = Kept(tmp_path / "turns" / "a.jsonl", "as ever")
+    assert left.of("one", 8) == []
+    assert left.of("two", 8) == turns[2:]
 
 
 def test_open_loop_from_a_trace(server: Server, tmp_path: Path) -> None:
