@@ -4,8 +4,8 @@
 
 There is no smaller model of the default model's vocabulary, so drafts are made of its own first layers; and the
 model guesses for itself, which is always right and never pays. Real text (`benchmarks.asked`) is answered in the
-engine core of this process, without guesses and with them in turns; both must give the same tokens. Guesses from the text are
-off. The engine decides how much it asks: where a draft model is seldom right, next to nothing.
+engine core of this process, without guesses and with them in turns; both must give the same tokens. Guesses from
+the text are off. The engine decides how much it asks: where a draft model is seldom right, next to nothing.
 """
 
 from __future__ import annotations
