@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from scheduler.planning.draft_room import DraftRoom
 from scheduler.planning.plan import Plan
 from scheduler.planning.step_cost import StepCost
+
+MARGIN = 1.15
+"""Times what it costs, that a guess has to bring: neither is known exactly, and what just pays is no gain."""
+
+
+class Plain(NamedTuple):
+    """A step without guesses."""
+
+    num_tokens: int
+    attended: int
+    seconds: float
+    """That it should take."""
+
+    @classmethod
+    def of(cls, plan: Plan, cost: StepCost) -> Plain:
+        num_tokens, attended = plan.num_tokens, plan.attended
+        return cls(num_tokens, attended, cost.predict(num_tokens, attended))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,15 @@ class Allotment:
         return self.seconds / self.plain
 
     def copy(self) -> Allotment:
-        return replace(self, counts=list(self.counts), expected=list(self.expected))
+        return Allotment(
+            list(self.counts),
+            list(self.expected),
+            self.num_tokens,
+            self.attended,
+            self.seconds,
+            self.plain,
+            self.total,
+        )
 
 
 class Allotter:
@@ -55,9 +81,22 @@ class Allotter:
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
 
-    def allot(self, room: DraftRoom, candidates: Sequence[Candidate]) -> Allotment:
+    def least(self, plain: Plain) -> float:
+        """A guess pays only if it is likelier than this: it has to bring the step more tokens than the time that
+        it takes brings otherwise. Each guess that is in the step makes this more."""
+        longer = self._cost.predict(plain.num_tokens + 1, plain.attended) - plain.seconds
+        return MARGIN * plain.num_tokens * longer / plain.seconds
+
+    def allot(self, room: DraftRoom, plain: Plain, candidates: Sequence[Candidate]) -> Allotment:
         """What raises the tokens a second most, of what nobody has to wait for longer than it gains."""
-        nothing = self._nothing(room.plan, candidates)
+        num_chunks = len(room.plan.chunks)
+        nothing = Allotment(
+            [0] * len(candidates),
+            [1.0] * num_chunks,
+            *plain,
+            plain=plain.seconds,
+            total=float(plain.num_tokens),
+        )
         likeliest = self._likeliest(room, candidates, nothing, room.longest)
         if likeliest.stretch <= room.patience(likeliest.expected):
             return likeliest
@@ -66,12 +105,6 @@ class Allotter:
         few = self._likeliest(room, candidates, nothing, min(room.longest, longest))
         even = self._even(room, candidates, nothing)
         return even if even.total * few.seconds > few.total * even.seconds else few
-
-    def _nothing(self, plan: Plan, candidates: Sequence[Candidate]) -> Allotment:
-        num_tokens, attended = plan.num_tokens, plan.attended
-        seconds = self._cost.predict(num_tokens, attended)
-        counts, expected = [0] * len(candidates), [1.0] * len(plan.chunks)
-        return Allotment(counts, expected, num_tokens, attended, seconds, seconds, float(num_tokens))
 
     def _likeliest(
         self, room: DraftRoom, candidates: Sequence[Candidate], nothing: Allotment, longest: float
@@ -120,7 +153,8 @@ class Allotter:
         """One guess more, which is right with a chance of so much, unless it pays too little or takes too long."""
         keys = plan.chunks[candidate.place].end + allotment.counts[order] + 1
         seconds = self._cost.predict(allotment.num_tokens + 1, allotment.attended + keys)
-        if seconds > longest or chance * allotment.seconds <= allotment.total * (seconds - allotment.seconds):
+        costs = MARGIN * allotment.total * (seconds - allotment.seconds)
+        if seconds > longest or chance * allotment.seconds <= costs:
             return False
         allotment.counts[order] += 1
         allotment.expected[candidate.place] += chance

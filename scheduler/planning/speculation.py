@@ -9,7 +9,7 @@ cost and the sequence's own record can tell, and where no other sequence waits l
 
 from __future__ import annotations
 
-from scheduler.planning.draft_room import DraftRoom, Reserve
+from scheduler.planning.draft_room import FIRST_AHEAD, DraftRoom, Reserve
 from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.text_drafts import TextDrafts
@@ -17,9 +17,6 @@ from scheduler.request import Sequence
 
 MOST_DRAFTED = 15
 """Tokens guessed for one sequence in one step."""
-
-FIRST_AHEAD = 1.0
-"""Steps that a sequence is taken to be ahead before it has shown what it gains."""
 
 MOST_AHEAD = 8.0
 """Steps that it can be ahead: what it gained long ago is no reason to let it wait now."""
@@ -40,14 +37,10 @@ class Speculation:
         """Put guesses behind the chunks of a plan, or ask the draft model for some: `num_tokens` at most, and only
         as far as the step, by what is known of its cost, takes no more than `longest` seconds."""
         most = [min(num_tokens, self.most(chunk)) for chunk in plan.chunks]
-        if not any(count > 0 for count in most):
+        if max(most, default=0) <= 0:
             return
-        for chunk, count in zip(plan.chunks, most, strict=True):
-            if count > 0:
-                self._ahead.setdefault(chunk.sequence.key, FIRST_AHEAD)
-        ahead = [self._ahead.get(chunk.sequence.key, 0.0) for chunk in plan.chunks]
         limit = longest if longest is not None else float("inf")
-        room = DraftRoom(plan, reserve, num_tokens, limit, most, ahead)
+        room = DraftRoom(plan, reserve, num_tokens, limit, most, self._ahead)
         expected = self._text.draft(room) if self._text is not None else [1.0] * len(plan.chunks)
         if self._model is not None:
             self._model.ask(room, expected)
@@ -56,9 +49,10 @@ class Speculation:
     def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
         """A chunk that samples gave so many tokens: one, and the guesses before it that were right; in a step that
         took so many times longer for all guesses in it. Its grammar forces some tokens behind them, perhaps."""
-        key = chunk.sequence.key
-        if key in self._ahead:
-            self._ahead[key] = min(max(0.0, self._ahead[key] + num_kept - stretch), MOST_AHEAD)
+        if num_kept != stretch:
+            key = chunk.sequence.key
+            ahead = self._ahead.get(key, FIRST_AHEAD) + num_kept - stretch
+            self._ahead[key] = min(max(0.0, ahead), MOST_AHEAD)
         if chunk.drafted:
             drafts = self._model if chunk.draft_kind == "model" else self._text
             assert drafts is not None

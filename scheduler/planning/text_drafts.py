@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from scheduler.planning.draft_allotment import Allotter, Candidate
+from scheduler.planning.draft_allotment import Allotter, Candidate, Plain
 from scheduler.planning.draft_record import DraftRecord
 from scheduler.planning.draft_room import DraftRoom
 from scheduler.planning.ngram import SIZES, Match, NgramIndex, continuation
@@ -39,10 +39,29 @@ class _Text:
     records: dict[int, DraftRecord] = field(
         default_factory=lambda: {size: DraftRecord(prior) for size, prior in PRIOR.items()}
     )
+    likeliest: float = max(PRIOR[size] for size in SIZES)
+    """The probability of the likeliest guess that it could have, of those that nothing forces."""
     size: int = 0
     """Of the match behind the guesses under way."""
     forced: list[int] = field(default_factory=list)
     """What has to come next."""
+
+    def can_be(self, least: float) -> bool:
+        """Whether it may have guesses that are likelier than that. To look for them takes longer."""
+        return bool(self.forced) or self.likeliest > least
+
+    def rest(self) -> None:
+        """A guess there was, and it was not made."""
+        self.records[self.size].rest()
+        self._note_likeliest()
+
+    def learn(self, num_drafted: int, num_right: int) -> None:
+        """So many of the guesses under way were right."""
+        self.records[self.size].learn(num_drafted, num_right)
+        self._note_likeliest()
+
+    def _note_likeliest(self) -> None:
+        self.likeliest = max(self.records[size].probability for size in SIZES)
 
     def extend(self, sequence: Sequence, most: int) -> int:
         """Take in what the sequence has now, `most` tokens at most; returns how many."""
@@ -76,6 +95,7 @@ class TextDrafts:
     """The likeliest continuations of each sequence (`NgramIndex`), as many as pay."""
 
     def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
         self._allotter = Allotter(cost)
         self._texts: dict[tuple[str, int], _Text] = {}
         self._given: WeakValueDictionary[str, NgramIndex] = WeakValueDictionary()
@@ -85,17 +105,18 @@ class TextDrafts:
         """Put guesses behind the plan's chunks. Returns how many tokens each can be expected to give, or 1 if it
         gives none yet."""
         plan = room.plan
-        matches = self._matches(room)
+        plain = Plain.of(plan, self._cost)
+        matches = self._matches(room, self._allotter.least(plain))
         if not matches:
             return [1.0] * len(plan.chunks)
         candidates = [self._candidate(room, place, match) for place, match in matches.items()]
-        allotment = self._allotter.allot(room, candidates)
+        allotment = self._allotter.allot(room, plain, candidates)
         room.stretch = allotment.stretch
         for candidate, count in zip(candidates, allotment.counts, strict=True):
             chunk = plan.chunks[candidate.place]
             text = self._texts[chunk.sequence.key]
             if count == 0:
-                text.records[text.size].rest()
+                text.rest()
             elif room.reserve(chunk.sequence, count):
                 kind, guesses = text.guesses(chunk.sequence, matches[candidate.place], count)
                 plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses), draft_kind=kind)
@@ -104,8 +125,7 @@ class TextDrafts:
 
     def learn(self, chunk: Chunk, num_right: int) -> None:
         """So many of a chunk's guesses were right."""
-        text = self._texts[chunk.sequence.key]
-        text.records[text.size].learn(len(chunk.drafted), num_right)
+        self._texts[chunk.sequence.key].learn(len(chunk.drafted), num_right)
 
     def force(self, sequence: Sequence, tokens: list[int]) -> None:
         """These have to come next; often none."""
@@ -125,18 +145,22 @@ class TextDrafts:
             text = self._texts[sequence.key] = _Text(given, index)
         return text
 
-    def _matches(self, room: DraftRoom) -> dict[int, Match]:
-        """By place in the plan, where in its text a sequence seems to be."""
+    def _matches(self, room: DraftRoom, least: float) -> dict[int, Match]:
+        """By place in the plan, where in its text a sequence seems to be: of those whose guesses are likelier than
+        `least`."""
         matches = {}
         left = INDEXED_TOKENS
         for place, (chunk, most) in enumerate(zip(room.plan.chunks, room.most, strict=True)):
-            if most > 0:
-                text = self._text(chunk.sequence)
-                left -= text.extend(chunk.sequence, left)
-                match = text.match(chunk.sequence)
-                if match is not None:
-                    text.size = match.size
-                    matches[place] = match
+            if most <= 0 or not (text := self._text(chunk.sequence)).can_be(least):
+                continue
+            left -= text.extend(chunk.sequence, left)
+            if (match := text.match(chunk.sequence)) is None:
+                continue
+            text.size = match.size
+            if text.records[match.size].probability > least:
+                matches[place] = match
+            else:
+                text.rest()
         return matches
 
     def _candidate(self, room: DraftRoom, place: int, match: Match) -> Candidate:

@@ -14,6 +14,7 @@ from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.llm import LLM, Completion
+from scheduler.planning.ngram import Match, NgramIndex
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
@@ -199,6 +200,43 @@ def test_who_is_ahead_can_wait_for_the_guesses_of_others() -> None:
     counts = [num_guesses() for _ in range(60)]
     assert counts[0] > 3 * few
     assert counts[-1] == few
+
+
+class Known(StepCost):
+    """Of steps whose cost is known, in seconds."""
+
+    def __init__(self, fixed: float, per_token: float) -> None:
+        super().__init__()
+        self._known = fixed, per_token
+
+    def predict(self, num_tokens: float, attended: float) -> float:
+        fixed, per_token = self._known
+        return fixed + per_token * num_tokens
+
+
+@pytest.mark.parametrize(("fixed", "pays"), [(6e-3, False), (40e-3, True)])
+def test_nobody_looks_for_guesses_that_could_not_pay(
+    monkeypatch: pytest.MonkeyPatch, fixed: float, pays: bool
+) -> None:
+    """To look takes time in every step: 32 sequences that repeat themselves, where a row more costs the step about
+    as much as one of the others, and where it costs little."""
+    looked = []
+    match = NgramIndex.match
+
+    def spied(index: NgramIndex, tokens: list[int]) -> Match | None:
+        looked.append(len(tokens))
+        return match(index, tokens)
+
+    monkeypatch.setattr(NgramIndex, "match", spied)
+    speculation = Speculation(1000, TextDrafts(Known(fixed, 1e-3)))
+    plan = Plan([chunk_of(f"{number}", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2) for number in range(32)])
+    speculation.draft(plan, 100, lambda *_: True)
+    assert (len(looked), plan.num_drafted > 0) == ((32, True) if pays else (0, False))
+    for chunk in plan.chunks:
+        speculation.learn(chunk, 1, plan.stretch, [7, 8])
+    plan = Plan([chunk._replace(drafted=()) for chunk in plan.chunks])
+    speculation.draft(plan, 100, lambda *_: True)
+    assert plan.num_drafted > 0, "what a grammar forces is nearly always right"
 
 
 def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
