@@ -3,6 +3,8 @@
 python -m benchmarks.fairness neighbour    # one user floods, another sends small requests; with a picture
 python -m benchmarks.fairness weights      # three backlogged users of weights 1, 2 and 4
 python -m benchmarks.fairness cost         # equal users: throughput of fair against fcfs
+python -m benchmarks.fairness low          # chats beside 1 and 30 users of the class low
+python -m benchmarks.fairness queue        # the guest, the flood, and prompts that have to wait for blocks
 python -m benchmarks.fairness scarce       # seats and blocks both scarce, simulated: what is thrown away
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import scarce
+from benchmarks import low, scarce
 from benchmarks.asked import asked
 from benchmarks.own_server import OwnServer, own_server
 from server.bench.load import LoadClient, Outcome, RunResult
@@ -86,6 +88,38 @@ def run_neighbour(args: argparse.Namespace) -> None:
         )
     draw_neighbour(
         {policy: (visiting, flooding) for policy, (_, _, visiting, flooding) in runs.items()}, args.picture
+    )
+
+
+# Prompts that wait for blocks ---------------------------------------------------------------------------
+
+FEW_BLOCKS = "100MiB"
+"""Room for two long prompts, or a hundred chats."""
+
+
+async def beside_readers(server: OwnServer, seed: int) -> tuple[RunResult, RunResult, RunResult]:
+    """The guest on an idle server, then under the flood and beside a user whose long prompts wait for blocks; and
+    those prompts."""
+    idle = await guest(server.client(), seed, lambda: False, 40)
+    flooding = asyncio.create_task(server.chats().closed_loop(flood(seed), FLOOD))
+    long = (LoadRequest(words(random.Random(f"long {seed} {n}"), 1700), 64, user=2) for n in range(24))
+    reading = asyncio.create_task(server.client().closed_loop(long, 8))
+    await asyncio.sleep(2)
+    visiting = await guest(server.client(), seed + 1, flooding.done, 1000)
+    await flooding
+    return idle, visiting, await reading
+
+
+def run_queue(args: argparse.Namespace) -> None:
+    flags = ("--kv-cache-memory", FEW_BLOCKS)
+    with own_server(*flags, users={"flood": 1, "guest": 1, "reader": 1}) as server:
+        idle, visiting, reading = asyncio.run(beside_readers(server, args.seed))
+    usual, middle, long = (
+        statistics.median(each.ttft for each in result.outcomes) for result in (idle, visiting, reading)
+    )
+    print(
+        f"guest's TTFT: idle p50 {1000 * usual:.0f} ms, under the flood and beside prompts that wait for blocks "
+        f"{1000 * middle:.0f} ms ({middle / usual:.1f}x); those prompts' {long:.1f} s"
     )
 
 
@@ -192,15 +226,22 @@ def run_cost(args: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["neighbour", "weights", "cost", "scarce"])
+    parser.add_argument("what", choices=["neighbour", "weights", "cost", "low", "queue", "scarce"])
     parser.add_argument("--seconds", type=float, default=60, help="weights: how long (default: 60)")
-    parser.add_argument("--rounds", type=int, default=5, help="cost: turns of each policy (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="cost, low: turns of each (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same requests (default: 0)")
     parser.add_argument(
         "--picture", type=Path, default=Path("docs/neighbour.png"), help="neighbour: (default: docs/neighbour.png)"
     )
     args = parser.parse_args()
-    runs = {"neighbour": run_neighbour, "weights": run_weights, "cost": run_cost, "scarce": scarce.run}
+    runs = {
+        "neighbour": run_neighbour,
+        "weights": run_weights,
+        "cost": run_cost,
+        "low": low.run,
+        "queue": run_queue,
+        "scarce": scarce.run,
+    }
     runs[args.what](args)
     return 0
 

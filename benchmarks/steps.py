@@ -30,6 +30,8 @@ from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import SampledToken, StepResult
 
+USERS, PROMPTS = (10, 1_000, 10_000), (100, 10_000, 100_000)
+
 SPEC = LayerSpec(9, 3, 64, 64, 0.125, None, None)
 NUM_LAYERS = 30
 
@@ -101,17 +103,45 @@ def planning(num_running: int, num_waiting: int) -> float:
         user = f"user{index % 20}"
         scheduler.add(Request(request_id=str(index), prompt_token_ids=prompt, params=params, user=user))
 
-    sampled = [SampledToken(7)]
-
-    def step() -> None:
-        plan = scheduler.schedule()
-        tokens = [sampled if chunk.samples else [] for chunk in plan.chunks]
-        scheduler.commit(plan, StepResult(tokens, []))
-
     for _ in range(5):
-        step()
+        _step(scheduler)
     assert scheduler.num_running == num_running
-    return milliseconds(step, 50)
+    return milliseconds(lambda: _step(scheduler), 50)
+
+
+def crowded_planning(num_users: int, num_prompt_tokens: int) -> float:
+    """Milliseconds of one schedule() and commit() with 64 sequences running, of as many users, beside users who
+    each wait with such a prompt: for a seat, or for the blocks that long prompts take."""
+    num_running, max_len = 64, 2 * num_prompt_tokens + 4000
+    scheduler = Scheduler(
+        BlockPool(max_len // 16 + num_running, 16),
+        FairShare(Prices()),
+        max_num_seqs=num_running if num_prompt_tokens < 1000 else 2 * num_running,
+        max_batched_tokens=16 * num_running,
+        max_model_len=max_len,
+        vocab_size=1000,
+    )
+    params = SamplingParams(max_tokens=2000, seed=0)
+
+    def add(name: str, prompt: list[int]) -> None:
+        scheduler.add(Request(request_id=name, prompt_token_ids=prompt, params=params, user=name))
+
+    for index in range(num_running):
+        add(f"runs{index}", [index] * 16)
+    if num_prompt_tokens >= 1000:  # holds the blocks
+        add("long", [7] * num_prompt_tokens)
+    while scheduler.num_waiting or any(not each.num_output_tokens for each in scheduler.running.values()):
+        _step(scheduler)
+    prompt = [8] * num_prompt_tokens
+    for index in range(num_users):
+        add(f"waits{index}", prompt)
+    return milliseconds(lambda: _step(scheduler), 30)
+
+
+def _step(scheduler: Scheduler) -> None:
+    plan = scheduler.schedule()
+    sampled = [SampledToken(7)]
+    scheduler.commit(plan, StepResult([sampled if chunk.samples else [] for chunk in plan.chunks], []))
 
 
 def recording(num_sequences: int) -> float:

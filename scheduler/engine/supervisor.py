@@ -159,7 +159,8 @@ class Supervisor:
         logger.error("%s; %d requests were in its hands", reason, len(in_hand))
         self._ward.engine_lost(reason, in_hand)
         if self._num_failures >= MOST_FAILURES:
-            self._fail(f"{self._num_failures} engines in a row gave nobody a token or an embedding, the last one: {reason}")
+            count = self._num_failures
+            self._fail(f"{count} engines in a row gave nobody a token or an embedding, the last one: {reason}")
             return False
         if self._num_failures > 1:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._num_failures - 2))
