@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock
 
 from scheduler.processor import FLAGS, instruction_set
+from scheduler.sealed import is_sealed, seal
 
 SOURCES = Path(__file__).parent
 ALWAYS = (
@@ -66,18 +67,18 @@ def load(instructions: str) -> ModuleType:
     compiler = os.environ.get("CXX", "c++")
     name = f"carousel_kernels_{_cache_key(compiler, flags)}"
     folder = platformdirs.user_cache_path("carousel") / "kernels" / name
-    built = folder / "complete"  # written last: a build that was cut off is made again
-    if _is_there(built):  # nobody changes it any more, so no lock is needed, nor leave to write one
+    built = folder / f"{name}.so"
+    if is_sealed(built):  # nobody changes it any more, so no lock is needed, nor leave to write one
         return _import(name, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if built.exists():
+            if is_sealed(built):
                 return _import(name, folder)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             module = _build(name, folder, compiler, flags)
-            built.touch()
+            seal(built)
             return module
     except OSError as error:
         logger.warning(
@@ -88,14 +89,6 @@ def load(instructions: str) -> ModuleType:
         )
     with tempfile.TemporaryDirectory(prefix="carousel-kernels-") as folder_of_now:
         return _build(name, Path(folder_of_now), compiler, flags)
-
-
-def _is_there(file: Path) -> bool:
-    """Also where this user may not even look: then it is not."""
-    try:
-        return file.exists()
-    except OSError:
-        return False
 
 
 def _cache_key(compiler: str, flags: tuple[str, ...]) -> str:
