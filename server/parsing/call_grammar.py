@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,6 +47,14 @@ _WORDINGS = {
 }
 
 
+_NAME = re.compile('"NAME"|NAME')
+
+
+def _called(name: str, place: re.Match[str]) -> str:
+    """What stands in the place of NAME: as a string of JSON, or as it is."""
+    return json.dumps(name) if place[0].startswith('"') else name
+
+
 def written_format(call_format: str | None) -> str:
     """The name of the format in which an answer that has to call a tool is written, and read. The grammar of
     arguments is that of JSON, so Python's has none."""
@@ -83,7 +92,7 @@ def call_grammar(
     ]
     for rule, tool in zip(calls, tools, strict=True):
         schema = with_options({"type": "object", **tool.parameters}, strict=tool.strict)
-        before = wording.before_arguments.replace('"NAME"', json.dumps(tool.name)).replace("NAME", tool.name)
+        before = _NAME.sub(partial(_called, tool.name), wording.before_arguments)
         after = literal(wording.after_arguments)
         rules.append(f"{rule}: {literal(before)} %json {json.dumps(schema, ensure_ascii=False)} {after}")
     return GrammarSpec(GrammarKind.LARK, "\n".join(rules))

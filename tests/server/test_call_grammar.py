@@ -77,6 +77,17 @@ def test_whatever_is_drawn_is_calls(
     assert most > 1 if several else most == 1
 
 
+@pytest.mark.parametrize("call_format", sorted({written_format(name) for name in CALL_FORMATS}))
+def test_a_tool_may_be_called_anything(tokenizer: Tokenizer, compiler: GrammarCompiler, call_format: str) -> None:
+    tool = Tool("RENAME_FILE", {"properties": {}, "additionalProperties": False})
+    spec = call_grammar(call_format, [tool], several=False, control_tokens=tokenizer.control_tokens())
+    tokens = walk(compiler.compile(spec).matcher(), tokenizer, random.Random(1), longest=400)
+    assert tokens is not None
+    parser = parser_of(call_format, [tool.name])
+    events = [*parser.push(tokenizer.decode(tokens)), *parser.finish()]
+    assert [event.name for event in events if isinstance(event, CallBegun)] == ["RENAME_FILE"]
+
+
 def test_the_marks_are_the_tokens_that_the_model_knows(tokenizer: Tokenizer, compiler: GrammarCompiler) -> None:
     control_tokens = tokenizer.control_tokens()
     assert control_tokens["<|im_start|>"] == 1
