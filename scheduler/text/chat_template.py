@@ -114,7 +114,7 @@ class Hidden:
             case list():
                 return [self.hide(item) for item in value]
             case dict():
-                return {key: self.hide(item) for key, item in value.items()}
+                return {self.hide(key): self.hide(item) for key, item in value.items()}
         return value
 
     def _replacement(self, found: re.Match[str]) -> str:

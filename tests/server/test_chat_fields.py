@@ -183,6 +183,23 @@ def test_whatever_is_said_comes_back(model_path: str, theirs: PreTrainedTokenize
     )
 
 
+CALLING = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
+{% endfor %}{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"""
+
+
+def test_names_stay_text_too(model_path: str, theirs: PreTrainedTokenizerBase) -> None:
+    """Of arguments, and of a tool's parameters."""
+    tokenizer = Tokenizer(model_path, chat_template=CALLING)
+    function = {"name": "f", "arguments": {EVIL: {EVIL: 1}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {EVIL: {}}}}}]
+    prompt = tokenizer.apply_chat_template(messages, tools=tools)
+    special = theirs.all_special_ids
+    assert [theirs.decode([token]) for token in prompt if token in special] == ["<|im_start|>", "<|im_end|>"]
+    assert theirs.decode(prompt).count("<|im_end|>") == 4
+
+
 def test_it_may_be_allowed(model_path: str, theirs: PreTrainedTokenizerBase) -> None:
     messages = [{"role": "user", "content": EVIL}]
     allowing = Tokenizer(model_path, special_tokens_in_text=True)
