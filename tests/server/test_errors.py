@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from typing import Any
 
 import aiohttp
@@ -10,6 +12,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from scheduler.observing.logs import TEXT, OneLine
 from tests.server.conftest import MODEL
 from tests.server.serving import Server
 
@@ -168,6 +171,32 @@ async def test_a_body_too_large(server: Server) -> None:
     status, answer = await server.post(COMPLETIONS, b" " * (17 * 1024 * 1024))
     assert (status, answer["error"]["code"]) == (413, "body_too_large")
     assert "larger than 7.59 MiB" in answer["error"]["message"], "8192 tokens of 81 characters, twice"
+
+
+async def test_nothing_that_is_sent_looks_like_a_line_of_the_log(server: Server) -> None:
+    line = "evil\n2026-11-30 12:00:00,000 ERROR server: \x1b[31mforged\x1b[0m\x9b"
+    for body in ({"prompt": "a", line: 1}, {"prompt": "a", "model": line}, {"prompt": "a", "request_id": line}):
+        await server.post(COMPLETIONS, body)
+    async with aiohttp.ClientSession() as session:
+        await session.get(server.url + "/%0aforged", headers={"X-Request-Id": "forged"})
+    assert not any(
+        "forged" in text and text.startswith("2026-11-30 12:00:00,000") for text in server.log.split("\n")
+    )
+    assert "\x1b" not in server.log
+
+
+def test_a_log_has_a_line_for_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    formatter = OneLine(TEXT)
+    try:
+        raise ValueError("evil\nERROR forged \x1b[31m")
+    except ValueError:
+        record = logging.makeLogRecord({"msg": "evil\r\nERROR forged", "exc_info": sys.exc_info()})
+    said = formatter.format(record)
+    assert "\x1b" not in said
+    assert "\r" not in said
+    first, *others = said.split("\n")
+    assert first.endswith(r"evil\r\nERROR forged")
+    assert all(other.startswith("  ") for other in others)
 
 
 async def test_others_are_not_disturbed(server: Server, async_client: AsyncOpenAI) -> None:
