@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
-from server.users.private import make_private
+from server.private import make_private
 
 MAX_FILES = 100
 """Of one user, with the outputs of their batches."""

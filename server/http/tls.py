@@ -7,6 +7,8 @@ import logging
 import ssl
 from pathlib import Path
 
+from server.private import check_regular
+
 LOOK_SECONDS = 1.0
 """Between two looks at the files."""
 
@@ -38,6 +40,8 @@ class Certificate:
                 logger.warning("the certificate stays as it was: %s", error)
 
     def _look(self) -> tuple[tuple[int, int], ...]:
+        for file in self._files:
+            check_regular(file)
         stats = [file.stat() for file in self._files]
         return tuple((stat.st_mtime_ns, stat.st_ino) for stat in stats)
 

@@ -29,6 +29,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from scheduler.engine.background import keep_running
 from scheduler.request import ANONYMOUS as ANONYMOUS_NAME
+from server.private import check_regular
 from server.validation import place, sentence
 
 CHECK_SECONDS = 1.0
@@ -136,6 +137,7 @@ def hash_of(key: str) -> str:
 def read_users(file: Path) -> dict[str, User]:
     """The users of a file, by name. Raises `UsersFileError`."""
     try:
+        check_regular(file)
         content = YAML(typ="safe", pure=True).load(file)
     except FileNotFoundError:
         raise UsersFileError(

@@ -13,8 +13,8 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from server.private import make_private
 from server.users.directory import UsersFileError, check_users, hash_of, new_key, read_users
-from server.users.private import make_private
 
 _NEW_FILE = """\
 # The users of a Carousel server. It reads changes to this file within about a second.

@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from scheduler.engine.background import keep_running
-from server.users.private import keep_private, make_private
+from server.private import keep_private, make_private
 
 WRITE_SECONDS = 0.5
 _SECONDS_A_DAY = 86400

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from server.users.private import make_private
+from server.private import make_private
 
 MAX_RESPONSES = 10_000
 """Of all users; the oldest go first."""
