@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,6 +25,19 @@ LONGEST_FOLDER = 70
 """Characters of the temporary folder, so that a socket's name in a folder there has no more than 107."""
 
 SHUTDOWN_SECONDS = 5.0
+
+_folders: dict[str, int | None] = {}
+"""Of this process's engines, and whose they are, once that is known."""
+
+
+def abandon_engines() -> None:
+    """For a process that ends this moment, wherever its engines are in their lives: none stays, nor a file of
+    theirs. May be called in a signal handler."""
+    for folder, pid in list(_folders.items()):
+        if pid is not None:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class EngineProcess:
@@ -53,6 +68,7 @@ class EngineProcess:
         if len(where) > LONGEST_FOLDER:  # the system knows no longer names of sockets
             where = "/tmp"
         folder = tempfile.TemporaryDirectory(prefix="carousel-", dir=where, ignore_cleanup_errors=True)
+        _folders[folder.name] = None
         descriptor = new_pulse_file()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -64,6 +80,7 @@ class EngineProcess:
             stdin=asyncio.subprocess.PIPE,
             pass_fds=(descriptor,),
         )
+        _folders[folder.name] = process.pid
         return cls(process, Pulse(descriptor), folder)
 
     def launch(self, launch: Launch) -> None:
@@ -129,4 +146,5 @@ class EngineProcess:
         """After its end: nothing of it is left."""
         self._context.destroy(linger=0)
         self._folder.cleanup()
+        _folders.pop(self._folder.name, None)
         self.pulse.close()

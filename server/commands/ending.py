@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from server.event_loop import new_event_loop
@@ -23,17 +24,25 @@ def complain(args: argparse.Namespace, *lines: str, status: int = FAILED) -> int
     return status
 
 
-def run_until_signal(coroutine: Coroutine[Any, Any, None]) -> bool:
-    """Run it to its end: True. Ctrl-C or SIGTERM cancels it: False. A second one kills at once."""
+def run_until_signal(coroutine: Coroutine[Any, Any, None], abandon: Callable[[], None] = lambda: None) -> bool:
+    """Run it to its end: True. Ctrl-C or SIGTERM cancels it: False. A second one kills at once, but for what
+    `abandon` does."""
+
+    def kill(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        abandon()
+        os.kill(os.getpid(), number)
 
     async def run() -> bool:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(coroutine)
 
         def interrupt() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may come between the two handlers
             for number in signals:
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, kill)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             task.cancel()
 
         signals = (signal.SIGINT, signal.SIGTERM)

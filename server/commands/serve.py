@@ -22,6 +22,7 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     config = flags.read(args)
     configure(config.log_level.upper(), config.log_format)
     from scheduler.engine.client import EngineStartError
+    from scheduler.engine.handle import abandon_engines
     from server.api.responses_api.store import StoreError
     from server.batches.store import BatchStoreError
     from server.http.spans import OtelMissingError
@@ -29,7 +30,7 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     from server.serving import CannotListenError, EngineLostError, serve
 
     try:
-        run_until_signal(serve(config))
+        run_until_signal(serve(config), abandon_engines)
     except (
         EngineStartError,
         CannotListenError,

@@ -58,6 +58,24 @@ def test_a_signal_during_the_start_ends_it_cleanly() -> None:
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.005, 0.02])
+def test_two_signals_during_the_start_leave_nothing(tmp_path: Path, pause: float) -> None:
+    with subprocess.Popen(
+        [CAROUSEL, "serve", "--port", "0"], env=environment({"TMPDIR": str(tmp_path)}), stderr=subprocess.PIPE
+    ) as process:
+        while not (children := psutil.Process(process.pid).children()):  # the engine's process
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(pause)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    assert b"Traceback" not in log
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert list(tmp_path.iterdir()) == []
+
+
 def answer(server: Server, **more: Any) -> Iterator[str]:
     """A stream's text, piece by piece."""
     wishes: dict[str, Any] = {"prompt": "On and", "max_tokens": 120, "seed": 3, **more}
