@@ -157,6 +157,7 @@ async def _running(
     runner = Runner(
         app,
         max_connections,
+        tls,
         handler_cancellation=True,  # a client that leaves takes its request along
         shutdown_timeout=GRACE_SECONDS,
         access_log=access_log,
@@ -168,7 +169,7 @@ async def _running(
     try:
         await runner.setup()
         with _explained(*listener.getsockname()[:2]):
-            await web.SockSite(runner, listener, backlog=ACCEPTED_AT_ONCE, ssl_context=tls).start()
+            await web.SockSite(runner, listener, backlog=ACCEPTED_AT_ONCE).start()
             listener.listen(BACKLOG)
         yield
     finally:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from aiohttp.web_protocol import RequestHandler
+from typing import Protocol
 
 from server.http.errors import ApiError
 
 OTHER_DESCRIPTORS = 128
 """Of what the system lets a process have open, what is left for all that is no connection."""
+
+
+class Connection(Protocol):
+    """One that can be ended."""
+
+    def force_close(self) -> None:
+        """At once."""
 
 
 class Connections:
@@ -21,12 +27,12 @@ class Connections:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._idle: dict[RequestHandler, None] = {}
+        self._idle: dict[Connection, None] = {}
         """In the order in which they became so."""
-        self._busy: set[RequestHandler] = set()
-        self._surplus: set[RequestHandler] = set()
+        self._busy: set[Connection] = set()
+        self._surplus: set[Connection] = set()
 
-    def opened(self, connection: RequestHandler) -> None:
+    def opened(self, connection: Connection) -> None:
         if len(self._idle) + len(self._busy) >= self._limit:
             if self._idle:
                 longest = next(iter(self._idle))
@@ -36,14 +42,18 @@ class Connections:
                 self._surplus.add(connection)
         self._idle[connection] = None
 
-    def closed(self, connection: RequestHandler) -> None:
+    def closed(self, connection: Connection) -> None:
         self._idle.pop(connection, None)
         self._busy.discard(connection)
         self._surplus.discard(connection)
 
     @contextmanager
-    def asked(self, connection: RequestHandler) -> Iterator[None]:
-        """While a request of this connection is answered. Raises `ApiError` where there is no room for it."""
+    def asked(self, connection: Connection, *, always: bool = False) -> Iterator[None]:
+        """While a request of this connection is answered. Raises `ApiError` where there is no room for it, unless
+        it is `always` answered."""
+        if connection in self._surplus and always:
+            yield
+            return
         if connection in self._surplus:
             raise ApiError(
                 503,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import ssl
+from asyncio.sslproto import SSLProtocol
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -12,21 +16,32 @@ from server.http.connections import Connections
 from server.http.errors import ApiError
 from server.http.json import json_response
 
+_PROBE = re.compile(r"(/[^?#]*)?/(health(/live|/ready)?|ping)")
+"""Paths that are answered where no connection is left: who looks after the server must not take it for dead."""
+
+HANDSHAKE_SECONDS = 30.0
+"""For that of TLS."""
+
 
 class Runner(web.AppRunner):
-    """Runs an application whose connections speak JSON in all cases, and are so many at most."""
+    """Runs an application whose connections speak JSON in all cases, and are so many at most; inside of TLS, if
+    there is a context for it."""
 
-    def __init__(self, app: web.Application, max_connections: int, **options: Any) -> None:
+    def __init__(
+        self, app: web.Application, max_connections: int, tls: ssl.SSLContext | None = None, **options: Any
+    ) -> None:
         super().__init__(app, **options)
         self._connections = Connections(max_connections)
+        self._tls = tls
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         answer = made.request_handler
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            is_probe = _PROBE.fullmatch(request.path) is not None
             try:
-                with self._connections.asked(request.protocol):
+                with self._connections.asked(request.protocol, always=is_probe):
                     return await answer(request)
             except ApiError as error:
                 return json_response(error.body, status=error.status, headers=error.headers)
@@ -34,6 +49,7 @@ class Runner(web.AppRunner):
         return _Server(
             handle,
             self._connections,
+            self._tls,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=asyncio.get_running_loop(),
@@ -42,15 +58,25 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
-    def __init__(self, handler: Any, connections: Connections, **options: Any) -> None:
+    def __init__(self, handler: Any, connections: Connections, tls: ssl.SSLContext | None, **options: Any) -> None:
         super().__init__(handler, **options)
         self._all = connections
+        self._tls = tls
+        self._below: dict[RequestHandler, _Handshake] = {}
+        """What connections are until their handshake is over."""
 
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+    def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]
+        connection = _Connection(self, loop=self._loop, **self._kwargs)
+        if self._tls is None:
+            return connection
+        below = self._below[connection] = _Handshake(self._loop, connection, self._tls, self._all)
+        below.on_end = lambda: self._below.pop(connection, None)
+        return below
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        if (below := self._below.get(handler)) is not None:
+            self._all.closed(below)
         self._all.opened(handler)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
@@ -58,7 +84,48 @@ class _Server(web.Server):
         self._all.closed(handler)
 
 
+class _Handshake(SSLProtocol):
+    """TLS below a connection, which asyncio's servers tell of only when the handshake is over. It counts as one on
+    which nothing is asked from its first moment."""
+
+    on_end: Callable[[], object]
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: RequestHandler,
+        context: ssl.SSLContext,
+        connections: Connections,
+    ) -> None:
+        # Nobody waits for its end: what goes wrong is the client's business.
+        options: Any = {"server_side": True, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        super().__init__(loop, connection, context, None, **options)  # type: ignore[arg-type]
+        self._all = connections
+        self._plain: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._plain = transport
+        self._all.opened(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._all.closed(self)
+        self.on_end()
+
+    def force_close(self) -> None:
+        if isinstance(self._plain, asyncio.Transport):
+            self._plain.abort()
+
+
 class _Connection(RequestHandler):
+    def force_close(self) -> None:
+        """At once: what is not sent yet is for somebody who does not read, and would be waited for."""
+        transport = self.transport
+        super().force_close()
+        if transport is not None:
+            transport.abort()
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
@@ -58,3 +59,24 @@ def test_idle_connections_make_room_and_busy_ones_do_not(tmp_path: Path) -> None
             assert [end.completion_tokens for end in ends if end is not None] == [100] * 6
             assert client.models.list().data
         assert "Traceback" not in server.log
+
+
+def test_who_does_not_read_makes_room_without_a_word(tmp_path: Path, model_path: str) -> None:
+    with Server(tmp_path / "log", "--dtype", "float32", "--max-connections", "6") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        for _ in range(6):
+            held = []
+            for _ in range(6):
+                client = socket.socket()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect((host, int(port)))
+                client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+                held.append(client)
+            time.sleep(0.2)
+            for client in held:
+                client.close()
+        for _ in range(20):
+            with urllib.request.urlopen(f"{server.url}/health") as answer:
+                assert answer.status == 200
+    assert "Traceback" not in server.log
+    assert "ERROR" not in server.log

@@ -77,3 +77,27 @@ def test_an_encrypted_key_is_told(tmp_path: Path) -> None:
     run = carousel("serve", "--port", "0", "--tls-certificate", str(certificate), "--tls-key", str(key))
     assert run.returncode == 1
     assert "the key is encrypted" in run.stderr
+
+
+async def test_connections_without_a_handshake_are_counted_and_make_room(tmp_path: Path, model_path: str) -> None:
+    certificate, key = make_certificate(tmp_path)
+    flags = ["--tls-certificate", str(certificate), "--tls-key", str(key), "--max-connections", "20"]
+    with Server(tmp_path / "log", *flags, "--dtype", "float32", "--kv-cache-memory", "64MB") as server:
+        host, port = server.url.removeprefix("https://").split(":")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        async with aiohttp.ClientSession() as session:
+            held = [await asyncio.open_connection(host, int(port)) for _ in range(60)]
+            async with session.get(f"{server.url}/health", ssl=trusting) as response:
+                assert response.status == 200
+            for reader, _ in held[:40]:
+                assert await asyncio.wait_for(reader.read(), 10) == b"", "it made room"
+            assert not held[-1][0].at_eof()
+            for _, writer in held[40:50]:
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")  # no TLS at all
+                writer.close()
+            async with session.get(f"{server.url}/v1/models", ssl=trusting) as response:
+                assert response.status == 200
+            for _, writer in held:
+                writer.close()
+    assert "Traceback" not in server.log
+    assert "ERROR" not in server.log
