@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 from scheduler.request import Request
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.shared_thread import SharedThread
 from scheduler.text.grammar import Grammar, GrammarCompiler
 
 logger = logging.getLogger(__name__)
@@ -22,11 +23,12 @@ class Compiled(NamedTuple):
 
 
 class Compiling:
-    """The requests whose grammars are being compiled, in one thread: the library lets the interpreter go on."""
+    """The requests whose grammars are being compiled, in one thread that their users share: the library lets the
+    interpreter go on."""
 
     def __init__(self, end_tokens: Iterable[int]) -> None:
         self._end_tokens = frozenset(end_tokens)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._thread = SharedThread("grammars")
         self._compiler: Future[GrammarCompiler] | None = None
         self._requests: dict[str, tuple[Request, Future[Grammar]]] = {}
 
@@ -35,7 +37,7 @@ class Compiling:
 
     def learn(self, tokenizer: str) -> None:
         """The tokenizer, as `Tokenizer.definition` has it: needed before the first grammar."""
-        self._compiler = self._thread.submit(GrammarCompiler, tokenizer, self._end_tokens)
+        self._compiler = self._thread.submit("", lambda: GrammarCompiler(tokenizer, self._end_tokens))
 
     def known(self, request: Request) -> Grammar | None:
         """Its grammar, if that was compiled for another one: nobody has to wait for it."""
@@ -49,11 +51,11 @@ class Compiling:
         compiler, spec = self._compiler, request.params.grammar
         if compiler is None or spec is None:
             raise InvalidRequestError("grammars are not possible without a tokenizer")
-        compiled = self._thread.submit(lambda: compiler.result().compile(spec))
+        compiled = self._thread.submit(request.user, lambda: compiler.result().compile(spec))
         self._requests[request.request_id] = request, compiled
 
     def take(self, timeout: float) -> list[Compiled]:
-        """Those that are done, in their order; waits so many seconds for one."""
+        """Those that are done; waits so many seconds for one."""
         if not self._requests:
             return []
         if timeout > 0:
@@ -61,7 +63,7 @@ class Compiling:
         done = []
         for request, compiled in list(self._requests.values()):
             if not compiled.done():
-                break
+                continue
             del self._requests[request.request_id]
             error = compiled.exception()
             if error is None:
