@@ -31,3 +31,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
     """Of a JSON schema: refuse keywords that cannot be enforced, where otherwise they are ignored."""
     after: str | int | None = None
     """What ends the reasoning that comes first, where the prompt has begun it: a text, or a control token's id."""
+
+
+class GrammarError(RuntimeError):
+    """Which tokens may come next cannot be told: mostly because that takes more work than a step may have. At
+    which of an answer's tokens that is, depends on the grammar and the tokens alone."""

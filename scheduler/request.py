@@ -30,6 +30,8 @@ class FinishReason(enum.StrEnum):
     """The client cancelled it or went away."""
     TIMEOUT = "timeout"
     """Its deadline passed."""
+    REFUSED = "refused"
+    """It turned out to take more work than it may; its error says of what."""
     ERROR = "error"
     """It failed inside the engine; the log has the traceback."""
 

@@ -13,7 +13,8 @@ from scheduler.config import EngineConfig
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_in_parts
 from scheduler.engine.free_cores import FreeCores
-from scheduler.engine.outputs import output_of, part_of, refused
+from scheduler.engine.mask_turns import MaskTurns
+from scheduler.engine.outputs import output_of, part_of, refused, view_of
 from scheduler.engine.parts import drafter_of, make_policy, runner_of, speculation_of, window_of
 from scheduler.engine.stopwatch import Stopwatch
 from scheduler.kernels.native import kernels
@@ -23,7 +24,6 @@ from scheduler.messages import (
     Phases,
     Progress,
     Received,
-    SeatView,
     SequenceOutput,
     Snapshot,
     StepOutputs,
@@ -109,6 +109,7 @@ class EngineCore:
         for each in self._drafter.measure() if self._drafter is not None else ():
             self._draft_cost.observe(*each)
         self._compiling = Compiling(loaded.eos_token_ids)
+        self._mask_turns = MaskTurns()
         self._resuming: dict[str, list[Progress]] = {}
         """By request, of those whose grammars are being compiled."""
         self.before_step: Callable[[list[str], float], None] = lambda requests, seconds: None
@@ -222,6 +223,7 @@ class EngineCore:
     def _forget(self, ended: Iterable[Sequence]) -> None:
         """What is kept for requests of which no sequence is left."""
         for sequence in ended:
+            self._mask_turns.forget(sequence)
             request_id = sequence.request.request_id
             if request_id not in self.scheduler.live_requests:
                 self.executor.steerings.forget(request_id)
@@ -232,6 +234,7 @@ class EngineCore:
         clock = Stopwatch()
         expired = self.scheduler.expire(time.monotonic())
         plan = self.scheduler.schedule()
+        self._mask_turns.rest(plan)
         now = time.monotonic()
         for sequence in plan.admitted:
             sequence.seated_time = now
@@ -258,6 +261,7 @@ class EngineCore:
         num_violations = self._check()
         phases = Phases(planning, drafting + executing, sampling_time, clock.lap())
         self._learn(plan, clock, drafting)
+        self._mask_turns.learn(plan, self.executor.steerings.seconds, clock.total)
         step = StepStats(
             duration=clock.total,
             num_tokens=plan.num_tokens,
@@ -304,19 +308,7 @@ class EngineCore:
 
     def snapshot(self, *, with_blocks: bool) -> Snapshot:
         """Who sits where, and perhaps the state of the blocks."""
-        seats = [
-            SeatView(
-                seat=sequence.seat or 0,
-                request_id=sequence.request.request_id,
-                index=sequence.index,
-                user=sequence.request.user,
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                num_computed_tokens=sequence.num_computed_tokens,
-                num_output_tokens=sequence.num_output_tokens,
-                max_tokens=sequence.request.params.max_tokens or 0,
-            )
-            for sequence in self.scheduler.running.values()
-        ]
+        seats = list(map(view_of, self.scheduler.running.values()))
         return Snapshot(seats, self.pool.map(MAP_CELLS) if with_blocks else None)
 
     def _draft(self, plan: Plan) -> None:
@@ -377,8 +369,7 @@ class EngineCore:
         for place in reversed(result.broken):
             chunk = plan.chunks.pop(place)
             result = result.without(place)
-            logger.error("request %s: %s", chunk.sequence.request.request_id, NO_TOKEN)
-            failed.append(self._fail(chunk, NO_TOKEN))
+            failed.append(self._fail_without_token(chunk))
         return result, failed, sampling.lap()
 
     def _execute_singly(self, plan: Plan, step: StepInput) -> tuple[StepResult, list[SequenceOutput]]:
@@ -401,7 +392,15 @@ class EngineCore:
         self.scheduler.max_batched_tokens = min(self.scheduler.max_batched_tokens, fewer)
         logger.warning("from now on a step has at most %d tokens", self.scheduler.max_batched_tokens)
 
-    def _fail(self, chunk: Chunk, message: str) -> SequenceOutput:
-        self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
+    def _fail_without_token(self, chunk: Chunk) -> SequenceOutput:
+        request_id = chunk.sequence.request.request_id
+        if (trouble := self.executor.steerings.troubles.get(request_id)) is not None:
+            logger.info("request %s: %s", request_id, trouble)
+            return self._fail(chunk, trouble, FinishReason.REFUSED)
+        logger.error("request %s: %s", request_id, NO_TOKEN)
+        return self._fail(chunk, NO_TOKEN)
+
+    def _fail(self, chunk: Chunk, message: str, reason: FinishReason = FinishReason.ERROR) -> SequenceOutput:
+        self.scheduler.finish(chunk.sequence, reason)
         self._forget([chunk.sequence])
         return output_of(chunk.sequence, error=message)

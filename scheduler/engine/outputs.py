@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.messages import SequenceOutput, StepPart
+from scheduler.messages import SeatView, SequenceOutput, StepPart
 from scheduler.planning.gain import Gain
 from scheduler.planning.plan import Chunk
 from scheduler.request import FinishReason, Request, Sequence
@@ -38,6 +38,20 @@ def output_of(
         drafted=list(gain.chunk.drafted) if gain else [],
         part=part,
         num_computed=sequence.num_ever_computed,
+    )
+
+
+def view_of(sequence: Sequence) -> SeatView:
+    """A running sequence, for those who look on."""
+    return SeatView(
+        seat=sequence.seat or 0,
+        request_id=sequence.request.request_id,
+        index=sequence.index,
+        user=sequence.request.user,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_computed_tokens=sequence.num_computed_tokens,
+        num_output_tokens=sequence.num_output_tokens,
+        max_tokens=sequence.request.params.max_tokens or 0,
     )
 
 

@@ -7,6 +7,7 @@ after a preemption. The changes of a whole batch are applied in one pass over th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from scheduler.grammar_spec import GrammarError
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkInput, StepInput
 
@@ -24,7 +26,7 @@ Mask = npt.NDArray[np.uint32]
 
 
 class Matcher(Protocol):
-    """Follows one answer through a grammar; see text/grammar.py."""
+    """Follows one answer through a grammar; see text/grammar.py. All of it raises `GrammarError`."""
 
     def fill(self, mask: Mask) -> None:
         """Write which tokens may follow: every word of the mask."""
@@ -128,6 +130,8 @@ class Steering:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else end_tokens)}
         self._ends = [token for token in ends if token < vocab_size]
         self._allowed = mask_of(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
+        self.trouble: str | None = None
+        """What the grammar's matcher last failed of."""
 
     def extend(self, start: int, tokens: Sequence[int]) -> None:
         """The sequence has these tokens from the place `start` on; those that are known already are skipped."""
@@ -141,7 +145,7 @@ class Steering:
                 self._counts.note(token)
         for token in new[num_of_prompt:]:
             _, is_matched = self._append(token)
-            if self._matcher is not None and not is_matched:
+            if self._matcher is not None and not is_matched and self.trouble is None:
                 raise RuntimeError(f"the grammar does not allow token {token}, which was the only one left")
 
     def changes(self, guessed: Sequence[int]) -> list[Change]:
@@ -163,9 +167,12 @@ class Steering:
         """The tokens that the grammar forces behind the sequence's tokens and those that it just gained."""
         if self._matcher is None:
             return []
-        self._matcher.advance(gained)
-        forced = self._matcher.forced()
-        self._matcher.rollback(len(gained))
+        try:
+            self._matcher.advance(gained)
+            forced = self._matcher.forced()
+            self._matcher.rollback(len(gained))
+        except GrammarError:  # the next mask tells
+            return []
         return forced
 
     def _append(self, token: int) -> tuple[bool, bool]:
@@ -178,6 +185,9 @@ class Steering:
             self._matcher.advance([token])
         except ValueError:  # a guess that is wrong: what is said of the rows after it does not matter
             return is_new, False
+        except GrammarError as error:
+            self.trouble = str(error)
+            return is_new, False
         return is_new, True
 
     def _change(self) -> Change:
@@ -189,7 +199,11 @@ class Steering:
         must_end = False
         if self._matcher is not None:
             mask = np.empty(num_words(self._vocab_size), dtype=np.uint32)
-            self._matcher.fill(mask)
+            try:
+                self._matcher.fill(mask)
+            except GrammarError as error:  # a row from which no token can be taken, if it comes to that
+                self.trouble = str(error)
+                mask[:] = 0
             must_end = self._matcher.is_finished
         if len(self._answer) < self._params.min_tokens and not must_end:
             forbidden += self._ends
@@ -290,6 +304,10 @@ class Steerings:
 
     grammars: dict[str, Grammar]
     """By request."""
+    seconds: dict[str, float]
+    """By request, what one of its masks took in the last step, of this thread's own time."""
+    troubles: dict[str, str]
+    """By request, why there is no mask for one of its rows."""
     processors: dict[str, list[LogitsProcessor]]
     """By request."""
 
@@ -298,6 +316,8 @@ class Steerings:
         self._end_tokens = frozenset(end_tokens)
         self._of_seats: dict[int, Steering] = {}
         self.grammars = {}
+        self.seconds = {}
+        self.troubles = {}
         self.processors = {}
 
     @staticmethod
@@ -312,14 +332,19 @@ class Steerings:
         changes: list[Change] = []
         processed: list[Processed] = []
         first = 0
+        self.seconds = {}
         for chunk in chunks:
             if chunk.params.is_steered:
+                started = time.thread_time()
                 steering = self._steering(chunk)
                 known = len(chunk.token_ids) - chunk.num_drafted
                 steering.extend(chunk.start, chunk.token_ids[:known])
                 if chunk.samples:
                     rows += range(first, first + chunk.num_sampled)
                     changes += steering.changes(chunk.token_ids[known:])
+                    self.seconds[chunk.request_id] = (time.thread_time() - started) / chunk.num_sampled
+                    if steering.trouble is not None:
+                        self.troubles[chunk.request_id] = steering.trouble
                     for processor in self.processors.get(chunk.request_id, ()):
                         processed += [
                             Processed(row, processor, change.tokens or [])
@@ -342,6 +367,7 @@ class Steerings:
     def forget(self, request_id: str) -> None:
         """It has ended."""
         self.grammars.pop(request_id, None)
+        self.troubles.pop(request_id, None)
         self.processors.pop(request_id, None)
 
     def _steering(self, chunk: ChunkInput) -> Steering:

@@ -17,19 +17,23 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from scheduler.grammar_spec import GrammarSpec
+from scheduler.grammar_spec import GrammarError, GrammarSpec
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.text.grammar_source import compilable, unforced
 
 CACHED_GRAMMARS = 64
 
+STEP_ITEMS = 2_000
+"""Of the parser, for one mask: some 15 ms. An ambiguous grammar has more of them with each token; answers that
+people ask for have some hundreds."""
+
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,
     step_lexer_fuel=50_000,
-    step_max_items=20_000,
-    max_items_in_row=2_000,
+    step_max_items=STEP_ITEMS,
+    max_items_in_row=STEP_ITEMS,
     max_lexer_states=30_000,
-    max_grammar_size=100_000,
+    max_grammar_size=20_000,
     verbose_errors=False,
 )
 """Of the work for a grammar and for a token. A state of the lexer is about a kilobyte."""
@@ -40,10 +44,6 @@ SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_IN_STRING}{{1,{length}}}" for length in 
 """Tokens that match one of these are let through together where the grammar allows them all; only the others are
 looked at one by one. llguidance's own go by 10 and 30 characters of a string, and its masks take half as long
 again where a schema bounds a string's length."""
-
-
-class GrammarError(RuntimeError):
-    """Which tokens may come next cannot be told: mostly because that takes more work than a step may have."""
 
 
 class GrammarCompiler:
@@ -148,8 +148,9 @@ class Matcher:
             self._write_ends(mask)
             return
         words = mask if len(mask) >= self.num_words else np.empty(self.num_words, np.uint32)
+        self._recover()
         self._compute(words)
-        if self._matcher.is_error():
+        if self._is_lexer_full():
             self._restart()
             self._compute(words)
         elif self._is_misled(words):
@@ -179,7 +180,8 @@ class Matcher:
         if count > len(self._token_ids):
             raise ValueError(f"{count} tokens to forget, and {len(self._token_ids)} were read")
         del self._token_ids[-count:]
-        self._matcher.rollback(count)
+        if not self._recover():
+            self._matcher.rollback(count)
         self._raise_error()
 
     def forced(self) -> list[int]:
@@ -194,10 +196,12 @@ class Matcher:
             return True
         if self.is_finished:
             return False
+        self._recover()
         if self._matcher.try_consume_tokens([token_id]) == 0:
             if not self._matcher.is_error():
                 return False
-            self._restart()
+            if self._is_lexer_full():
+                self._restart()
             if self._matcher.try_consume_tokens([token_id]) == 0:
                 self._raise_error()
                 return False
@@ -224,6 +228,18 @@ class Matcher:
         for token_id in self._end_token_ids:
             if token_id < 32 * len(mask):
                 mask[token_id // 32] |= np.uint32(1 << token_id % 32)
+
+    def _recover(self) -> bool:
+        """After an error at a token that was only guessed: be where the tokens that were read lead to."""
+        if not self._matcher.is_error():
+            return False
+        self._matcher = self._grammar.begin()
+        self._matcher.consume_tokens(self._token_ids)
+        return True
+
+    def _is_lexer_full(self) -> bool:
+        """An error that a new lexer may mend; not that the parser has too much to do."""
+        return self._matcher.is_error() and "items" not in self._matcher.get_error()
 
     def _restart(self) -> None:
         """The lexer may be full of what others have read: read this answer's tokens again with a new one."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker
+from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker, NotCheckedError
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.grammar_walks import ENDS
 
@@ -81,7 +84,11 @@ HOSTILE = {
     ),
     "thousands of optional properties": (
         schema({"properties": {f"property {i}": {"type": "integer"} for i in range(5000)}}),
-        TOO_MUCH_WORK,
+        "too big",
+    ),
+    "a thousand of them": (
+        schema({"properties": {f"property {i}": {"type": "integer"} for i in range(1000)}}),
+        "Too many items",
     ),
     "an exponential regex": (GrammarSpec(GrammarKind.REGEX, r"(\w{1,100}){1,100}"), "too many"),
     "a long regex": (GrammarSpec(GrammarKind.REGEX, "abc" * 10_000), "characters"),
@@ -156,3 +163,51 @@ def test_what_is_known_does_not_wait_for_what_is_new(checker: GrammarChecker) ->
         with pytest.raises(InvalidRequestError, match="object") as caught:
             checker.check_known(bad, "guided_json")
         assert caught.value.param == "guided_json"
+
+
+def test_a_checker_that_is_stopped_is_replaced(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it does not answer says nothing of the grammar, which is tried once more."""
+    monkeypatch.setattr("scheduler.text.grammar_checker.MAX_WAIT", 5.0)
+    before = set(psutil.Process().children())
+    checker = GrammarChecker(tokenizer.definition, ENDS)
+    checker.check(GrammarSpec(GrammarKind.REGEX, "a"))
+    (process,) = set(psutil.Process().children()) - before
+    process.suspend()
+    checker.check(GrammarSpec(GrammarKind.REGEX, "b"))
+    assert not process.is_running()
+    monkeypatch.setattr("scheduler.text.grammar_checker.MAX_WAIT", 0.0)
+    with pytest.raises(NotCheckedError, match="try again"):
+        checker.check(GrammarSpec(GrammarKind.REGEX, "c"))
+    checker.close()
+
+
+def test_a_verdict_is_the_same_alone_and_under_load(tokenizer: Tokenizer) -> None:
+    """It is a count of the parser's work: however long that takes."""
+    ambiguous = "start: a\na: " + " | ".join(["a a", '"x"', *(" ".join("a" * count) for count in range(3, 10))])
+    specs = [
+        GrammarSpec(GrammarKind.LARK, ambiguous),
+        schema({"properties": {f"property {i}": {"type": "integer"} for i in range(1000)}}),
+        schema({"properties": {f"property {i}": {"type": "integer"} for i in range(300)}}),
+    ]
+
+    def verdicts() -> list[str]:
+        checker = GrammarChecker(tokenizer.definition, ENDS)
+        found = []
+        for spec in specs:
+            try:
+                checker.check(spec)
+                found.append("")
+            except InvalidRequestError as error:
+                found.append(str(error))
+        checker.close()
+        return found
+
+    alone = verdicts()
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        assert verdicts() == alone
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+    assert ["items" in each for each in alone] == [True, True, False]
