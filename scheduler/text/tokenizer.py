@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.sampling_params import TOO_LONG, InvalidRequestError
+from scheduler.shared_thread import give_way
 from scheduler.text.chat_template import ChatTemplate
 from scheduler.text.token_bytes import TokenBytes
 
@@ -46,12 +47,17 @@ class Tokenizer:
         self.is_silent = cache(self._is_silent)
         self.control_tokens = cache(self._control_tokens)
 
-    def encode(self, text: str, add_special_tokens: bool = True, *, longest: int | None = None) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = True, *, longest: int | None = None, cut: bool = False
+    ) -> list[int]:
         """Raises `InvalidRequestError` for a text of far more than `longest` tokens, with most of it untouched. A
-        few too many are the caller's business."""
+        few too many are the caller's business. `cut`: the caller keeps a part of it, so that only its characters
+        are looked at."""
+        if len(text) > PIECE // 8:
+            give_way()
         if longest is not None:
             self.check_length(len(text), longest)
-            if len(text) > max(PIECE, 2 * longest):
+            if not cut and len(text) > max(PIECE, 2 * longest):
                 self._check_pieces(text, longest)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
@@ -140,6 +146,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         longest: int | None = None,
+        cut: bool = False,
         add_special_tokens: bool = False,
         **options: Any,
     ) -> list[int]:
@@ -149,7 +156,7 @@ class Tokenizer:
             self.check_length(sum(len(message["content"]) for message in messages), longest)
         rendered = self.chat_template.tokens(messages, **options)
         if isinstance(rendered, str):
-            return self.encode(rendered, add_special_tokens, longest=longest)
+            return self.encode(rendered, add_special_tokens, longest=longest, cut=cut)
         return rendered
 
 

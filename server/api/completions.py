@@ -48,7 +48,7 @@ def understand_completion(app: web.Application, content: bytes) -> Asked:
             token_ids = tokenizer.fill_in_the_middle(prompt, body.suffix, longest=longest)
         else:
             special = body.add_special_tokens is not False
-            token_ids = tokenizer.encode(prompt, special, longest=None if body.truncate_prompt_tokens else longest)
+            token_ids = tokenizer.encode(prompt, special, longest=longest, cut=bool(body.truncate_prompt_tokens))
         kept = truncated(body, token_ids, longest - (params.max_tokens or 0))
         text = ""
         if body.echo:

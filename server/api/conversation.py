@@ -67,7 +67,8 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
         messages = _told_of(tools, messages)
     prompt = tokenizer.apply_chat_template(
         messages,
-        longest=None if body.truncate_prompt_tokens else longest,
+        longest=longest,
+        cut=bool(body.truncate_prompt_tokens),
         add_special_tokens=bool(body.add_special_tokens),
         tools=tools,
         template=body.chat_template,

@@ -39,7 +39,7 @@ def understand_embedding(app: web.Application, content: bytes) -> Asked:
     def tokens(item: str | list[int]) -> list[int]:
         if isinstance(item, str):
             special = body.add_special_tokens is not False
-            item = tokenizer.encode(item, special, longest=None if body.truncate_prompt_tokens else longest)
+            item = tokenizer.encode(item, special, longest=longest, cut=bool(body.truncate_prompt_tokens))
         return truncated(body, item, longest)
 
     prompts = list(map(tokens, body.input))

@@ -109,12 +109,12 @@ async def _answer(request: web.Request, understand: Understand) -> web.StreamRes
     body = await read_body(request)  # it has a place in the queue only when it is there
     with app[LIMITS].admit(user) as request[ADMISSION]:
         record = record_of(request)
-        asked = await _understood(app, body, understand, record)
+        asked = await _understood(app, user, body, understand, record)
         del body
         if app[CONFIG].log_prompts:
             decode = app[ENGINE].tokenizer.decode
             record.prompts = await work(
-                app, sum(map(len, asked.prompts)), lambda: list(map(decode, asked.prompts))
+                app, user.name, sum(map(len, asked.prompts)), lambda: list(map(decode, asked.prompts))
             )
         # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
         meter = Meter(user.name, asked.prompts, record, request[ADMISSION], app[LEDGER])
@@ -215,7 +215,7 @@ async def answer_in_background(
     raises."""
     app[LIMITS].check_rates(user)
     with _naming_prompt(prompt_field), app[LIMITS].admit(user) as admission:
-        asked = await _understood(app, content, understand, record)
+        asked = await _understood(app, user, content, understand, record)
         meter = Meter(user.name, asked.prompts, record, admission, app[LEDGER])
         owner = user.model_copy(update={"name": account, "priority": "low"})
         deadline = None if asked.body.timeout is None else record.started + asked.body.timeout
@@ -227,11 +227,11 @@ async def answer_in_background(
 
 
 async def _understood(
-    app: web.Application, content: bytes, understand: Understand, record: RequestRecord
+    app: web.Application, user: User, content: bytes, understand: Understand, record: RequestRecord
 ) -> Asked:
-    asked = await work(app, len(content), partial(understand, app, content))
+    asked = await work(app, user.name, len(content), partial(understand, app, content))
     if asked.form is not None:
-        await app[GRAMMARS].check(asked.form)
+        await app[GRAMMARS].check(user.name, asked.form)
     _check_size(asked, longest_sequence(app[ENGINE].info))
     record.response_id = asked.wording.id
     return asked

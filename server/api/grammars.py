@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
 from scheduler.engine.client import AsyncEngine
+from scheduler.shared_thread import SharedThread
 from scheduler.text.grammar_checker import GrammarChecker
 from server.api.structured import Form
 from server.app_keys import ENGINE
 
 
 class Grammars:
-    """Checks them in a thread, which waits for a process."""
+    """Checks them in a thread that the users share, and that waits for a process."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._thread = SharedThread("grammars")
         self._checker: GrammarChecker | None = None
 
-    async def check(self, form: Form) -> None:
+    async def check(self, user: str, form: Form) -> None:
         """Raises `InvalidRequestError` for a grammar that cannot be served."""
         # One that is known need not wait behind those that are new.
         if self._checker is None or not self._checker.check_known(form.grammar, form.field):
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._check, form)
+            await asyncio.wrap_future(self._thread.submit(user, lambda: self._check(form)))
 
     def _check(self, form: Form) -> None:
         if self._checker is None:
@@ -34,7 +34,7 @@ class Grammars:
         self._checker.check(form.grammar, form.field)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown()
         if self._checker is not None:
             self._checker.close()
 

@@ -14,7 +14,7 @@ from server.api.chat_request import Message
 from server.api.fields import Body, TokenIds
 from server.api.models import check_model, longest_sequence
 from server.api.shape import LIST, TEXT, check_fields
-from server.app_keys import ENGINE
+from server.app_keys import ENGINE, user_of
 from server.http.body import read_body
 from server.http.json import json_response
 from server.http.worker import work
@@ -53,7 +53,8 @@ class Text(msgspec.Struct, frozen=True):
 
 async def tokenize(request: web.Request) -> web.Response:
     body = await read_body(request)
-    return json_response(await work(request.app, len(body), partial(_tokenize, request.app, body)))
+    task = partial(_tokenize, request.app, body)
+    return json_response(await work(request.app, user_of(request).name, len(body), task))
 
 
 def _tokenize(app: web.Application, content: bytes) -> Tokens:
@@ -81,7 +82,8 @@ def _tokenize(app: web.Application, content: bytes) -> Tokens:
 
 async def detokenize(request: web.Request) -> web.Response:
     body = await read_body(request)
-    return json_response(await work(request.app, len(body), partial(_detokenize, request.app, body)))
+    task = partial(_detokenize, request.app, body)
+    return json_response(await work(request.app, user_of(request).name, len(body), task))
 
 
 def _detokenize(app: web.Application, content: bytes) -> Text:

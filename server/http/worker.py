@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from aiohttp import web
 
+from scheduler.shared_thread import SharedThread
+
 T = TypeVar("T")
 
-WORKER = web.AppKey("worker", ThreadPoolExecutor)
+WORKER = web.AppKey("worker", SharedThread)
 
 SWITCH_SECONDS = 0.0005
 """How soon the event loop gets the interpreter back from the thread, each time that it wants it: several times for
@@ -22,20 +23,20 @@ LONG = 8192
 """Bytes of a body from which it is read and tokenized in the thread (about 2 ms)."""
 
 
-def new_worker() -> ThreadPoolExecutor:
+def new_worker() -> SharedThread:
     """One thread: more would only take the processor from the engine, and what waits is bounded by the queue."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+    return SharedThread("worker")
 
 
-async def work(app: web.Application, num_bytes: int, task: Callable[[], T]) -> T:
-    """Do what takes time in proportion to so many bytes, where it holds nobody up."""
+async def work(app: web.Application, user: str, num_bytes: int, task: Callable[[], T]) -> T:
+    """Do what takes time in proportion to so many bytes, where it holds nobody up: other users neither."""
     if num_bytes < LONG:
         return task()
-    return await asyncio.get_running_loop().run_in_executor(app[WORKER], task)
+    return await asyncio.wrap_future(app[WORKER].submit(user, task))
 
 
 async def worker_lifetime(app: web.Application) -> AsyncIterator[None]:
     """For `cleanup_ctx`: what has not begun at the end is dropped."""
     sys.setswitchinterval(SWITCH_SECONDS)
     yield
-    app[WORKER].shutdown(wait=False, cancel_futures=True)
+    app[WORKER].shutdown()

@@ -14,7 +14,7 @@ from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording, worded_error
 from server.api.models import longest_sequence
 from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
-from server.app_keys import CONFIG, ENGINE
+from server.app_keys import CONFIG, ENGINE, user_of
 from server.http.body import read_body
 from server.http.errors import as_api_error
 from server.http.json import json_response
@@ -61,7 +61,8 @@ def _check(app: web.Application, content: bytes, model: type[CountRequest]) -> N
 @in_their_words
 async def count_tokens(request: web.Request) -> web.StreamResponse:
     body = await read_body(request)
-    return json_response(await work(request.app, len(body), partial(_count, request.app, body)))
+    task = partial(_count, request.app, body)
+    return json_response(await work(request.app, user_of(request).name, len(body), task))
 
 
 def _count(app: web.Application, content: bytes) -> TokenCount:
