@@ -26,6 +26,18 @@ def sentence(problem: ErrorDetails, field: str) -> str:
     return f"{field} {expected}" + (f", got {given}" if len(given) <= 40 else "")
 
 
+def printable(text: str) -> str:
+    """With a mark in place of bytes that were no text, which JSON cannot have."""
+    return text.encode(errors="replace").decode()
+
+
+def count_of(text: str, most: int) -> int | None:
+    """The number from 1 to `most` that a client has written, if it is one."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most))):
+        return None
+    return count if 1 <= (count := int(text)) <= most else None
+
+
 def place(problem: ErrorDetails) -> str:
     """Where the problem is, as one would write it: messages[0].content."""
     path = ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -65,7 +66,17 @@ class Asked:
     """Tokens that the client expects in the answer."""
 
 
-Understand = Callable[[web.Application, bytes], Asked]
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something has to be found before it can be said what a request asks."""
+
+    find: Callable[[], Awaitable[Any]]
+    """For the event loop."""
+    go_on: Callable[[Any], Asked]
+    """With what was found. May be called in a thread."""
+
+
+Understand = Callable[[web.Application, bytes], Asked | Wanted]
 """Makes of a body what it asks, or raises what is wrong with it. May be called in a thread."""
 
 
@@ -230,6 +241,8 @@ async def _understood(
     app: web.Application, user: User, content: bytes, understand: Understand, record: RequestRecord
 ) -> Asked:
     asked = await work(app, user.name, len(content), partial(understand, app, content))
+    if isinstance(asked, Wanted):
+        asked = await work(app, user.name, len(content), partial(asked.go_on, await asked.find()))
     if asked.form is not None:
         await app[GRAMMARS].check(user.name, asked.form)
     _check_size(asked, longest_sequence(app[ENGINE].info))

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from scheduler.engine.client import EngineDeadError, RequestCrashedError
 from scheduler.request import DeadlineError
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.grammar_checker import NotCheckedError
 from server.app_keys import ENGINE, user_of
 from server.http.json import json_response
 from server.http.record import record_of
+from server.storage import StorageError
 from server.users.limits import LimitExceededError
-from server.validation import place, sentence
+from server.validation import place, printable, sentence
 
 MAX_PROBLEMS = 8
 """How many things wrong with a request are told at once."""
@@ -61,7 +63,7 @@ class ApiError(Exception):
         self.headers = headers
         self.rejection = rejection
         """In a word, for the metrics: why a request that was right by itself was refused."""
-        self.body = ErrorBody(ErrorContent(message, type, param, code))
+        self.body = ErrorBody(ErrorContent(printable(message), type, param and printable(param), code))
 
 
 def as_api_error(error: Exception, request: web.Request) -> ApiError:
@@ -101,6 +103,13 @@ def told_of(error: Exception) -> ApiError | None:
             problems = error.errors(include_url=False)[:MAX_PROBLEMS]
             message = "; ".join(sentence(problem, place(problem)) for problem in problems)
             return ApiError(400, message, param=place(problems[0]) or None)
+        case StorageError():
+            message = f"this server cannot keep or find anything at the moment: {error}"
+            headers = {"Retry-After": "5"}
+            return ApiError(503, message, type="server_error", code="storage_unavailable", headers=headers)
+        case NotCheckedError():
+            headers = {"Retry-After": "1"}
+            return ApiError(503, str(error), type="server_error", code="grammar_not_checked", headers=headers)
         case EngineDeadError():
             return ApiError(503, str(error), type="server_error", code="engine_dead")
         case RequestCrashedError():

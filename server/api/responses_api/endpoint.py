@@ -9,7 +9,7 @@ from aiohttp import web
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.conversation import understand
-from server.api.generation import Asked, answer, known_fields
+from server.api.generation import Asked, Wanted, answer, known_fields
 from server.api.models import longest_sequence
 from server.api.responses_api.answers import Response
 from server.api.responses_api.request import Json, ResponsesRequest
@@ -33,7 +33,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     return await answer(request, partial(understand_response, user_of(request).name), prompt_field="input")
 
 
-def understand_response(user: str, app: web.Application, content: bytes) -> Asked:
+def understand_response(user: str, app: web.Application, content: bytes) -> Asked | Wanted:
     """Raises whatever is wrong with the request. May be called in a thread."""
     content = known_fields(app, content, ResponsesRequest)
     long = {"input": TEXT_OR_LIST, "instructions": TEXT, "tools": LIST, "text": OBJECT}
@@ -42,7 +42,17 @@ def understand_response(user: str, app: web.Application, content: bytes) -> Aske
     store = app.get(RESPONSES)
     if store is None and body.store:
         raise InvalidRequestError(NOT_KEPT, "store")
-    before = _items_before(store, user, body.previous_response_id)
+    asked = partial(_asked, user, app, body)
+    if body.previous_response_id is None:
+        return asked([])
+    if store is None:
+        raise InvalidRequestError(NOT_KEPT, "previous_response_id")
+    return Wanted(partial(_items_before, store, user, body.previous_response_id), asked)
+
+
+def _asked(user: str, app: web.Application, body: ResponsesRequest, before: list[Json]) -> Asked:
+    """`before`: what was said up to this request."""
+    store = app.get(RESPONSES)
     conversation = understand(app, body.as_chat(before))
     is_stored = store is not None and body.store is not False
 
@@ -58,12 +68,8 @@ def understand_response(user: str, app: web.Application, content: bytes) -> Aske
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
 
 
-def _items_before(store: ResponseStore | None, user: str, previous: str | None) -> list[Json]:
-    if previous is None:
-        return []
-    if store is None:
-        raise InvalidRequestError(NOT_KEPT, "previous_response_id")
-    found = store.find(previous, user)
+async def _items_before(store: ResponseStore, user: str, previous: str) -> list[Json]:
+    found = await store.find(previous, user)
     if found is None:
         raise ApiError(
             404,
@@ -75,21 +81,21 @@ def _items_before(store: ResponseStore | None, user: str, previous: str | None) 
 
 
 async def get_response(request: web.Request) -> web.Response:
-    return web.Response(body=_found(request).response, content_type="application/json")
+    return web.Response(body=(await _found(request)).response, content_type="application/json")
 
 
 async def delete_response(request: web.Request) -> web.Response:
-    _found(request)
+    await _found(request)
     response_id = request.match_info["id"]
-    request.app[RESPONSES].forget(response_id, user_of(request).name)
+    await request.app[RESPONSES].forget(response_id, user_of(request).name)
     return json_response(Deleted(response_id))
 
 
-def _found(request: web.Request) -> Stored:
+async def _found(request: web.Request) -> Stored:
     store, response_id = request.app.get(RESPONSES), request.match_info["id"]
     if store is None:
         raise ApiError(404, NOT_KEPT, code="not_found")
-    found = store.find(response_id, user_of(request).name)
+    found = await store.find(response_id, user_of(request).name)
     if found is None:
         raise ApiError(404, f"there is no response {response_id[:100]!r}", code="not_found")
     return found
