@@ -27,7 +27,7 @@ from server.api.models import (
 from server.api.responses_api.endpoint import create_response, delete_response, get_response
 from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifetime
 from server.api.tokens import detokenize, tokenize
-from server.api.trace import record_trace
+from server.api.trace import AT_ONCE, TRACES, record_trace
 from server.api.usage import get_usage
 from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, USERS
 from server.batches.batch_endpoints import cancel_batch, create_batch, get_batch, list_batches
@@ -38,6 +38,7 @@ from server.config import ServeConfig
 from server.http.access_log import log_departures
 from server.http.admission import tell_limits
 from server.http.authentication import authenticate
+from server.http.body import BODIES, BodyRoom
 from server.http.cors import CrossOrigin
 from server.http.draining import DRAINING, Draining
 from server.http.errors import answer_errors
@@ -89,6 +90,8 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
     app[WORKER] = new_worker()
+    app[BODIES] = BodyRoom()
+    app[TRACES] = asyncio.Semaphore(AT_ONCE)
     app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])
     if config.batches is not None:
         app.cleanup_ctx.append(batches_lifetime)  # after the engine's: it ends before that does

@@ -76,7 +76,7 @@ class ServeConfig(EngineConfig):
 
     store: Path | None = None
     """SQLite file that keeps responses (/v1/responses), so that others can follow them by their ids: 10,000 of
-    them, for 30 days. By default none are kept."""
+    them and 1 GiB, for 30 days. Where there is no room, those of who has most go. By default none are kept."""
 
     batches: Path | None = None
     """Folder that keeps files and batches (/v1/files, /v1/batches), for 30 days. A batch gets what others leave,
@@ -108,8 +108,8 @@ class ServeConfig(EngineConfig):
     refused with status 503."""
 
     slow_body_seconds: PositiveSeconds = 30.0
-    """Seconds that a request's body may take to arrive; then the request ends with status 408, and its connection
-    is closed."""
+    """Seconds that a request's body may take to arrive, and each mebibyte of a file; then the request ends with
+    status 408, and its connection is closed."""
 
     stalled_stream_seconds: PositiveSeconds = 30.0
     """Seconds that the reader of a stream may take nothing; then the request and its connection end."""

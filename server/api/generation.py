@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from server.api.shape import drop_unknown
 from server.api.structured import Form
 from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, LIMITS, user_of
-from server.http.body import read_body
+from server.http.body import body_of
 from server.http.errors import NO_RETRY, ApiError, as_api_error
 from server.http.json import json_response
 from server.http.record import RequestRecord, record_of
@@ -117,25 +117,30 @@ async def answer(request: web.Request, understand: Understand, *, prompt_field: 
 async def _answer(request: web.Request, understand: Understand) -> web.StreamResponse:
     app, user = request.app, user_of(request)
     app[LIMITS].check_rates(user)
-    body = await read_body(request)  # it has a place in the queue only when it is there
-    with app[LIMITS].admit(user) as request[ADMISSION]:
-        record = record_of(request)
-        asked = await _understood(app, user, body, understand, record)
-        del body
-        if app[CONFIG].log_prompts:
-            decode = app[ENGINE].tokenizer.decode
-            record.prompts = await work(
-                app, user.name, sum(map(len, asked.prompts)), lambda: list(map(decode, asked.prompts))
-            )
-        # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
-        meter = Meter(user.name, asked.prompts, record, request[ADMISSION], app[LEDGER])
-        ownership = _ownership(user, asked, _deadline(request, asked.body, record))
-        async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
-            if (streaming := asked.body.streaming) is not None:
-                return await _stream(request, deltas, asked, streaming)
-            async for choice, delta in deltas:
-                asked.wording.take(choice, delta)
-            return json_response(asked.wording.whole(usage_of(record)))
+    async with AsyncExitStack() as while_read:
+        body = await while_read.enter_async_context(body_of(request))
+        with app[LIMITS].admit(user) as request[ADMISSION]:  # it has a place in the queue only when it is there
+            asked = await _understood(app, user, body, understand, record_of(request))
+            del body
+            await while_read.aclose()
+            return await _answer_asked(request, asked)
+
+
+async def _answer_asked(request: web.Request, asked: Asked) -> web.StreamResponse:
+    app, user, record = request.app, user_of(request), record_of(request)
+    if app[CONFIG].log_prompts:
+        decode = app[ENGINE].tokenizer.decode
+        num_tokens = sum(map(len, asked.prompts))
+        record.prompts = await work(app, user.name, num_tokens, lambda: list(map(decode, asked.prompts)))
+    # Closing the generator aborts what still runs: when the client is gone, when a write fails, on any error.
+    meter = Meter(user.name, asked.prompts, record, request[ADMISSION], app[LEDGER])
+    ownership = _ownership(user, asked, _deadline(request, asked.body, record))
+    async with aclosing(_generate(app[ENGINE], asked, ownership, meter, record)) as deltas:
+        if (streaming := asked.body.streaming) is not None:
+            return await _stream(request, deltas, asked, streaming)
+        async for choice, delta in deltas:
+            asked.wording.take(choice, delta)
+        return json_response(asked.wording.whole(usage_of(record)))
 
 
 def _check_size(asked: Asked, longest: int) -> None:
@@ -264,6 +269,8 @@ async def _generate(
         async for place, delta in deltas:
             meter.count(place, delta)
             match delta.finish_reason:
+                case FinishReason.REFUSED:
+                    raise InvalidRequestError(delta.error or "the request cannot be served")
                 case FinishReason.ERROR:
                     raise ApiError(
                         500, delta.error or "the engine failed", type="server_error", code="engine_error"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -11,13 +10,11 @@ from pydantic import Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import Message
+from server.api.counting import counted
 from server.api.fields import Body, TokenIds
 from server.api.models import check_model, longest_sequence
 from server.api.shape import LIST, TEXT, check_fields
-from server.app_keys import ENGINE, user_of
-from server.http.body import read_body
-from server.http.json import json_response
-from server.http.worker import work
+from server.app_keys import ENGINE
 
 
 class TokenizeRequest(Body):
@@ -52,9 +49,7 @@ class Text(msgspec.Struct, frozen=True):
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    body = await read_body(request)
-    task = partial(_tokenize, request.app, body)
-    return json_response(await work(request.app, user_of(request).name, len(body), task))
+    return await counted(request, _tokenize)
 
 
 def _tokenize(app: web.Application, content: bytes) -> Tokens:
@@ -81,9 +76,7 @@ def _tokenize(app: web.Application, content: bytes) -> Tokens:
 
 
 async def detokenize(request: web.Request) -> web.Response:
-    body = await read_body(request)
-    task = partial(_detokenize, request.app, body)
-    return json_response(await work(request.app, user_of(request).name, len(body), task))
+    return await counted(request, _detokenize)
 
 
 def _detokenize(app: web.Application, content: bytes) -> Text:

@@ -13,7 +13,7 @@ from server.batches.file_endpoints import find_file, page, store_of
 from server.batches.lines import numbered_lines
 from server.batches.runner import RUNNER, new_batch
 from server.batches.store import UNFINISHED, Batch
-from server.http.body import read_body
+from server.http.body import body_of
 from server.http.errors import ApiError
 from server.http.json import json_response
 
@@ -33,7 +33,8 @@ class BatchRequest(BaseModel):
 async def create_batch(request: web.Request) -> web.Response:
     """Raises `ApiError` and `pydantic.ValidationError`."""
     store, user = store_of(request), user_of(request).name
-    body = BatchRequest.model_validate_json(await read_body(request))
+    async with body_of(request) as content_of_body:
+        body = BatchRequest.model_validate_json(content_of_body)
     file = find_file(request, body.input_file_id, "input_file_id")
     if sum(owner == user for owner, _ in store.unfinished()) >= MAX_UNFINISHED:
         raise ApiError(400, f"{MAX_UNFINISHED} of your batches are not done yet, as many as there may be")

@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from scheduler.sampling_params import InvalidRequestError
 from server.users.directory import User
 
+COUNTS_A_REQUEST = 10
+"""Requests that only count tokens, for each that generates some: agents count often."""
+
 
 class LimitExceededError(Exception):
     """A request over a limit. Message, type and code are for the client, in OpenAI's words."""
@@ -85,6 +88,11 @@ class Limits:
         """Before anything of a request is read: raises `LimitExceededError` for what a minute's limits forbid."""
         self._account(user).check_rates()
 
+    def count(self, user: User) -> None:
+        """Let a request in that generates nothing: so many times as many of them a minute as of others. Raises
+        `LimitExceededError`."""
+        self._account(user).count()
+
     @contextmanager
     def admit(self, user: User) -> Iterator[Admission]:
         """Let a request in, for as long as it takes. Raises `LimitExceededError`."""
@@ -128,6 +136,8 @@ class Account:
     def __init__(self) -> None:
         self.requests: Allowance | None = None
         self.tokens: Allowance | None = None
+        self.counts: Allowance | None = None
+        """Requests that generate nothing."""
         self.num_queued_requests = 0
         self.num_queued_tokens = 0
         self.max_queued: int | None = None
@@ -137,10 +147,17 @@ class Account:
         self.requests = _followed(self.requests, user.limits.requests_per_minute)
         self.tokens = _followed(self.tokens, user.limits.tokens_per_minute)
         self.max_queued = user.limits.max_queued
+        per_minute = user.limits.requests_per_minute
+        self.counts = _followed(self.counts, None if per_minute is None else COUNTS_A_REQUEST * per_minute)
 
     def check_rates(self) -> None:
         self._check_rate("requests", self.requests)
         self.check_token_rate()
+
+    def count(self) -> None:
+        self._check_rate("requests", self.counts)
+        if self.counts is not None:
+            self.counts.spend(1, time.monotonic())
 
     def check_token_rate(self) -> None:
         self._check_rate("tokens", self.tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from threading import current_thread, main_thread
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from server.api.completions import CompletionWording, Prompt
 from server.api.conversation import Conversation
 from server.api.responses import PromptTokensDetails, Usage
 from server.api.shape import MAX_FIELD_BYTES, check_chat, check_completion
+from server.http.body import BodyRoom
+from server.http.errors import ApiError
 from server.http.json import encode
 from server.http.worker import LONG
 from server.parsing.events import PlainParser
@@ -139,6 +142,25 @@ def test_a_long_text_is_no_long_field() -> None:
     for content in (text, [{"type": "text", "text": text}]):
         body = {"messages": [{"role": "user", "content": content}]}
         check_chat(json.dumps(body).encode(), longest=9)
+
+
+def test_there_is_room_for_so_much_of_all_bodies_and_a_part_of_it_for_each_user() -> None:
+    room = BodyRoom()
+    with ExitStack() as held:
+        alices = [held.enter_context(room.place("alice")) for _ in range(200)]
+        for place in alices[:10]:
+            place.take(100, 1000)
+        for place in alices:  # what she sends more is refused, wherever it belongs
+            with pytest.raises(ApiError) as refused:
+                place.take(1, 1000)
+            assert (refused.value.status, refused.value.rejection) == (429, "bodies")
+        bobs = held.enter_context(room.place("bob"))
+        bobs.take(500, 1000)  # half is his
+        with pytest.raises(ApiError):
+            bobs.take(1, 1000)
+        held.enter_context(room.place("carol")).take(333, 1000)
+    with room.place("alice") as place:
+        place.take(1000, 1000)  # nothing is left of them
 
 
 # Work --------------------------------------------------------------------------------------------------

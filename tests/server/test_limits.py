@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 
 import openai
 import pytest
@@ -174,6 +176,24 @@ async def test_requests_a_minute(users_server: UsersServer) -> None:
     assert second.headers["x-ratelimit-remaining-requests"] == "0"
     assert second.headers["x-ratelimit-reset-requests"].endswith("s")
     assert (await users_server.ask("alice")).status == 200, "others are not concerned"
+
+
+async def test_counting_tokens_has_a_limit_of_its_own(tmp_path: Path, model_path: str) -> None:
+    users = {"alice": {"limits": {"requests_per_minute": 1}}, "bob": {}}
+    with UsersServer(tmp_path, users, "--kv-cache-memory", "64MB") as server:
+        message = {"messages": [{"role": "user", "content": "a"}]}
+        asked = (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [7]}))
+        statuses = Counter[int]()
+        for path, body in (*asked, ("/v1/messages/count_tokens", message)) * 6:
+            answer = await server.send("POST", path, server.authorization("alice"), json=body)
+            statuses[answer.status] += 1
+            if answer.status == 429:
+                assert int(answer.headers["Retry-After"]) >= 1
+        assert statuses == {200: 10, 429: 8}
+        assert (await server.ask("alice")).status == 200, "that is another one"
+        assert (
+            await server.send("POST", "/tokenize", server.authorization("bob"), json=asked[0][1])
+        ).status == 200
 
 
 async def test_tokens_a_minute_are_spent_as_they_come_and_may_be_overdrawn(users_server: UsersServer) -> None:

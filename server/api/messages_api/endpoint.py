@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.api.conversation import understand
+from server.api.counting import counted
 from server.api.generation import Asked, answer, known_fields
 from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording, worded_error
 from server.api.models import longest_sequence
 from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
-from server.app_keys import CONFIG, ENGINE, user_of
-from server.http.body import read_body
+from server.app_keys import CONFIG, ENGINE
 from server.http.errors import as_api_error
 from server.http.json import json_response
-from server.http.worker import work
 
 
 class TokenCount(msgspec.Struct, frozen=True):
@@ -60,9 +57,7 @@ def _check(app: web.Application, content: bytes, model: type[CountRequest]) -> N
 
 @in_their_words
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    body = await read_body(request)
-    task = partial(_count, request.app, body)
-    return json_response(await work(request.app, user_of(request).name, len(body), task))
+    return await counted(request, _count)
 
 
 def _count(app: web.Application, content: bytes) -> TokenCount:
