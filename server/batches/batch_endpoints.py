@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from server.app_keys import user_of
 from server.batches.file_endpoints import find_file, page, store_of
-from server.batches.lines import numbered_lines
 from server.batches.runner import RUNNER, new_batch
+from server.batches.running import count_requests
 from server.batches.store import UNFINISHED, Batch
 from server.http.body import body_of
 from server.http.errors import ApiError
@@ -19,6 +19,9 @@ from server.http.json import json_response
 
 MAX_UNFINISHED = 20
 """Batches of one user."""
+
+MAX_REQUESTS, MAX_LINES = 50_000, 1_000_000
+"""Of one batch, as in OpenAI's API; and lines of its file, with blank ones."""
 
 
 class BatchRequest(BaseModel):
@@ -35,41 +38,43 @@ async def create_batch(request: web.Request) -> web.Response:
     store, user = store_of(request), user_of(request).name
     async with body_of(request) as content_of_body:
         body = BatchRequest.model_validate_json(content_of_body)
-    file = find_file(request, body.input_file_id, "input_file_id")
-    if sum(owner == user for owner, _ in store.unfinished()) >= MAX_UNFINISHED:
-        raise ApiError(400, f"{MAX_UNFINISHED} of your batches are not done yet, as many as there may be")
+    file = await find_file(request, body.input_file_id, "input_file_id")
     with store.path(file.id).open("rb") as content:
-        total = sum(1 for _ in numbered_lines(content))
+        total = await store.disk.run_pieces(user, count_requests(content, MAX_REQUESTS, MAX_LINES))
+    if total is None:
+        message = f"the file has more than {MAX_REQUESTS} requests, or more than {MAX_LINES} lines: divide it"
+        raise ApiError(400, message, param="input_file_id", code="too_many_requests_in_batch")
     batch = new_batch(body.endpoint, file.id, body.completion_window, body.metadata, total)
-    store.keep_batch(user, batch)
+    if not await store.add_batch(user, batch, MAX_UNFINISHED):
+        raise ApiError(400, f"{MAX_UNFINISHED} of your batches are not done yet, as many as there may be")
     request.app[RUNNER].start(user, batch)
     return json_response(batch)
 
 
-def _found(request: web.Request) -> Batch:
+async def _found(request: web.Request) -> Batch:
     batch_id = request.match_info["id"]
-    for batch in store_of(request).batches(user_of(request).name):
+    for batch in await store_of(request).batches(user_of(request).name):
         if batch.id == batch_id:
             return batch
     raise ApiError(404, f"there is no batch {batch_id[:100]!r}", code="not_found")
 
 
 async def get_batch(request: web.Request) -> web.Response:
-    return json_response(_found(request))
+    return json_response(await _found(request))
 
 
 async def list_batches(request: web.Request) -> web.Response:
-    return page(request, store_of(request).batches(user_of(request).name))
+    return page(request, await store_of(request).batches(user_of(request).name))
 
 
 async def cancel_batch(request: web.Request) -> web.Response:
     """What is answered by then stays in the output."""
-    runner = request.app[RUNNER] if _found(request).status in UNFINISHED else None
+    runner = request.app[RUNNER] if (await _found(request)).status in UNFINISHED else None
     if runner is not None:
         await runner.stop(request.match_info["id"])
-    batch = _found(request)  # it may have ended meanwhile
+    batch = await _found(request)  # it may have ended meanwhile
     if batch.status in UNFINISHED:
         batch.status, batch.cancelled_at = "cancelled", int(time.time())
         batch.cancelling_at = batch.cancelled_at
-        request.app[RUNNER].conclude(user_of(request).name, batch)
+        await request.app[RUNNER].conclude(user_of(request).name, batch)
     return json_response(batch)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from server.app_keys import CONFIG, user_of
+from server.app_keys import user_of
 from server.batches.store import (
     BATCHES,
     LIFETIME_SECONDS,
@@ -20,13 +21,24 @@ from server.batches.store import (
     StoredFile,
     new_file_id,
 )
+from server.http.body import Patience, in_time
 from server.http.errors import ApiError
 from server.http.json import json_response
+from server.private import new_private_file
+from server.storage import Disk
+from server.validation import count_of, printable
 
 MAX_FILE_BYTES = 200 * 1024 * 1024
 """As in OpenAI's API."""
 
 _CHUNK_BYTES = 64 * 1024
+
+RENEWED_AT = 1024 * 1024
+"""Bytes of a file for which it gets the time of a body again."""
+
+_FORM_BYTES = 1024 * 1024
+"""Of a form besides its file."""
+
 _PURPOSE_BYTES = 128
 """aiohttp reads no fewer than a boundary has, and that may have 70."""
 
@@ -61,8 +73,8 @@ def store_of(request: web.Request) -> BatchStore:
 def page(request: web.Request, found: Sequence[StoredFile | Batch]) -> web.Response:
     """What the query asks for of `found`, which is the newest first: `limit` of them, from `after` on. Raises
     `ApiError`."""
-    limit, after = request.query.get("limit", "100"), request.query.get("after")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_PAGE):
+    limit, after = count_of(request.query.get("limit", "100"), MAX_PAGE), request.query.get("after")
+    if limit is None:
         raise ApiError(400, f"limit should be a number from 1 to {MAX_PAGE}", param="limit")
     if request.query.get("order", "desc") == "asc":
         found = found[::-1]
@@ -71,14 +83,14 @@ def page(request: web.Request, found: Sequence[StoredFile | Batch]) -> web.Respo
         if place is None:
             raise ApiError(400, f"after is none of your ids: {after[:100]!r}", param="after")
         found = found[place:]
-    data = found[: int(limit)]
+    data = found[:limit]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return json_response(Listing(data, first, last, len(data) < len(found)))
 
 
-def find_file(request: web.Request, file_id: str, param: str = "id") -> StoredFile:
+async def find_file(request: web.Request, file_id: str, param: str = "id") -> StoredFile:
     """The caller's file of this id. Raises `ApiError`."""
-    for file in store_of(request).files(user_of(request).name):
+    for file in await store_of(request).files(user_of(request).name):
         if file.id == file_id:
             return file
     raise ApiError(404, f"there is no file {file_id[:100]!r}", param=param, code="not_found")
@@ -87,81 +99,115 @@ def find_file(request: web.Request, file_id: str, param: str = "id") -> StoredFi
 async def upload_file(request: web.Request) -> web.Response:
     """Raises `ApiError`."""
     store, user = store_of(request), user_of(request).name
-    store.forget_old()
-    if len(store.files(user)) >= MAX_FILES:
-        raise ApiError(400, f"you have {MAX_FILES} files here, as many as there may be: delete some", param="file")
     if not request.content_type.startswith("multipart/form-data"):
         raise ApiError(400, "a file is uploaded as multipart/form-data, with the fields purpose and file")
+    if (request.content_length or 0) > MAX_FILE_BYTES + _FORM_BYTES:
+        raise _too_large()
+    with store.uploading(user) as num_uploading:
+        await store.forget_old()
+        if len(await store.files(user)) + num_uploading > MAX_FILES:
+            message = f"you have {MAX_FILES} files here, as many as there may be: delete some"
+            raise ApiError(400, message, param="file")
+        return json_response(await _upload(request, store, user))
+
+
+async def _upload(request: web.Request, store: BatchStore, user: str) -> StoredFile:
+    """Of what does not become a file nothing stays."""
     file_id = new_file_id()
+    path = store.path(file_id)
     kept = False
     try:
-        purpose, filename = await _receive(request, store, file_id)
-        if purpose != "batch":
+        with new_private_file(path) as content:
+            async with in_time(request) as patience:
+                form = await _receive(request, Upload(store.disk, user, content, patience))
+        if form.purpose != "batch":
             raise ApiError(400, "purpose should be batch", param="purpose")
-        if filename is None:
+        if form.filename is None:
             raise ApiError(400, "file is missing", param="file")
-        now, size = int(time.time()), store.path(file_id).stat().st_size
-        file = StoredFile(file_id, size, now, filename, "batch", now + LIFETIME_SECONDS)
-        store.keep_file(user, file)
+        now = int(time.time())
+        file = StoredFile(file_id, path.stat().st_size, now, form.filename, "batch", now + LIFETIME_SECONDS)
+        await store.keep_file(user, file)
         kept = True
     finally:
         if not kept:
-            store.path(file_id).unlink(missing_ok=True)
-    return json_response(file)
+            path.unlink(missing_ok=True)
+    return file
 
 
-async def _receive(request: web.Request, store: BatchStore, file_id: str) -> tuple[str | None, str | None]:
-    """Write the file's content; returns its purpose and its name."""
+class _Form(NamedTuple):
+    purpose: str | None
+    filename: str | None
+
+
+async def _receive(request: web.Request, upload: Upload) -> _Form:
+    """Write the file's content."""
     purpose = filename = None
     try:
         async for part in await request.multipart():
             if not isinstance(part, BodyPartReader):
                 raise ApiError(400, "the fields of the form should be purpose and file")
             if part.name == "file":
-                filename = (part.filename or "batch.jsonl")[:200]
-                await _copy(part, store, file_id, request.app[CONFIG].slow_body_seconds)
+                filename = printable((part.filename or "batch.jsonl")[:200])
+                await upload.write(part)
             elif part.name == "purpose":
                 purpose = (await part.read_chunk(_PURPOSE_BYTES)).decode(errors="replace")
     except (ValueError, HttpProcessingError) as error:
         raise ApiError(400, f"the form cannot be read: {error}") from None
-    except TimeoutError:
-        raise ApiError(408, "the file did not arrive in time", type="timeout", code="body_timeout") from None
-    return purpose, filename
+    return _Form(purpose, filename)
 
 
-async def _copy(part: BodyPartReader, store: BatchStore, file_id: str, seconds: float) -> None:
-    size = 0
-    with store.path(file_id).open("wb") as file:
-        while True:
-            async with asyncio.timeout(seconds):
-                chunk = await part.read_chunk(_CHUNK_BYTES)
-            if not chunk:
-                return
-            size += len(chunk)
-            if size > MAX_FILE_BYTES:
-                message = f"the file is larger than {MAX_FILE_BYTES // 1024**2} MiB"
-                raise ApiError(413, message, param="file", code="body_too_large")
-            file.write(chunk)
+class Upload:
+    """Takes in a file, beside the event loop."""
+
+    def __init__(self, disk: Disk, user: str, content: BinaryIO, patience: Patience) -> None:
+        self._disk = disk
+        self._user = user
+        self._content = content
+        self._patience = patience
+        self._size = 0
+
+    async def write(self, part: BodyPartReader) -> None:
+        """Raises `ApiError` if it is too large, and `StorageError`."""
+        while chunk := await part.read_chunk(_CHUNK_BYTES):
+            if self._size // RENEWED_AT != (self._size + len(chunk)) // RENEWED_AT:
+                self._patience.renew()
+            self._size += len(chunk)
+            if self._size > MAX_FILE_BYTES:
+                raise _too_large()
+            await self._disk.run(self._user, partial(self._append, chunk))
+
+    def _append(self, chunk: bytes) -> None:
+        self._content.write(chunk)
+        self._content.flush()
+
+
+def _too_large() -> ApiError:
+    message = f"the file is larger than {MAX_FILE_BYTES // 1024**2} MiB"
+    return ApiError(413, message, param="file", code="body_too_large")
 
 
 async def list_files(request: web.Request) -> web.Response:
-    files, purpose = store_of(request).files(user_of(request).name), request.query.get("purpose")
+    files, purpose = await store_of(request).files(user_of(request).name), request.query.get("purpose")
     return page(request, [file for file in files if purpose in (None, file.purpose)])
 
 
 async def get_file(request: web.Request) -> web.Response:
-    return json_response(find_file(request, request.match_info["id"]))
+    return json_response(await find_file(request, request.match_info["id"]))
 
 
 async def get_file_content(request: web.Request) -> web.StreamResponse:
-    file = find_file(request, request.match_info["id"])
+    file = await find_file(request, request.match_info["id"])
     headers = {"Content-Type": "application/jsonl"}
     return web.FileResponse(store_of(request).path(file.id), headers=headers)
 
 
 async def delete_file(request: web.Request) -> web.Response:
-    file, store = find_file(request, request.match_info["id"]), store_of(request)
-    if any(user == user_of(request).name and batch.input_file_id == file.id for user, batch in store.unfinished()):
+    file, store, caller = (
+        await find_file(request, request.match_info["id"]),
+        store_of(request),
+        user_of(request).name,
+    )
+    if any(user == caller and batch.input_file_id == file.id for user, batch in await store.unfinished()):
         raise ApiError(400, "a batch that is not done reads this file: cancel it before", param="id")
-    store.forget_file(file.id)
+    await store.forget_file(caller, file.id)
     return json_response(_Deleted(file.id))

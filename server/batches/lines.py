@@ -85,15 +85,18 @@ def id_of(number: int) -> str:
 
 
 def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers. Of one that is too long, `MAX_LINE_BYTES` + 1 bytes."""
+    """The lines with their numbers, from 1 on. Of one that is too long, `MAX_LINE_BYTES` + 1 bytes."""
     number = 0
     while content := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         rest = content
         while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
             pass
-        if content.strip(_WHITE_SPACE):
-            yield number, content
+        yield number, content
+
+
+def is_blank(line: bytes) -> bool:
+    return not line.strip(_WHITE_SPACE)
 
 
 def read_line(number: int, content: bytes) -> Line:

@@ -46,10 +46,12 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[EngineConfig]) -> int:
     config = flags.read(args)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from scheduler.engine.client import EngineStartError
+    from scheduler.engine.handle import abandon_engines
     from server.batches.client import ServerGoneError
     from server.batches.output import Output, OutputError
     from server.batches.running import Counts
     from server.serving import CannotListenError
+    from server.storage import StorageError
 
     counts = Counts()
     try:
@@ -57,11 +59,11 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[EngineConfig]) -> int:
             return complain(args, f"{args.output} is the input: the answers need a file of their own")
         total = _count_lines(args.input)
         with Output(args.output) as output:
-            finished = run_until_signal(_answer(args, config, output, counts, total))
+            finished = run_until_signal(_answer(args, config, output, counts, total), abandon_engines)
             print(f"{counts.answered} answered, {counts.failed} failed, {counts.skipped} skipped", flush=True)
     except OSError as error:
         return complain(args, f"{error.filename or args.input}: {error.strerror}")
-    except ServerGoneError as error:
+    except (ServerGoneError, StorageError) as error:
         left = f"{counts.answered} answered, {counts.failed} failed, {counts.skipped} skipped"
         return complain(args, str(error), f"{left}; the same command goes on from here")
     except (EngineStartError, CannotListenError, OutputError) as error:
@@ -85,9 +87,10 @@ async def _answer(
     from tqdm import tqdm
 
     from server.batches.client import batch_client
-    from server.batches.running import run_batch
+    from server.batches.running import Beside, run_batch
     from server.config import ServeConfig
     from server.serving import served
+    from server.storage import Disk
 
     concurrency = args.concurrency or config.max_num_seqs
     async with AsyncExitStack() as stack:
@@ -95,7 +98,12 @@ async def _answer(
         if url is None:
             knobs = {name: getattr(config, name) for name in EngineConfig.model_fields}
             url = (await stack.enter_async_context(served(ServeConfig(**knobs, port=0, access_log=False)))).url
-        client = await stack.enter_async_context(batch_client(url, args.key, concurrency=concurrency))
+        client = await stack.enter_async_context(
+            batch_client(url, args.key, concurrency=concurrency)
+        )
         file = stack.enter_context(args.input.open("rb"))
         bar = stack.enter_context(tqdm(total=total, unit="line"))
-        await run_batch(file, output, client.ask, counts, concurrency=concurrency, tick=bar.update)
+        disk = Disk(args.output.name)
+        stack.push_async_callback(disk.close)
+        beside = Beside(disk, "")
+        await run_batch(file, output, client.ask, counts, beside, concurrency=concurrency, tick=bar.update)

@@ -131,6 +131,6 @@ def test_a_file_that_is_no_output_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with Output(tmp_path / "out.jsonl") as output:
-        output.write(OutputLine(id_of(1), "one"))
+        output.write([OutputLine(id_of(1), "one")])
         with pytest.raises(OutputError, match="another"), Output(tmp_path / "out.jsonl"):
             pass
