@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -74,7 +75,10 @@ def main() -> int:
         command = [str(CAROUSEL), "batch", str(source), str(target), "--url", server.url]
         for until in tqdm((args.lines // 3, 2 * args.lines // 3, args.lines), unit="run"):
             process = subprocess.Popen(
-                [*command, "--key", server.keys["batch"]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                command,
+                env=os.environ | {"CAROUSEL_KEY": server.keys["batch"]},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
             while count(target) < max(1, until - args.lines // 4) and process.poll() is None:
                 time.sleep(0.05)

@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> tuple[list[Summary], list[RunResult]]:
-    model = args.model or await first_model(args.url, args.api_key)
+    model = args.model or await first_model(args.url, args.keys)
     sampling = {"temperature": args.temperature, **({} if args.may_end else {"ignore_eos": True})}
     client = LoadClient(
-        args.url, model, endpoint=args.endpoint, keys=args.api_key, timeout=args.timeout, sampling=sampling
+        args.url, model, endpoint=args.endpoint, keys=args.keys, timeout=args.timeout, sampling=sampling
     )
     slo = Slo(
         ttft=args.slo_ttft_ms / 1000 if args.slo_ttft_ms is not None else None,
@@ -72,7 +72,7 @@ async def _run(args: argparse.Namespace) -> tuple[list[Summary], list[RunResult]
 
 
 def _requests(args: argparse.Namespace, count: int) -> list[LoadRequest]:
-    num_users = max(1, len(args.api_key))
+    num_users = max(1, len(args.keys))
     if args.file is not None:
         return read_requests(args.file, num_users=num_users)
     return make_requests(args.workload, count, seed=args.seed, num_users=num_users)

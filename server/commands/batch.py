@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from scheduler.config import EngineConfig
 from server.commands.ending import FAILED, INTERRUPTED, complain, run_until_signal
 from server.commands.flags import ConfigFlags
+from server.commands.keys import add_key_file, keys_of
 
 if TYPE_CHECKING:
     from server.batches.output import Output
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     target = parser.add_argument_group("batch options")
     target.add_argument("--url", help="Send to this server, in place of an engine of one's own.")
-    target.add_argument("--key", metavar="KEY", help="The user's key there.")
+    add_key_file(target, "File with the user's key there.")
     target.add_argument(
         "--concurrency", type=_count, metavar="N", help="Lines in flight. (default: one for each seat)"
     )
@@ -99,7 +100,7 @@ async def _answer(
             knobs = {name: getattr(config, name) for name in EngineConfig.model_fields}
             url = (await stack.enter_async_context(served(ServeConfig(**knobs, port=0, access_log=False)))).url
         client = await stack.enter_async_context(
-            batch_client(url, args.key, concurrency=concurrency)
+            batch_client(url, next(iter(keys_of(args)), None), concurrency=concurrency)
         )
         file = stack.enter_context(args.input.open("rb"))
         bar = stack.enter_context(tqdm(total=total, unit="line"))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from server.bench.workload import WORKLOADS
+from server.commands.keys import add_key_file, keys_of
 
 LOOPBACK = "http://127.0.0.1:8000"
 
@@ -19,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--endpoint", choices=["completions", "chat"], default="completions", help="(default: completions)"
     )
-    target.add_argument(
-        "--api-key", action="append", default=[], metavar="KEY", help="a user's key; once for each user"
-    )
+    add_key_file(target, "file with the users' keys, one a line")
     work = parser.add_argument_group("the requests")
     work.add_argument(
         "--workload",
@@ -88,4 +87,5 @@ def _numbers(text: str) -> list[int]:
 def _run(args: argparse.Namespace) -> int:
     from server.bench.run import run
 
+    args.keys = keys_of(args)
     return run(args)

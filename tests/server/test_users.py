@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from server.users.directory import KEY_PREFIX, UserDirectory, UsersFileError, ha
 from server.users.file import add_user, rotate_key, set_disabled
 from tests.server.conftest import MODEL
 from tests.server.serving import Server, carousel
+from tests.server.test_batch_command import line
 from tests.server.users_server import COMPLETIONS, UsersServer
 
 # The server --------------------------------------------------------------------------------------------
@@ -43,6 +46,29 @@ async def test_any_openai_client_with_a_key_is_served(users_server: UsersServer)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4
     await users_server.until_logged("user=alice cmpl-")
+
+
+async def test_commands_have_keys_from_the_environment_or_a_file(
+    users_server: UsersServer, tmp_path: Path
+) -> None:
+    """Not from their command lines, which everybody on the machine reads."""
+    command = ["bench", "--url", users_server.url, "--concurrency", "1", "--requests", "1"]
+    key_file = tmp_path / "keys"
+    key_file.write_text(f"{users_server.keys['alice']}\n{users_server.keys['carol']}\n")
+    from_file = await asyncio.to_thread(carousel, *command, "--key-file", str(key_file))
+    assert from_file.returncode == 0, from_file.stderr
+    from_environment = await asyncio.to_thread(
+        carousel, *command, env={"CAROUSEL_KEY": users_server.keys["alice"]}
+    )
+    assert from_environment.returncode == 0, from_environment.stderr
+    assert (await asyncio.to_thread(carousel, *command)).returncode == 1
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(line("one")) + "\n")
+    batch = ["batch", str(source), str(output), "--url", users_server.url]
+    assert (await asyncio.to_thread(carousel, *batch, "--key-file", str(key_file))).returncode == 0
+    assert json.loads(output.read_text())["response"]["status_code"] == 200
+    for flag in ("--key", "--api-key"):
+        assert "unrecognized arguments" in (await asyncio.to_thread(carousel, *command, flag, "sk-a")).stderr
 
 
 async def test_a_user_is_disabled_and_enabled(users_server: UsersServer) -> None:
@@ -117,6 +143,29 @@ async def test_the_watch_of_the_file_goes_on_whatever_happens(
     set_disabled(file, "eve", disabled=True)
     async with asyncio.timeout(30):
         while not ((user := directory.find(key)) is not None and user.disabled):
+            await asyncio.sleep(0.01)
+    watching.cancel()
+
+
+async def test_a_pipe_in_the_files_place_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.users.directory.CHECK_SECONDS", 0.0)
+    file = tmp_path / "users.yaml"
+    key = add_user(file, "eve", {})
+    content = file.read_text()
+    directory = UserDirectory(file)
+    watching = asyncio.create_task(directory.watch())
+    file.unlink()
+    os.mkfifo(file)
+    async with asyncio.timeout(30):
+        while "not a regular file (the users from before stay)" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert directory.find(key) is not None
+    file.unlink()
+    file.write_text(content.replace("eve", "ada"))
+    async with asyncio.timeout(30):
+        while directory.named("ada") is None:
             await asyncio.sleep(0.01)
     watching.cancel()
 
