@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import random
-import resource
 import select
 import socket
 import time
@@ -29,6 +28,8 @@ class Target:
     url: str
     metrics_url: str
     key: str
+    other_key: str
+    """Of somebody who is not."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -100,7 +101,7 @@ def bomb(encoding: str, mebibytes: int) -> Attack:
 def half_sent(number: int) -> Attack:
     """So many bodies that do not end. Answered when the server has ended them all."""
 
-    return _many(number, lambda target: _status(target, target.head(COMPLETIONS, 100) + b'{"prompt":'))
+    return many(number, lambda target: status_of(target, target.head(COMPLETIONS, 100) + b'{"prompt":'))
 
 
 def unread(number: int) -> Attack:
@@ -136,10 +137,10 @@ def broken(number: int) -> Attack:
     messages = [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\nHost\r\n\r\n"]
     turn = iter(range(number))
 
-    return _many(number, lambda target: _status(target, messages[next(turn) % len(messages)]), at_once=20)
+    return many(number, lambda target: status_of(target, messages[next(turn) % len(messages)]), at_once=20)
 
 
-async def _status(target: Target, message: bytes) -> str:
+async def status_of(target: Target, message: bytes) -> str:
     """What a connection is answered to these bytes: a status, or how it ended without one."""
     reader, writer = await asyncio.open_connection(*target.address)
     writer.write(message)
@@ -163,7 +164,7 @@ def slow_heads(number: int) -> Attack:
         writer.close()
         return "gave up"
 
-    return _many(number, one)
+    return many(number, one)
 
 
 def streams(number: int) -> Attack:
@@ -182,7 +183,7 @@ def streams(number: int) -> Attack:
             writer.close()
         return status
 
-    return _many(number, one)
+    return many(number, one)
 
 
 def nonsense(number: int) -> Attack:
@@ -191,15 +192,15 @@ def nonsense(number: int) -> Attack:
 
     async def one(target: Target) -> str:
         body = source.randbytes(source.randrange(1, 300))
-        return await _status(target, target.head(source.choice((COMPLETIONS, CHAT)), len(body)) + body)
+        return await status_of(target, target.head(source.choice((COMPLETIONS, CHAT)), len(body)) + body)
 
-    return _many(number, one, at_once=20)
+    return many(number, one, at_once=20)
 
 
 def heads(number: int) -> Attack:
     """One request of so many header fields."""
     fields = b"".join(b"X-%d: y\r\n" % place for place in range(number))
-    return _many(1, lambda target: _status(target, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + fields))
+    return many(1, lambda target: status_of(target, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + fields))
 
 
 def scrapes(number: int) -> Attack:
@@ -218,7 +219,7 @@ def scrapes(number: int) -> Attack:
     return attack
 
 
-def _many(number: int, one: Callable[[Target], Awaitable[str]], at_once: int = 10_000) -> Attack:
+def many(number: int, one: Callable[[Target], Awaitable[str]], at_once: int = 10_000) -> Attack:
     """So many clients; the answer counts what each came to."""
 
     async def all_of_them(target: Target) -> str:
@@ -321,18 +322,3 @@ CASES: dict[str, Callable[[], Attack]] = {
     "1,000 broken HTTP messages": lambda: broken(1000),
     "/metrics with 100 users": lambda: scrapes(20),
 }
-
-_prepared: dict[str, Attack] = {}
-
-
-def prepare(case: str) -> None:
-    """Build what a case sends: it takes long, and must not be counted."""
-    _prepared.clear()
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    _prepared[case] = CASES[case]()
-
-
-def attack(case: str, target: Target) -> Result:
-    """Send it."""
-    return _prepared[case](target)

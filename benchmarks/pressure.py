@@ -1,6 +1,6 @@
 """A well-behaved stream beside each hostile request: what that is answered, and what the stream notices.
 
-python -m benchmarks.pressure                    # every case, about two minutes
+python -m benchmarks.pressure                    # every case, about four minutes
 python -m benchmarks.pressure --only messages    # those whose names contain it
 
 Prints for each the answer and its time, the largest gap between two tokens of the stream while the case went on,
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +24,8 @@ from itertools import pairwise
 import aiohttp
 from tqdm import tqdm
 
-from benchmarks.hostile import CASES, Result, Target, attack, prepare
+from benchmarks.attacks import ALL, attack, prepare
+from benchmarks.hostile import Result, Target
 from benchmarks.own_server import OwnServer, own_server
 
 GUEST, HOSTILE = "guest", "hostile"
@@ -88,7 +90,7 @@ async def run_case(server: OwnServer, case: str, workers: ProcessPoolExecutor) -
     before = server.memory()
     async with well_behaved(server) as stream:
         start = time.perf_counter()
-        target = Target(server.url, server.metrics_url, server.keys[HOSTILE])
+        target = Target(server.url, server.metrics_url, server.keys[HOSTILE], server.keys[GUEST])
         result = await loop.run_in_executor(workers, attack, case, target)
         await asyncio.sleep(SETTLE_SECONDS)
         gap = stream.largest_gap(start, time.perf_counter())
@@ -114,11 +116,11 @@ async def run(server: OwnServer, cases: list[str], workers: ProcessPoolExecutor)
         control = stream.largest_gap(start, time.perf_counter())
     first = server.memory()
     print(f"largest gap without a hostile request: {1000 * control:.0f} ms; memory: {first / 2**20:.0f} MiB")
-    print(f"{'case':34} {'answer':64} {'after':>8} {'gap':>9} {'more':>9} {'memory':>11}")
+    print(f"{'case':44} {'answer':64} {'after':>8} {'gap':>9} {'more':>9} {'memory':>11}")
     for case in tqdm(cases, unit="case"):
         result, gap, growth = await run_case(server, case, workers)
         tqdm.write(
-            f"{case:34} {result.answer:64} {result.seconds:6.2f} s {1000 * gap:6.0f} ms "
+            f"{case:44} {result.answer:64} {result.seconds:6.2f} s {1000 * gap:6.0f} ms "
             f"{1000 * (gap - control):+6.0f} ms {growth / 2**20:+7.0f} MiB",
             file=sys.stdout,
         )
@@ -137,12 +139,13 @@ def main() -> int:
         "--only", default="", metavar="TEXT", help="the cases whose names contain this (default: all)"
     )
     args = parser.parse_args()
-    cases = [case for case in CASES if args.only in case]
+    cases = [case for case in ALL if args.only in case]
     users = dict.fromkeys([GUEST, HOSTILE, *(f"user{number}" for number in range(NUM_OTHERS))], 1.0)
     # Built before anything runs, in one process, which stays.
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as workers,
-        own_server(*FLAGS, users=users) as server,
+        tempfile.TemporaryDirectory() as kept,
+        own_server(*FLAGS, "--store", f"{kept}/store", "--batches", f"{kept}/batches", users=users) as server,
     ):
         asyncio.run(run(server, cases, workers))
     return 0
