@@ -52,6 +52,7 @@ from scheduler.planning.ranked import Rank, Ranked
 from scheduler.planning.recomputation import RecomputationCredit
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence, Status
+from scheduler.step import num_attended
 
 LOW_SECONDS = 30.0
 """A user of the class `low` who has had less than a quantum for so long is owed one."""
@@ -177,28 +178,29 @@ class FairShare:
             self._due = None
 
     def charge(self, works: Iterable[Work]) -> None:
+        works = list(works)
+        if self._low.is_active and self._usual.is_active:
+            self._charge_time(works)
         num_useful = 0
         served: dict[Account, float] = {}
-        every, low = (0, 0), (0, 0)
-        is_due = False
         for work in works:
             account = self._of(work.sequence)
             num_new = work.prompt + work.output
             account.running[work.sequence.key].num_new_tokens += num_new
             num_useful += num_new
             served[account] = served.get(account, 0.0) + self._prices.service(work)
-            every = (every[0] + work.num_computed, every[1] + work.attended)
-            if account.is_low:
-                low = (low[0] + work.num_computed, low[1] + work.attended)
-                is_due |= account is self._due
-        if self._usual.is_active and (is_due or low[0] < every[0]):
-            self._leftovers.settle(every, low, self._seats_held(), 2 * QUANTUM)
         for account, service in served.items():
             account.counter += service / account.weight
             self._standings(account).refresh(account)
             if account.is_low:
                 self._feed(account, service)
         self._credit.earn(num_useful)
+
+    def _charge_time(self, works: list[Work]) -> None:
+        """What low users took of a step's time. One that others could not use at all is nobody's."""
+        low = [work for work in works if self._of(work.sequence).is_low]
+        if len(low) < len(works) or any(work.sequence is self._due_sequence for work in low):
+            self._leftovers.settle(_extent(works), _extent(low), self._seats_held(), 2 * QUANTUM)
 
     def _seats_held(self) -> float:
         """The part of all seats that low users hold while others wait for one: that of who is due."""
@@ -268,6 +270,8 @@ class FairShare:
         return self._lane(sequence) is _LEFTOVERS
 
     def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
+        if not self._low.is_active:
+            return decoding, 0
         beside = self._usual.is_active
         if beside and self._due is None and self._longest_hungry is not None:
             decoding = [sequence for sequence in decoding if not self.gets_leftovers(sequence)]
@@ -338,6 +342,12 @@ class FairShare:
 
     def _standings(self, account: Account) -> Standings:
         return self._low if account.is_low else self._usual
+
+
+def _extent(works: list[Work]) -> tuple[int, int]:
+    """How many tokens were computed, and at how many keys they looked."""
+    attended = sum(num_attended(work.start, work.num_computed) for work in works)
+    return sum(work.num_computed for work in works), attended
 
 
 def _newest(account: Account) -> Iterator[Turn]:

@@ -25,10 +25,10 @@ class Work(NamedTuple):
     """Tokens that were computed before; they are no service."""
     refused: int = 0
     """Tokens that were guessed for it, and wrongly."""
+    start: int = 0
+    """How many keys there were before the tokens that the step computed."""
     num_computed: int = 0
     """Tokens that the step computed of it, whatever for."""
-    attended: int = 0
-    """Keys that they looked at."""
 
 
 class Policy(Protocol):
