@@ -139,7 +139,7 @@ FAULTS: dict[str, Callable[[], Attack]] = {
         COMPLETIONS,
         lambda _: {"prompt": "a", "n": 64, "max_tokens": 60, "temperature": 1, "guided_grammar": AMBIGUOUS},
     ),
-    "an ambiguous grammar that is not begun, n 64": lambda: several(
+    "an ambiguous grammar that begins late, n 64": lambda: several(
         1,
         COMPLETIONS,
         lambda _: {
@@ -148,7 +148,7 @@ FAULTS: dict[str, Callable[[], Attack]] = {
             "max_tokens": 400,
             "temperature": 1,
             "ignore_eos": True,
-            "guided_grammar": 'start: /[a-z ]{60}/ a\na: a a | "x" | a a a | a a a a',
+            "guided_grammar": 'start: /[a-z ]{300}/ a\na: a a | "x" | a a a | a a a a',
         },
     ),
     "60 uploads that do not come": lambda: stopped(60, FILES, 0, "multipart/form-data; boundary=b"),

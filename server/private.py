@@ -15,10 +15,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 logger = logging.getLogger(__name__)
 
 
-def make_private(file: Path) -> None:
-    """Make an empty file, if there is none, and let nobody but its owner read or write it from now on. Raises
-    OSError."""
+def create_private(file: Path) -> None:
+    """Make an empty file, if there is none, that nobody but its owner may read or write. Raises OSError."""
     os.close(os.open(file, os.O_RDWR | os.O_CREAT, _OWNER_ONLY))
+
+
+def make_private(file: Path) -> None:
+    """The same, and one that is there is from now on as if it had been made so. Raises OSError."""
+    create_private(file)
     keep_private(file)
 
 

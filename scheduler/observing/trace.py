@@ -136,7 +136,9 @@ class TraceFile:
     """A trace that grows on disk: an array of events. Viewers accept it without its end, should the engine die."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        # It says who was served when: for its owner alone, if it is not there already.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = os.fdopen(descriptor, "wb")
         self._file.write(b"[\n")
         self._trace = StepTrace()
         self._separator = b""

@@ -185,6 +185,7 @@ def main() -> None:
 
 def _judge(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
     """Compile a grammar, answer, and leave."""
+    os.nice(5)  # ten, with its parent's
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK, resource.getrlimit(resource.RLIMIT_STACK)[1]))
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MAX_MEMORY,) * 2)

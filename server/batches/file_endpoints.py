@@ -117,7 +117,7 @@ async def _upload(request: web.Request, store: BatchStore, user: str) -> StoredF
     path = store.path(file_id)
     kept = False
     try:
-        with new_private_file(path) as content:
+        with await store.disk.run(user, partial(new_private_file, path)) as content:
             async with in_time(request) as patience:
                 form = await _receive(request, Upload(store.disk, user, content, patience))
         if form.purpose != "batch":

@@ -13,7 +13,7 @@ import msgspec
 
 from scheduler.shared_thread import Pieces
 from server.batches.lines import ID_PREFIX, OutputLine
-from server.private import make_private, new_private_file
+from server.private import create_private, new_private_file
 
 _BEGINNING = b'{"id":"' + ID_PREFIX.encode()
 """Of each line."""
@@ -40,7 +40,7 @@ class Output:
 
     def __enter__(self) -> Self:
         try:
-            make_private(self._path)
+            create_private(self._path)
             # Without a buffer: what a full disk did not take must not come later by itself.
             self._file = self._path.open("a+b", buffering=0)
         except OSError as error:

@@ -24,6 +24,7 @@ MAX_FILES = 100
 """Of one user, with the outputs of their batches."""
 
 LIFETIME_SECONDS = 30 * 24 * 3600
+LOOK_SECONDS = 60.0
 
 Status = Literal["in_progress", "cancelling", "cancelled", "completed", "failed"]
 UNFINISHED = ("in_progress", "cancelling")
@@ -96,6 +97,7 @@ class BatchStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._uploading: Counter[str] = Counter()
+        self._looked_at = 0.0
         try:
             make_private_folder(folder)
             self._lock = _locked(folder)
@@ -172,8 +174,12 @@ class BatchStore:
         await self.disk.ask(user, forget)
 
     async def forget_old(self) -> None:
-        """Delete what has outlived its time."""
-        before = time.time() - LIFETIME_SECONDS
+        """Delete what has outlived its time. Often called, it looks once in a while."""
+        now = time.time()
+        if now < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at = now
+        before = now - LIFETIME_SECONDS
 
         def forget(database: sqlite3.Connection) -> None:
             old = database.execute("select id from files where created < ?", (before,)).fetchall()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from server.api.trace import AT_ONCE
 from tests.server.serving import Json, Server
 from tests.server.test_batch_faults import fill, small_disk
 
@@ -174,6 +175,16 @@ async def test_bodies_as_large_as_allowed_from_200_connections(small: Server) ->
             assert set(statuses) == {408, 429}, (path, statuses)
             assert statuses[429] > 100, "the few that had a place let others have it when they ended"
     assert "Traceback" not in small.log
+
+
+async def test_traces_are_a_few_at_a_time(small: Server) -> None:
+    """Each slows everybody down."""
+    waiting = [asyncio.create_task(send(small, "POST", "/v1/trace?steps=1")) for _ in range(AT_ONCE)]
+    await asyncio.sleep(0.5)
+    status, answer = await send(small, "POST", "/v1/trace?steps=1")
+    assert (status, json.loads(answer)["error"]["code"]) == (429, "too_many_traces")
+    assert (await small.post("/v1/completions", SMALL["/v1/completions"]))[0] == 200
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * AT_ONCE
 
 
 async def walk(server: Server, file_id: str) -> dict[tuple[str, str], int]:
