@@ -129,8 +129,8 @@ async def _upload(request: web.Request, store: BatchStore, user: str) -> StoredF
         await store.keep_file(user, file)
         kept = True
     finally:
-        if not kept:
-            path.unlink(missing_ok=True)
+        if not kept:  # after what is still being done to it
+            await store.disk.run(user, partial(path.unlink, missing_ok=True))
     return file
 
 
