@@ -51,7 +51,7 @@ from server.http.spans import Spans
 from server.http.worker import WORKER, new_worker, worker_lifetime
 from server.live.broadcaster import Live
 from server.live.handlers import LIVE, end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
-from server.openapi import get_specification
+from server.openapi import add_specification, get_specification
 from server.users.directory import UserDirectory
 from server.users.ledger import Ledger
 from server.users.limits import Limits
@@ -89,6 +89,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
         app[BATCHES] = BatchStore(config.batches)
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
+    add_specification(app)
     app[WORKER] = new_worker()
     app[BODIES] = BodyRoom()
     app[TRACES] = asyncio.Semaphore(AT_ONCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import version
 from typing import Any
@@ -156,6 +157,16 @@ def _answer(meaning: str, schema: dict[str, Any] | None = None) -> dict[str, Any
     return {"description": meaning, "content": {"application/json": {"schema": schema}}}
 
 
+SPECIFICATION = web.AppKey("specification", bytes)
+"""Made before anything is served: that takes longer than many steps, and anybody may ask for it."""
+
+
+def add_specification(app: web.Application) -> None:
+    """Put it into an application that has its configuration."""
+    config = app[CONFIG]
+    whole = specification(config.root_path, has_users=config.users is not None)
+    app[SPECIFICATION] = json.dumps(whole).encode()
+
+
 async def get_specification(request: web.Request) -> web.Response:
-    config = request.app[CONFIG]
-    return web.json_response(specification(config.root_path, has_users=config.users is not None))
+    return web.Response(body=request.app[SPECIFICATION], content_type="application/json")

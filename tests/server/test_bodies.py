@@ -185,6 +185,15 @@ async def test_a_long_body_is_read_off_the_loop(path: str, body: dict[str, Any],
     assert engine.tokenizer.threads == {False}, "never in the thread of the streams"
 
 
+async def test_the_specification_is_made_before_anybody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(ScriptedEngine(LAST)) as client:
+        monkeypatch.setattr("server.openapi.specification", lambda *_, **__: 1 // 0)
+        for _ in range(2):
+            response = await client.get("/openapi.json")
+            assert response.status == 200
+            assert COMPLETIONS in (await response.json())["paths"]
+
+
 async def test_many_prompts_are_submitted_a_few_at_a_time() -> None:
     turns = 0
     starts: Counter[int] = Counter()
