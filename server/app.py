@@ -29,7 +29,7 @@ from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifet
 from server.api.tokens import detokenize, tokenize
 from server.api.trace import AT_ONCE, TRACES, record_trace
 from server.api.usage import get_usage
-from server.app_keys import CONFIG, ENGINE, LEDGER, LIMITS, USERS
+from server.app_keys import BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, USERS
 from server.batches.batch_endpoints import cancel_batch, create_batch, get_batch, list_batches
 from server.batches.file_endpoints import delete_file, get_file, get_file_content, list_files, upload_file
 from server.batches.runner import batches_lifetime, owner_of
@@ -82,6 +82,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[LIMITS] = Limits(
         max_queued_requests=config.max_queued_requests, max_queued_tokens=config.max_queued_tokens
     )
+    app[BACKGROUND_LIMITS] = app[LIMITS].apart()
     if config.store is not None:
         app[RESPONSES] = ResponseStore(config.store)
         app.cleanup_ctx.append(store_lifetime)

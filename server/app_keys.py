@@ -14,6 +14,8 @@ CONFIG = web.AppKey("config", ServeConfig)
 ENGINE = web.AppKey("engine", AsyncEngine)
 LEDGER = web.AppKey("ledger", Ledger)
 LIMITS = web.AppKey("limits", Limits)
+BACKGROUND_LIMITS = web.AppKey("background_limits", Limits)
+"""Of what no connection waits for."""
 USERS = web.AppKey("users", UserDirectory)
 """Only on a server with users."""
 

@@ -13,7 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
+import msgspec
+
 from scheduler.engine.client import AsyncEngine
+from scheduler.engine.in_flight import Computed
 from scheduler.engine.stream import Delta, Ownership, make_request
 from scheduler.request import FinishReason
 from scheduler.sampling_params import MAX_LOGPROBS, InvalidRequestError, SamplingParams
@@ -93,20 +96,31 @@ async def search_beams(
     *,
     options: BeamOptions,
     request_id: str,
+    computed: Computed = lambda num_tokens: None,
     **ownership: Unpack[Ownership],
 ) -> AsyncGenerator[Delta, None]:
-    """Yield the `params.n` best answers as one delta each. Raises what `AsyncEngine.generate` raises."""
+    """Yield the `params.n` best answers as one delta each, and before them an empty one for every token that all
+    beams got: those count as they are computed, and at the end it is the answers' tokens that do. `computed` and
+    what is raised are as in `AsyncEngine.generate`."""
     check_beams(params)
+    params = msgspec.structs.replace(params, context_shift=False)  # each token is a prompt, which has to fit
     whole = make_request(request_id, prompt_token_ids, params, engine.info, engine.tokenizer).params
     assert whole.max_tokens is not None
     ends = params.stop_token_ids | frozenset(() if params.ignore_eos else engine.info.eos_token_ids)
     search = BeamSearch(params.n, whole.max_tokens, ends, options)
-    one = SamplingParams(max_tokens=1, temperature=0, logprobs=MAX_LOGPROBS, ignore_eos=True, seed=0)
+    one = SamplingParams(
+        max_tokens=1, temperature=0, logprobs=MAX_LOGPROBS, ignore_eos=True, seed=0, context_shift=False
+    )
     num_cached_tokens: int | None = None
+    num_charged = 0
 
     async def following(place: int, beam: Beam) -> Delta:
         stream = engine.generate(
-            [*prompt_token_ids, *beam.tokens], one, request_id=f"{request_id}-{place}", **ownership
+            [*prompt_token_ids, *beam.tokens],
+            one,
+            request_id=f"{request_id}-{place}",
+            computed=computed,
+            **ownership,
         )
         async with aclosing(stream):
             return await anext(stream)
@@ -123,7 +137,10 @@ async def search_beams(
                 yield delta  # an error, or the deadline
                 return
         num_cached_tokens = deltas[0].num_cached_tokens if num_cached_tokens is None else num_cached_tokens
+        num_charged += len(deltas)
+        yield _step(len(deltas), num_cached_tokens)
         search.advance([delta.logprobs[0].top if delta.logprobs else () for delta in deltas])
+    num_left = sum(len(beam.tokens) for beam in search.best) - num_charged
     for index, beam in enumerate(search.best):
         said = beam.tokens[:-1] if beam.has_ended else beam.tokens
         yield Delta(
@@ -135,7 +152,23 @@ async def search_beams(
             stop_reason=beam.tokens[-1] if beam.tokens[-1] in params.stop_token_ids else None,
             num_cached_tokens=num_cached_tokens or 0,
             error=None,
+            num_charged=num_left if index == 0 else 0,
         )
+
+
+def _step(num_tokens: int, num_cached_tokens: int) -> Delta:
+    """Nothing of an answer yet, but so many tokens were computed for it."""
+    return Delta(
+        index=0,
+        text="",
+        token_ids=[],
+        logprobs=None,
+        finish_reason=None,
+        stop_reason=None,
+        num_cached_tokens=num_cached_tokens,
+        error=None,
+        num_charged=num_tokens,
+    )
 
 
 def check_beams(params: SamplingParams) -> None:
@@ -144,6 +177,8 @@ def check_beams(params: SamplingParams) -> None:
         raise InvalidRequestError(f"a beam search can have {MAX_BEAMS} beams at most, got {params.n}", "n")
     if params.max_tokens == 0:
         raise InvalidRequestError("a beam search needs a token at least", "max_tokens")
+    if params.context_shift:
+        raise InvalidRequestError("context_shift does not go with use_beam_search", "context_shift")
     plain = SamplingParams()
     for name in _PLAIN:
         if getattr(params, name) != getattr(plain, name):

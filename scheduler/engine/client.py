@@ -13,7 +13,7 @@ from typing import Self, Unpack
 from prometheus_client import CollectorRegistry
 
 from scheduler.config import EngineConfig
-from scheduler.engine.in_flight import InFlight
+from scheduler.engine.in_flight import Computed, InFlight
 from scheduler.engine.lesson import Lesson
 from scheduler.engine.recordings import Recordings
 from scheduler.engine.stream import Delta, Ownership, make_request
@@ -97,6 +97,8 @@ class AsyncEngine:
         """Counts the engines that there have been."""
         self._recordings = Recordings(self._supervisor)
         self._clients: dict[str, InFlight] = {}
+        self._leaving: dict[str, Computed] = {}
+        """By request, of those that are over here, and that the engine has yet to end: a step may be under way."""
         self._loading: asyncio.Task[Tokenizer] | None = None
         self._lesson: Lesson | None = None
         self._watch_interval: float | None = None
@@ -188,6 +190,7 @@ class AsyncEngine:
         """The next engine goes on with all requests, but for one that is at fault."""
         self.metrics.record_engine_lost()
         self.state, self.seats, self.block_map = NO_STATE, [], b""
+        self._leaving.clear()
         self._recordings.give_up(reason)
         culprit = self._suspects.crashed(in_hand)
         if culprit is None:
@@ -217,9 +220,11 @@ class AsyncEngine:
         params: SamplingParams,
         *,
         request_id: str | None = None,
+        computed: Computed = lambda num_tokens: None,
         **ownership: Unpack[Ownership],
     ) -> AsyncGenerator[Delta, None]:
-        """Yield what each step adds, until all `params.n` sequences have ended.
+        """Yield what each step adds, until all `params.n` sequences have ended. `computed` is told, as the prompt
+        is computed, how many tokens of it have been; and once more after an abort, when the engine knows.
 
         Nothing is submitted before the first item is asked for; closing or cancelling the generator aborts the
         request. Raises `InvalidRequestError` or `DeadlineError` before the first item, and `EngineDeadError` at
@@ -239,7 +244,7 @@ class AsyncEngine:
         if params.grammar is not None:
             assert self._lesson is not None
             await self._lesson.learned()
-        client = InFlight(request, self.tokenizer)
+        client = InFlight(request, self.tokenizer, computed)
         self.metrics.record_request(request.user)
         self._clients[request.request_id] = client
         try:
@@ -256,6 +261,9 @@ class AsyncEngine:
             if client.timer is not None:
                 client.timer.cancel()
             self.metrics.record_departure(request.user, was_running=bool(client.last_token_at))
+            is_known = self.phase is Phase.READY and client.engine_number == self._engine_number
+            if is_known and (client.has_expired or not client.stream.finished):
+                self._leaving[request.request_id] = computed
             if not client.stream.finished:
                 await self._supervisor.send(AbortRequest(request.request_id))
             await self._clear(request.request_id)
@@ -290,6 +298,7 @@ class AsyncEngine:
     def _expire(self, client: InFlight) -> None:
         """A request's deadline has come, whatever the engine is doing: a step may be long, or hang."""
         request = client.stream.request
+        client.has_expired = not client.stream.finished
         for progress in client.stream.progress:
             output = SequenceOutput(
                 request.request_id,
@@ -344,14 +353,22 @@ class AsyncEngine:
                     self.metrics.record_finished_sequence(output.finish_reason)
                 if client is not None:
                     await self._push(client, output, now)
+                elif output.finish_reason is not None and (computed := self._leaving.pop(output.request_id, None)):
+                    computed(output.num_computed)
             except Exception as error:
                 logger.exception("publishing an output of request %s failed", output.request_id)
                 if client is not None:
                     client.queue.put_nowait(error)
 
     async def _push(self, client: InFlight, output: SequenceOutput, now: float) -> None:
+        if output.num_computed > client.num_computed:
+            client.num_computed = output.num_computed
+            client.computed(output.num_computed)
+            if output.request_id == self._suspects.alone:  # it has passed the step in which the engine was lost
+                await self._clear(output.request_id)
+        client.has_expired &= output.finish_reason is None
         delta = client.stream.push(output)
-        if delta is None:
+        if delta is None or delta.is_empty:
             return
         if delta.token_ids or output.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):  # or an embedding
             self._supervisor.has_progressed()

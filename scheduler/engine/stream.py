@@ -49,6 +49,15 @@ class Delta:
     """What the step was for the sequence, if that is to be explained."""
     choices: Sequence[Choice] = ()
     """And how each token was chosen."""
+    num_charged: int | None = None
+    """Tokens of the answer that it counts for, where that is not those in it: what a search has computed before it
+    knows its answer."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing but how far the prompt has been computed."""
+        has_text = self.token_ids or self.text or self.finish_reason is not None
+        return not (has_text or self.prompt_logprobs or self.pooled or self.part is not None)
 
 
 class Ownership(TypedDict, total=False):

@@ -27,10 +27,11 @@ class Gain(NamedTuple):
 
     @property
     def is_news(self) -> bool:
-        """Whether there is anything to tell the client."""
+        """Whether there is anything to tell the client, or whoever counts what its prompt takes."""
         sequence = self.sequence
-        has_ended = sequence.finish_reason is not None
-        return bool(self.tokens or self.scored or self.pooled or has_ended or sequence.request.params.explain)
+        if sequence.finish_reason is not None or sequence.num_output_tokens == 0:
+            return True
+        return bool(self.tokens or self.scored or self.pooled or sequence.request.params.explain)
 
 
 def work_of(chunk: Chunk, num_sampled: int, num_refused: int) -> Work:

@@ -28,7 +28,7 @@ from server.api.responses import Usage
 from server.api.shape import drop_unknown
 from server.api.structured import Form
 from server.api.wording import Wording, usage_of
-from server.app_keys import ADMISSION, CONFIG, ENGINE, LEDGER, LIMITS, user_of
+from server.app_keys import ADMISSION, BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, user_of
 from server.http.body import body_of
 from server.http.errors import NO_RETRY, ApiError, as_api_error
 from server.http.json import json_response
@@ -227,10 +227,10 @@ async def answer_in_background(
     prompt_field: str,
 ) -> msgspec.Struct:
     """The answer in one piece to a body that no connection waits for. The user's limits hold and the ledger has
-    it in their name; in the engine it is of the class `low`, on an `account` of its own. Raises what `answer`
-    raises."""
-    app[LIMITS].check_rates(user)
-    with _naming_prompt(prompt_field), app[LIMITS].admit(user) as admission:
+    it in their name; it waits in a queue apart, and in the engine it is of the class `low`, on an `account` of its
+    own. Raises what `answer` raises."""
+    app[BACKGROUND_LIMITS].check_rates(user)
+    with _naming_prompt(prompt_field), app[BACKGROUND_LIMITS].admit(user) as admission:
         asked = await _understood(app, user, content, understand, record)
         meter = Meter(user.name, asked.prompts, record, admission, app[LEDGER])
         owner = user.model_copy(update={"name": account, "priority": "low"})
@@ -262,7 +262,13 @@ async def _generate(
     params = asked.params
     generate = engine.generate if asked.beams is None else partial(search_beams, engine, options=asked.beams)
     streams = [
-        generate(prompt, params, request_id=f"{record.response_id}-{place}", **ownership)
+        generate(
+            prompt,
+            params,
+            request_id=f"{record.response_id}-{place}",
+            computed=partial(meter.computed, place),
+            **ownership,
+        )
         for place, prompt in enumerate(asked.prompts)
     ]
     async with aclosing(_interleaved(streams)) as deltas:
@@ -285,7 +291,8 @@ async def _generate(
                         code="timeout",
                         headers=NO_RETRY,
                     )
-            yield place * params.n + delta.index, delta
+            if not delta.is_empty:
+                yield place * params.n + delta.index, delta
 
 
 def _deadline(request: web.Request, body: ServedRequest, record: RequestRecord) -> float | None:

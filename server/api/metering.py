@@ -26,22 +26,35 @@ class Meter:
         self._record = record
         self._admission = admission
         self._ledger = ledger
-        self._waiting = dict(enumerate(lengths))
-        """The prompts without a token of an answer, and how long they are."""
+        self._lengths = lengths
+        self._num_computed = [0] * len(lengths)
+        """Tokens of each prompt."""
+        self._waiting = set(range(len(lengths)))
+        """The prompts without a token of an answer."""
         self._unread = set(self._waiting)
         """The prompts of which it is not known yet what the prefix cache spared."""
 
+    def computed(self, place: int, num_tokens: int) -> None:
+        """So many tokens of the prompt at this place, and of its answer, have been computed or found in the cache.
+        The prompt's are paid for as they are: also if the client goes away before there is an answer."""
+        num_new = min(num_tokens, self._lengths[place]) - self._num_computed[place]
+        if num_new > 0:
+            self._num_computed[place] += num_new
+            self._admission.computed(num_new)
+            self._ledger.add(self._user, prompt_tokens=num_new)
+
     def count(self, place: int, delta: Delta) -> None:
-        """Count what a step did for the prompt at this place."""
-        num_tokens = len(delta.token_ids)
+        """Count what a step did for the answer to the prompt at this place."""
+        num_tokens = len(delta.token_ids) if delta.num_charged is None else delta.num_charged
         if num_tokens == 0 and delta.finish_reason is not FinishReason.LENGTH:  # of a prompt alone
             return
         if self._record.ttft is None:
             self._record.ttft = time.monotonic() - self._record.started
             self._ledger.add(self._user, requests=1)
-        if (num_prompt_tokens := self._waiting.pop(place, None)) is not None:
-            self._admission.first_token(num_prompt_tokens)
-            self._ledger.add(self._user, prompt_tokens=num_prompt_tokens)
+        self.computed(place, self._lengths[place])
+        if place in self._waiting:
+            self._waiting.discard(place)
+            self._admission.first_token()
         if delta.index == 0 and place in self._unread:  # the others find what this one computed: no saving
             self._unread.discard(place)
             self._record.cached_tokens += delta.num_cached_tokens

@@ -74,15 +74,26 @@ class Allowance:
 
 
 class Limits:
-    """The queue that is everybody's, and how much of their own limits the users have used."""
+    """The queue that is everybody's, and how much of their own limits the users have used. `rates_of`: where they
+    have used what they may in a minute, if not here."""
 
-    def __init__(self, *, max_queued_requests: int, max_queued_tokens: int) -> None:
+    def __init__(
+        self, *, max_queued_requests: int, max_queued_tokens: int, rates_of: Limits | None = None
+    ) -> None:
+        self._rates_of = rates_of
         self.max_queued_requests = max_queued_requests
         self.max_queued_tokens = max_queued_tokens
         self.num_queued_requests = 0
         """Prompts that wait for their first token. A request whose body has not been read counts as one."""
         self.num_queued_tokens = 0
         self._accounts: defaultdict[str, Account] = defaultdict(Account)
+
+    def apart(self) -> Limits:
+        """A queue of its own, as large, for the same users: what waits in one takes no room in the other, and what
+        is used of a minute's limits is used in both."""
+        return Limits(
+            max_queued_requests=self.max_queued_requests, max_queued_tokens=self.max_queued_tokens, rates_of=self
+        )
 
     def check_rates(self, user: User) -> None:
         """Before anything of a request is read: raises `LimitExceededError` for what a minute's limits forbid."""
@@ -126,7 +137,10 @@ class Limits:
 
     def _account(self, user: User) -> Account:
         account = self._accounts[user.name]
-        account.follow(user)
+        if self._rates_of is None:
+            account.follow(user)
+        else:
+            account.share(self._rates_of._account(user))
         return account
 
 
@@ -149,6 +163,10 @@ class Account:
         self.max_queued = user.limits.max_queued
         per_minute = user.limits.requests_per_minute
         self.counts = _followed(self.counts, None if per_minute is None else COUNTS_A_REQUEST * per_minute)
+
+    def share(self, other: Account) -> None:
+        """The user's limits are those of another account of theirs."""
+        self.requests, self.tokens, self.max_queued = other.requests, other.tokens, other.max_queued
 
     def check_rates(self) -> None:
         self._check_rate("requests", self.requests)
@@ -224,6 +242,7 @@ class Admission:
         self._account = account
         self._num_queued = 0
         self._num_queued_tokens = 0
+        self._has_left = False
 
     def enter(self) -> None:
         """When the body is there, and before it is looked at: it takes one place. Raises `LimitExceededError`."""
@@ -246,16 +265,25 @@ class Admission:
         self.spend_tokens(sum(lengths))
         self._wait(more, sum(lengths))
 
-    def first_token(self, num_prompt_tokens: int) -> None:
-        """A prompt of this length has been computed: it waits no longer."""
-        self._wait(-1, -num_prompt_tokens)
+    def computed(self, num_prompt_tokens: int) -> None:
+        """So many more tokens of its prompts have been computed: they wait no longer, and are not given back. That
+        may become known after the request has left."""
+        if self._has_left:
+            self.spend_tokens(num_prompt_tokens)
+        else:
+            self._wait(0, -num_prompt_tokens)
+
+    def first_token(self) -> None:
+        """A prompt has been computed as a whole: it waits no longer."""
+        self._wait(-1, 0)
 
     def spend_tokens(self, num_tokens: int) -> None:
         if self._account.tokens is not None:
             self._account.tokens.spend(num_tokens, time.monotonic())
 
     def leave(self) -> None:
-        """The request has ended. Prompts that were not computed are not paid for."""
+        """The request has ended. What was not computed of its prompts is not paid for."""
+        self._has_left = True
         self.spend_tokens(-self._num_queued_tokens)
         self._wait(-self._num_queued, -self._num_queued_tokens)
 

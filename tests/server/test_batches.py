@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
@@ -124,6 +125,21 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
         assert alice.files.delete(batch.input_file_id).deleted
         with pytest.raises(openai.NotFoundError):
             alice.files.retrieve(batch.input_file_id)
+
+
+async def test_its_lines_do_not_count_in_the_queue_of_its_user(tmp_path: Path, model_path: str) -> None:
+    """One seat is taken, and lines of Alice's batch wait for it: her own request may wait too."""
+    flags = ["--batches", str(tmp_path / "batches"), "--max-num-seqs", "1", "--kv-cache-memory", "64MB"]
+    with (
+        UsersServer(tmp_path, {"alice": {"limits": {"max_queued": 1}}}, *flags) as server,
+        client_of(server, "alice") as alice,
+    ):
+        first = asyncio.create_task(server.ask("alice", {"prompt": "On", "max_tokens": 400, "ignore_eos": True}))
+        await server.until("carousel_requests_running", 1)
+        await asyncio.to_thread(start, alice, 3, 4)
+        await server.until("carousel_requests_waiting", 1)
+        assert (await server.ask("alice", {"prompt": "Yes", "max_tokens": 1})).status == 200
+        assert (await first).status == 200
 
 
 def test_without_a_folder_it_is_said_how_to_have_one(server: Server) -> None:

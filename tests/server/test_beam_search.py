@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import openai
 import pytest
 import torch
 from openai import OpenAI
@@ -67,6 +68,13 @@ def test_the_beams_are_those_of_transformers(
     ]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == sum(map(len, found))
+
+
+def test_the_context_of_beams_is_not_shifted(client: OpenAI) -> None:
+    search: dict[str, Any] = {"use_beam_search": True, "context_shift": True}
+    with pytest.raises(openai.BadRequestError, match="context_shift does not go with use_beam_search") as refused:
+        client.completions.create(model=MODEL, prompt=PROMPT, n=2, max_tokens=4, extra_body=search)
+    assert refused.value.param == "context_shift"
 
 
 def test_the_best_of_more_beams_and_in_a_chat(client: OpenAI) -> None:

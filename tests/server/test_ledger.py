@@ -79,6 +79,49 @@ async def test_everybody_reads_their_own(users_server: UsersServer) -> None:
     assert wrong["error"]["message"] == "since should be a day like 2026-03-01, got 'yesterday'"
 
 
+async def until_more_than(server: UsersServer, name: str, amount: str, before: float) -> None:
+    async with asyncio.timeout(30):
+        while (await server.usage(name))["total"][amount] <= before:
+            await asyncio.sleep(0.01)
+
+
+LONG_PROMPTS: list[Json] = [
+    {"prompt": [11, *range(100, 1900)], "max_tokens": 1},
+    {"prompt": [12, *range(100, 1900)], "max_tokens": 1, "n": 2},
+    {"prompt": [[13, *range(100, 900)], [14, *range(100, 900)]], "max_tokens": 1},
+    {"prompt": [16, *range(100, 1900)], "max_tokens": 1, "n": 2, "use_beam_search": True},
+]
+
+
+@pytest.mark.parametrize("body", LONG_PROMPTS)
+async def test_what_was_computed_of_a_prompt_is_paid_for_though_nobody_waits_for_the_answer(
+    users_server: UsersServer, body: Json
+) -> None:
+    await users_server.until_idle()
+    before = (await users_server.usage("carol"))["total"]
+    computed = await users_server.metric("carousel_prompt_tokens_total")
+    asking = asyncio.create_task(users_server.ask("carol", body))
+    await until_more_than(users_server, "carol", "engine_seconds", before["engine_seconds"])
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await users_server.until_idle()
+    after = (await users_server.usage("carol"))["total"]
+    computed = await users_server.metric("carousel_prompt_tokens_total") - computed
+    assert after["prompt_tokens"] - before["prompt_tokens"] == computed > 0
+    assert after["completion_tokens"] == before["completion_tokens"]
+
+
+async def test_a_beam_search_is_paid_for_as_it_goes(users_server: UsersServer) -> None:
+    before = (await users_server.usage("carol"))["total"]
+    body = {"prompt": "Once upon", "max_tokens": 1500, "n": 3, "use_beam_search": True, "ignore_eos": True}
+    asking = asyncio.create_task(users_server.ask("carol", body))
+    await until_more_than(users_server, "carol", "completion_tokens", before["completion_tokens"] + 10)
+    assert (await users_server.usage("carol"))["total"]["requests"] == before["requests"] + 1
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await users_server.until_idle()
+
+
 async def test_a_request_that_is_refused_costs_nothing(users_server: UsersServer) -> None:
     before = counts_of((await users_server.usage("alice"))["total"])
     assert (await users_server.ask("alice", {"prompt": "a", "max_tokens": 10**6})).status == 400

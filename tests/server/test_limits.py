@@ -67,7 +67,8 @@ def test_a_request_leaves_the_queue_with_its_first_token_or_its_end() -> None:
             pass
         with pytest.raises(LimitExceededError, match="queue is full"), limits.admit(User(name="alice")):
             pass
-        admission.first_token(10)
+        admission.computed(10)
+        admission.first_token()
         with limits.admit(user) as other:
             other.add_prompts([10])
     assert (limits.num_queued_requests, limits.num_queued_tokens) == (0, 0)
@@ -80,6 +81,30 @@ def test_a_prompt_that_was_not_computed_costs_nothing() -> None:
         admission.add_prompts([40])
         assert admission.headers()["x-ratelimit-remaining-tokens"] == "10"
     assert admission.headers()["x-ratelimit-remaining-tokens"] == "50"
+
+
+def test_what_was_computed_of_a_prompt_is_not_given_back() -> None:
+    limits = Limits(max_queued_requests=10, max_queued_tokens=100)
+    user = User(name="alice", limits=UserLimits(tokens_per_minute=50))
+    with limits.admit(user) as admission:
+        admission.add_prompts([40])
+        admission.computed(15)
+        assert (limits.num_queued_requests, limits.num_queued_tokens) == (1, 25)
+    assert limits.num_queued_tokens == 0
+    assert admission.headers()["x-ratelimit-remaining-tokens"] == "35"
+    admission.computed(10)  # in the step that was under way
+    assert admission.headers()["x-ratelimit-remaining-tokens"] == "25"
+
+
+def test_a_queue_apart_takes_no_room_but_the_minute_is_one() -> None:
+    limits = Limits(max_queued_requests=1, max_queued_tokens=100)
+    user = User(name="alice", limits=UserLimits(tokens_per_minute=150, max_queued=1))
+    with limits.apart().admit(user) as behind:
+        behind.add_prompts([100])
+        with limits.admit(user) as live:
+            live.add_prompts([30])
+            assert (limits.num_queued_requests, limits.num_queued_tokens) == (1, 30)
+            assert live.headers()["x-ratelimit-remaining-tokens"] == "20"
 
 
 def test_a_queue_of_tokens() -> None:
@@ -136,7 +161,8 @@ def test_each_prompt_of_a_request_takes_a_place_until_its_first_token() -> None:
     with limits.admit(User(name="alice")) as several:
         several.add_prompts([3, 2, 1])
         assert (limits.num_queued_requests, limits.num_queued_tokens) == (3, 6)
-        several.first_token(2)
+        several.computed(2)
+        several.first_token()
         assert (limits.num_queued_requests, limits.num_queued_tokens) == (2, 4)
         with limits.admit(User(name="alice")) as more, pytest.raises(LimitExceededError, match="3 requests wait"):
             more.add_prompts([1] * 7)
