@@ -323,6 +323,8 @@ class EngineCore:
         except Exception:
             logger.exception("the draft model failed; going on without it")
             self._drafter = None
+            if self.scheduler.speculation is not None:
+                self.scheduler.speculation.drop_model()
             return
         plan.take_guesses(guesses)
         for each in passes:
@@ -337,14 +339,15 @@ class EngineCore:
         self._last_end = clock.now if self.has_work else None
 
     def _received(self, plan: Plan, duration: float) -> dict[str, Received]:
-        """What the step did for each user."""
+        """What the step did for each user: its time is theirs by tokens, those that are costly to choose counted
+        as what they cost."""
         service: dict[str, float] = {}
-        tokens: dict[str, int] = {}
+        tokens: dict[str, float] = {}
         for chunk, work in zip(plan.chunks, plan.work, strict=True):
             user = chunk.sequence.request.user
             service[user] = service.get(user, 0.0) + self._prices.service(work)
-            tokens[user] = tokens.get(user, 0) + chunk.num_computed
-        per_token = duration / max(1, plan.num_tokens)
+            tokens[user] = tokens.get(user, 0) + chunk.num_computed + chunk.choosing_cost
+        per_token = duration / max(1, sum(tokens.values()))
         return {user: Received(service[user], per_token * count) for user, count in tokens.items()}
 
     def _execute(self, plan: Plan) -> tuple[StepResult, list[SequenceOutput], float]:

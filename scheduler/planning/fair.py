@@ -69,8 +69,9 @@ class Prices:
     cached: float = 0.05
 
     def service(self, work: Work) -> float:
-        """A wrong guess costs what it takes to compute it."""
-        return work.prompt + self.cached * work.cached + self.output * work.output + work.refused
+        """A wrong guess costs what it takes to compute it, and a token of an answer what it takes to choose it."""
+        output = self.output * work.output * work.sequence.request.params.token_cost
+        return work.prompt + self.cached * work.cached + output + work.refused
 
 
 class FairShare:

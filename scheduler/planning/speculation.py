@@ -60,6 +60,10 @@ class Speculation:
         if self._text is not None:
             self._text.force(chunk.sequence, forced)
 
+    def drop_model(self) -> None:
+        """There is no draft model any more: nothing is asked of it."""
+        self._model = None
+
     def forget(self, sequence: Sequence) -> None:
         """It ends; its blocks are still its own."""
         self._ahead.pop(sequence.key, None)

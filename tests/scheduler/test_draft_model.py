@@ -191,5 +191,6 @@ def test_one_that_fails_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFix
         while core.has_work:
             num_tokens += sum(len(output.token_ids) for output in core.step().outputs)
     assert num_tokens == 24
+    assert len(watcher.asked) == 1, "nothing is asked of it, and no room made, once it is gone"
     assert watcher.num_drafted == 0
     assert "going on without it" in caplog.text

@@ -36,6 +36,20 @@ def fair_scheduler(
     )
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [{"explain": True}, {"temperature": 1.2, "top_p": 0.9}, {"temperature": 1, "top_p": 0.9, "explain": True}],
+)
+def test_a_token_that_is_costly_to_choose_is_more_service(wish: dict[str, object]) -> None:
+    users = fair_scheduler()
+    users.add(msgspec.structs.replace(request("plain", [5] * 8), user="plain"))
+    users.add(msgspec.structs.replace(request("costly", [6] * 8, **wish), user="costly"))  # type: ignore[arg-type]
+    plan = users.schedule()
+    users.commit(plan, sampled(plan))
+    plain, costly = map(PRICES.service, plan.work)
+    assert costly > plain == 8 + 2
+
+
 class Users:
     """Sends requests of several users, each with its own lengths, and keeps account of what each received."""
 
