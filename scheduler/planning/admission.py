@@ -100,8 +100,9 @@ class Admission:
         self._policy.seat(candidate)
         self._passing.seated(candidate)
         step.seated.add(candidate)
-        if candidate.num_preemptions == 0:
+        if candidate.num_ever_computed == 0:  # also if it was put out before it had computed anything
             candidate.num_cached_tokens = candidate.num_charged_tokens = candidate.num_computed_tokens
+        if candidate.num_preemptions == 0:
             step.admitted.append(candidate)
 
     def preempt(self, sequence: Sequence, loss: int | None = None) -> None:

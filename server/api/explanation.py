@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain, islice
 from typing import Literal
 
 import msgspec
@@ -89,12 +88,13 @@ class Explainer:
             self._answer += delta.token_ids
 
     def _step(self, delta: Delta, part: StepPart) -> ExplainedStep:
-        computed = islice(chain(self._prompt, self._answer), part.start, part.start + part.length)
+        end, num_prompt_tokens = part.start + part.length, len(self._prompt)
+        of_answer = self._answer[max(0, part.start - num_prompt_tokens) : max(0, end - num_prompt_tokens)]
         return ExplainedStep(
             step=self._num_steps,
             cached=part.start - part.shift,
             dropped=part.shift,
-            input=[self._named(token_id) for token_id in computed],
+            input=[self._named(token_id) for token_id in (*self._prompt[part.start : end], *of_answer)],
             drafted=[self._named(token_id) for token_id in delta.drafted],
             kept=min(delta.num_accepted, len(delta.token_ids)),
             tokens=[

@@ -155,6 +155,21 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert plan.num_cached_tokens == b.num_cached_tokens == 12
 
 
+def test_what_was_cached_is_what_is_found_by_who_computes() -> None:
+    """A sequence that loses its seat before it has computed anything may find something else later."""
+    scheduler = make_scheduler()
+    scheduler.add(request("before", [5] * 12 + [1], 1))
+    run_step(scheduler)
+    (late,) = scheduler.add(request("late", [5] * 12 + [2]))
+    scheduler.schedule()
+    assert late.num_cached_tokens == 12
+    scheduler.admission.preempt(late)
+    scheduler.pool.reset()
+    plan = run_step(scheduler)
+    assert late.num_cached_tokens == 0
+    assert [(work.prompt, work.cached, work.recomputed) for work in plan.work] == [(13, 0, 0)]
+
+
 def test_without_prefix_caching_everything_is_computed() -> None:
     scheduler = make_scheduler(prefix_caching=False)
     scheduler.add(request("a", [5] * 13))

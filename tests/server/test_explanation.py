@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
+from scheduler.engine.stream import Delta
+from scheduler.messages import StepPart
 from scheduler.text.tokenizer import Tokenizer
+from server.api.explanation import Explainer
 from tests.server.conftest import MODEL
 from tests.server.serving import carousel
 
@@ -106,6 +110,33 @@ def test_on_the_terminal(tokenizer: Tokenizer) -> None:
     assert ending["finish_reason"] == "length"
     assert lines[-1] == f"It ended with length: {ending['answer']}"
     check_whole(steps, tokenizer.encode(PROMPT), [token["id"] for step in steps for token in step["tokens"]])
+
+
+def test_a_step_looks_at_its_own_tokens_only(tokenizer: Tokenizer) -> None:
+    """However long the answer: of the prompt nothing is read but what a step computed."""
+
+    class Counted(list[int]):
+        num_read = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            found = super().__getitem__(place)
+            self.num_read += len(found) if isinstance(place, slice) else 1
+            return found
+
+        def __iter__(self) -> Iterator[int]:
+            self.num_read += len(self)
+            return super().__iter__()
+
+    prompt = Counted(range(100, 600))
+    explainer = Explainer(tokenizer, prompt)
+    parts = [(0, 500), *((500 + number, 1) for number in range(100))]
+    for start, length in parts:
+        delta = Delta(0, "", [7], None, None, None, 0, None, part=StepPart(start, length, 0, 1, 0.01))
+        explainer.take(delta)
+    steps = explainer.pop()
+    assert isinstance(steps, list)
+    assert [token.id for step in steps for token in step.input] == [*range(100, 600), *[7] * 100]
+    assert prompt.num_read == 500
 
 
 def test_what_made_room_for_more(tokenizer: Tokenizer) -> None:
