@@ -112,7 +112,7 @@ class ServeConfig(EngineConfig):
     status 408, and its connection is closed."""
 
     stalled_stream_seconds: PositiveSeconds = 30.0
-    """Seconds that the reader of a stream may take nothing; then the request and its connection end."""
+    """Seconds that the reader of an answer may take nothing; then the request and its connection end."""
 
     drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """Seconds that running requests may still take after Ctrl-C or SIGTERM; new ones are refused with status 503

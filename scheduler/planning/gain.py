@@ -50,4 +50,6 @@ def work_of(chunk: Chunk, num_sampled: int, num_refused: int) -> Work:
         prompt = charged - sequence.num_charged_tokens
         sequence.num_charged_tokens = charged
     refused = num_refused if chunk.drafted else 0
-    return Work(sequence, prompt, cached, num_sampled, recomputed, refused, start - chunk.shift, chunk.num_computed)
+    return Work(
+        sequence, prompt, cached, num_sampled, recomputed, refused, start - chunk.shift, chunk.num_computed
+    )

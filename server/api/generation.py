@@ -31,7 +31,6 @@ from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, user_of
 from server.http.body import body_of
 from server.http.errors import NO_RETRY, ApiError, as_api_error
-from server.http.json import json_response
 from server.http.record import RequestRecord, record_of
 from server.http.sse import EventStream
 from server.http.worker import work
@@ -140,7 +139,7 @@ async def _answer_asked(request: web.Request, asked: Asked) -> web.StreamRespons
             return await _stream(request, deltas, asked, streaming)
         async for choice, delta in deltas:
             asked.wording.take(choice, delta)
-        return json_response(asked.wording.whole(usage_of(record)))
+        return await EventStream.whole(request, asked.wording.whole(usage_of(record)))
 
 
 def _check_size(asked: Asked, longest: int) -> None:

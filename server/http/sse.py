@@ -21,6 +21,9 @@ from server.http.record import record_of
 PULSE_SECONDS = 10.0
 """Proxies end a connection on which nothing comes; most of them after a minute."""
 
+PIECE = 1 << 16
+"""Bytes of an answer in one piece that are sent at a time."""
+
 _AT_ONCE = struct.pack("ii", 1, 0)
 
 logger = logging.getLogger(__name__)
@@ -43,13 +46,30 @@ class EventStream:
     @classmethod
     async def open(cls, request: web.Request) -> Self:
         """Send the headers: from here on the status is 200, whatever happens."""
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
-            }
+        return await cls._opened(
+            request,
+            web.StreamResponse(
+                headers={
+                    "Content-Type": "text/event-stream; charset=utf-8",
+                    "Cache-Control": "no-cache",
+                    "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
+                }
+            ),
         )
+
+    @classmethod
+    async def whole(cls, request: web.Request, body: msgspec.Struct) -> web.StreamResponse:
+        """Send an answer in one piece, as it is read."""
+        data = memoryview(encode(body))
+        response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+        response.content_length = len(data)
+        stream = await cls._opened(request, response)
+        for start in range(0, len(data), PIECE):
+            await stream._write(data[start : start + PIECE])
+        return await stream.close()
+
+    @classmethod
+    async def _opened(cls, request: web.Request, response: web.StreamResponse) -> Self:
         await response.prepare(request)
         if request.transport is not None:  # what the system does not take is what the client does not read
             request.transport.set_write_buffer_limits(high=0)
@@ -90,7 +110,7 @@ class EventStream:
             if time.monotonic() - self._last_sent >= PULSE_SECONDS:
                 await self._write(b": waiting\n\n")
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | memoryview) -> None:
         self._last_sent = time.monotonic()
         async with self._stall_ends():
             await self._response.write(data)
