@@ -186,27 +186,6 @@ async def test_a_request_that_crashes_the_engine_ends_alone(
 
 
 @pytest.mark.prove
-async def test_a_suspect_with_a_long_prompt_runs_alone_no_longer_than_it_is_one(model_path: str) -> None:
-    """Two engines died while a long prompt was computed. It is alone in the third until that has come further."""
-    computed: list[int] = []
-    async with engine_of(model_path) as engine:
-        prompt = [5 + number % 900 for number in range(1500)]
-        suspect = Answer(engine, prompt, LONG, computed=computed.append)
-        for _ in range(2):
-            while not computed or engine.state.num_running == 0:
-                await asyncio.sleep(0.002)
-            os.kill(pid(engine), signal.SIGKILL)
-            while engine.phase is Phase.READY:
-                await asyncio.sleep(0.01)
-            other = Answer(engine, [5, 6, 7], LONG)
-            await is_ready(engine)
-        assert computed[-1] < len(prompt), "this machine is too quick for the test"
-        await other.has(1)
-        assert not suspect.deltas
-        await suspect.has(1)
-
-
-@pytest.mark.prove
 async def test_a_step_that_spins_for_ever_is_seen(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
