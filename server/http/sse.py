@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -64,9 +65,11 @@ class EventStream:
         response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
         response.content_length = len(data)
         stream = await cls._opened(request, response)
-        for start in range(0, len(data), PIECE):
-            await stream._write(data[start : start + PIECE])
-        return await stream.close()
+        with contextlib.suppress(StalledStreamError):  # there is no connection any more, and no seat to give back
+            for start in range(0, len(data), PIECE):
+                await stream._write(data[start : start + PIECE])
+            await stream.close()
+        return response
 
     @classmethod
     async def _opened(cls, request: web.Request, response: web.StreamResponse) -> Self:
