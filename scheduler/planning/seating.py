@@ -69,23 +69,24 @@ class Seating:
             token_ids = token_ids[: sequence.num_ever_computed + 1]
         if sequence.window is not None:  # it drops nothing before it computes
             token_ids = token_ids[: sequence.window.num_tokens]
+        return self._lookup(token_ids, sequence.root, self._chains.setdefault(sequence, []))
+
+    def num_cached_tokens(self, request: Request) -> int:
+        """How many tokens of a new request's prompt need not be computed, as things stand."""
+        prefix = self._lookup(request.prompt_token_ids, self.root(request), [])
+        return len(prefix.identities) * self.pool.block_size
+
+    def _lookup(self, token_ids: list[int], root: Identity, chain: list[Identity]) -> Prefix:
+        """What the cache has of these tokens, up to where there is a state too, of a model that keeps them."""
         if not self._prefix_caching:
             return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
-        chain = self._chains.setdefault(sequence, [])
-        prefix = self.pool.lookup(token_ids, sequence.root, chain)
+        prefix = self.pool.lookup(token_ids, root, chain)
         if self._states is None:
             return prefix
         num_known = len(prefix.identities)
         while (count := self._states.reach(prefix.identities)) < len(prefix.identities):
-            prefix = self.pool.lookup(token_ids[: count * self.pool.block_size + 1], sequence.root, chain)
+            prefix = self.pool.lookup(token_ids[: count * self.pool.block_size + 1], root, chain)
         return prefix._replace(num_known=num_known)
-
-    def num_cached_tokens(self, request: Request) -> int:
-        """How many tokens of a new request's prompt need not be computed, as things stand."""
-        if not self._prefix_caching:
-            return 0
-        prefix = self.pool.lookup(request.prompt_token_ids, self.root(request))
-        return len(prefix.identities) * self.pool.block_size
 
     def settle(self, sequence: Sequence) -> None:
         """After a step: make the blocks that a sequence has filled findable, and give back those that no layer of

@@ -36,21 +36,26 @@ FORM = "multipart/form-data; boundary=b"
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
-    """Bodies of 1 MiB at most, and little patience. Everything is kept on a disk of a mebibyte, if that can be."""
-    folder = tmp_path_factory.mktemp("small")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk of a mebibyte, if that can be."""
+    with disk_at(tmp_path_factory.mktemp("small") / "disk") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, disk: Path, model_path: str) -> Iterator[Server]:
+    """Bodies of 1 MiB at most, and little patience. Everything is kept on the small disk."""
     with ExitStack() as stack:
-        kept = stack.enter_context(disk_at(folder / "disk"))
         flags = ["--max-model-len", "256", "--max-num-seqs", "4", "--slow-body-seconds", "2", "--dtype", "float32"]
         flags += [
             "--batches",
-            str(kept / "batches"),
+            str(disk / "batches"),
             "--store",
-            str(kept / "store"),
+            str(disk / "store"),
             "--ledger",
-            str(kept / "ledger"),
+            str(disk / "ledger"),
         ]
-        yield stack.enter_context(Server(folder / "log", *flags))
+        yield stack.enter_context(Server(tmp_path_factory.mktemp("server") / "log", *flags))
 
 
 @contextmanager
@@ -207,8 +212,7 @@ async def walk(server: Server, file_id: str) -> dict[tuple[str, str], int]:
     return statuses
 
 
-async def test_a_locked_database_and_a_full_disk(small: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    disk = tmp_path_factory.getbasetemp() / "small0" / "disk"
+async def test_a_locked_database_and_a_full_disk(small: Server, disk: Path) -> None:
     content = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     content += b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{}\r\n--b--\r\n'
     status, answer = await send(small, "POST", "/v1/files", content)
@@ -219,7 +223,7 @@ async def test_a_locked_database_and_a_full_disk(small: Server, tmp_path_factory
             database = stack.enter_context(closing(sqlite3.connect(disk / name, isolation_level=None)))
             database.execute("begin exclusive")
         check(await walk(small, file_id))
-    if disk.is_mount():
+    if await asyncio.to_thread(disk.is_mount):
         make_room = fill(disk)
         check(await walk(small, file_id))
         make_room()
