@@ -102,8 +102,8 @@ async def beside_readers(server: OwnServer, seed: int) -> tuple[RunResult, RunRe
     those prompts."""
     idle = await guest(server.client(), seed, lambda: False, 40)
     flooding = asyncio.create_task(server.chats().closed_loop(flood(seed), FLOOD))
-    long = (LoadRequest(words(random.Random(f"long {seed} {n}"), 1700), 64, user=2) for n in range(24))
-    reading = asyncio.create_task(server.client().closed_loop(long, 8))
+    long = (LoadRequest(words(random.Random(f"long {seed} {n}"), 1700), 64, user=2) for n in range(6))
+    reading = asyncio.create_task(server.client().closed_loop(long, 3))
     await asyncio.sleep(2)
     visiting = await guest(server.client(), seed + 1, flooding.done, 1000)
     await flooding
