@@ -46,10 +46,8 @@ class Account:
     weight: float = 1.0
     max_running: int | None = None
     priority_class: PriorityClass = PriorityClass.NORMAL
-    fed_at: float = 0.0
-    """When a low user last had had a quantum, or had nothing to wait for."""
     fed: float = 0.0
-    """Service since then, or since it is due."""
+    """A low user's service since their last quantum, or since one is due."""
     is_passed: bool = False
     """Whether the first of those who wait does not fit into the plan that is made."""
     counted_weight: float = 0.0

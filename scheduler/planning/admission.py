@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from scheduler.planning.blocks import Prefix
 from scheduler.planning.passing import Passing
 from scheduler.planning.plan import PlanBuilder
 from scheduler.planning.policy import Policy
@@ -48,9 +49,11 @@ class Admission:
         looked up only where what is cached can make a difference."""
         seating = self._seating
         most_spare = seating.most_spare_blocks(candidate)
-        if seating.num_free_seats and most_spare >= 0 and self._fits(candidate):
-            self._take_seat(candidate, step)
-            return True
+        if seating.num_free_seats and most_spare >= 0:
+            prefix = seating.cached_prefix(candidate)
+            if seating.num_spare_blocks(candidate, prefix) >= 0:
+                self._take_seat(candidate, prefix, step)
+                return True
         loss = seating.losses(candidate)
         owing = self._owing(candidate, step, loss)
         if not owing and not seating.num_free_seats:
@@ -64,12 +67,9 @@ class Admission:
             self.preempt(sequence, loss(sequence))
             step.drop(sequence)
             step.num_yielded += 1
-        self._take_seat(candidate, step)
+        # Looked up anew: what those held who gave way may be part of the prefix now.
+        self._take_seat(candidate, seating.cached_prefix(candidate), step)
         return True
-
-    def _fits(self, candidate: Sequence) -> bool:
-        """Whether there are the blocks for it."""
-        return self._seating.num_spare_blocks(candidate, self._seating.cached_prefix(candidate)) >= 0
 
     def _owing(self, candidate: Sequence, step: PlanBuilder, loss: Callable[[Sequence], int]) -> list[Sequence]:
         """Who may have to give way to a waiting sequence, the first to go first."""
@@ -92,9 +92,8 @@ class Admission:
                 return going
         return going if spare >= 0 else None
 
-    def _take_seat(self, candidate: Sequence, step: PlanBuilder) -> None:
-        # Looked up anew: what those held who gave way may be part of the prefix now.
-        self._seating.admit(candidate, self._seating.cached_prefix(candidate))
+    def _take_seat(self, candidate: Sequence, prefix: Prefix, step: PlanBuilder) -> None:
+        self._seating.admit(candidate, prefix)
         candidate.num_seated_tokens = candidate.num_computed_tokens
         candidate.status = Status.RUNNING
         self._policy.seat(candidate)

@@ -216,8 +216,8 @@ class FairShare:
 
     def _is_fed(self, account: Account) -> None:
         """A low user has had a quantum, or begins to wait for one."""
-        account.fed_at, account.fed = self._clock(), 0.0
-        self._hungry.push((account.fed_at,), account)
+        account.fed = 0.0
+        self._hungry.push((self._clock(),), account)
         if account is self._due:
             self._due = None
 
