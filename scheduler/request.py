@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from scheduler.context_window import ContextWindow
-from scheduler.sampling_params import TOO_LONG, InvalidRequestError, SamplingParams
+from scheduler.sampling_params import TOO_LONG, InvalidRequestError, PromptTooLongError, SamplingParams
 
 ANONYMOUS = "anonymous"
 """The user of every request while there are no keys."""
@@ -78,18 +78,28 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return PriorityClass(max(-1, min(1, round(self.priority / CLASS_DISTANCE))))
 
 
+def longest_of(
+    num_prompt_tokens: int, *, context_shift: bool, max_model_len: int, pool_tokens: int, shifted_len: int
+) -> int:
+    """Tokens that prompt plus answer can have. `pool_tokens` is the length of the longest sequence that all blocks
+    of the pool hold, `shifted_len` that of one that goes on beyond its window."""
+    longest = min(max_model_len, pool_tokens)
+    return max(longest, shifted_len) if context_shift and num_prompt_tokens < longest else longest
+
+
 def check_fits(
     request: Request, *, max_model_len: int, pool_tokens: int, vocab_size: int, shifted_len: int = 0
 ) -> None:
-    """Raise `InvalidRequestError` for a request that even an empty engine could not finish.
-
-    `pool_tokens` is the length of the longest sequence that all blocks of the pool hold, `shifted_len` that of one
-    that goes on beyond its window.
-    """
+    """Raise `InvalidRequestError` for a request that even an empty engine could not finish. The lengths are those
+    of `longest_of`."""
     num_prompt_tokens = len(request.prompt_token_ids)
-    longest = min(max_model_len, pool_tokens)
-    if request.params.context_shift and num_prompt_tokens < longest:
-        longest = max(longest, shifted_len)
+    longest = longest_of(
+        num_prompt_tokens,
+        context_shift=bool(request.params.context_shift),
+        max_model_len=max_model_len,
+        pool_tokens=pool_tokens,
+        shifted_len=shifted_len,
+    )
     if num_prompt_tokens == 0:
         raise InvalidRequestError("the prompt is empty: at least one token is needed", "prompt")
     if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < vocab_size:
@@ -97,14 +107,14 @@ def check_fits(
     max_tokens = request.params.max_tokens
     wanted = 1 if max_tokens is None else max_tokens
     if num_prompt_tokens + wanted > longest:
-        is_prompt = num_prompt_tokens + min(wanted, 1) > longest
-        raise InvalidRequestError(
+        asked = (
             f"This model's maximum context length is {longest} tokens. However, you requested "
             f"{num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in the prompt, {wanted} in the answer): "
-            f"shorten the prompt{'' if is_prompt else ' or lower max_tokens'}.",
-            "prompt" if is_prompt else "max_tokens",
-            TOO_LONG,
+            "shorten the prompt"
         )
+        if num_prompt_tokens + min(wanted, 1) > longest:
+            raise PromptTooLongError(f"{asked}.", num_prompt_tokens, longest)
+        raise InvalidRequestError(f"{asked} or lower max_tokens.", "max_tokens", TOO_LONG)
     _check_tokens(request.params, vocab_size)
 
 

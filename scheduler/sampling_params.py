@@ -26,6 +26,15 @@ TOO_LONG = "context_length_exceeded"
 """The code of a request that is longer than the model's context: programs cut their prompts when they read it."""
 
 
+class PromptTooLongError(InvalidRequestError):
+    """The prompt has `num_tokens` (or more: a text is not counted to its end), `longest` with the answer fit."""
+
+    def __init__(self, message: str, num_tokens: int, longest: int) -> None:
+        super().__init__(message, "prompt", TOO_LONG)
+        self.num_tokens = num_tokens
+        self.longest = longest
+
+
 MAX_ITEMS = 1024
 """Of a list of tokens, or of biases, in one request."""
 

@@ -18,6 +18,7 @@ from server.api.grammars import grammars_lifetime
 from server.api.health import live, ready
 from server.api.messages_api.endpoint import count_tokens, create_message
 from server.api.models import (
+    OTHER_MODELS,
     STARTED,
     get_load,
     get_version,
@@ -51,6 +52,7 @@ from server.http.spans import Spans
 from server.http.worker import WORKER, new_worker, worker_lifetime
 from server.live.broadcaster import Live
 from server.live.handlers import LIVE, end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
+from server.once import Once
 from server.openapi import add_specification, get_specification
 from server.users.directory import UserDirectory
 from server.users.ledger import Ledger
@@ -90,6 +92,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
         app[BATCHES] = BatchStore(config.batches)
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
+    app[OTHER_MODELS] = Once()
     add_specification(app)
     app[WORKER] = new_worker()
     app[BODIES] = BodyRoom()

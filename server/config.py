@@ -40,6 +40,13 @@ class ServeConfig(EngineConfig):
     served_model_name: str | None = None
     """Name of the model in the API, or several with commas between them; by default the value of --model."""
 
+    model_alias: str | None = None
+    """More names of the model, with commas between them: agents ask for those of their vendor."""
+
+    unknown_models: Literal["serve", "refuse"] = "serve"
+    """What becomes of a request for a model of another name: this one answers, and says so in the answer's model
+    and in the log; or it is refused with status 404. In a batch it is always refused."""
+
     root_path: Annotated[str, Field(pattern="^(/[^/?#]+)*$")] = ""
     """Where a proxy has this server, like /carousel. Requests are answered with it and without it."""
 
@@ -151,5 +158,10 @@ class ServeConfig(EngineConfig):
     @property
     def model_names(self) -> list[str]:
         """All of its names."""
-        names = (name.strip() for name in (self.served_model_name or self.model).split(","))
-        return [name for name in names if name] or [self.model]
+        served = _names(self.served_model_name) or _names(self.model) or [self.model]
+        return [*served, *_names(self.model_alias)]
+
+
+def _names(listed: str | None) -> list[str]:
+    """Those between the commas."""
+    return [name for each in (listed or "").split(",") if (name := each.strip())]

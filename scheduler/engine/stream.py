@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 import msgspec
 
 from scheduler.messages import EngineInfo, Progress, SequenceOutput, StepPart
-from scheduler.request import FinishReason, Request, check_fits
+from scheduler.request import FinishReason, Request, check_fits, longest_of
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import Choice, TokenLogprobs
 from scheduler.text.detokenizer import Decoder, IncrementalDetokenizer, SpecialTokensShown
@@ -90,15 +90,20 @@ def make_request(
     **ownership: Unpack[Ownership],
 ) -> Request:
     """A request that the engine described by `info` can serve. What the client left open becomes a number: the
-    longest answer that fits, a random seed, the tokens of bad words. Raises `InvalidRequestError` if it can never
-    fit."""
+    longest answer that fits, a random seed, the tokens of bad words. An answer that may be longer than what fits
+    is cut to that. Raises `InvalidRequestError` if the prompt leaves no token to it."""
     context_shift = info.context_shift if params.context_shift is None else params.context_shift
     if context_shift and info.shift_obstacle:
         raise InvalidRequestError(f"the context cannot be shifted: {info.shift_obstacle}", "context_shift")
+    lengths = {
+        "max_model_len": info.max_model_len,
+        "pool_tokens": info.num_blocks * info.block_size,
+        "shifted_len": info.shifted_len,
+    }
+    longest = longest_of(len(prompt_token_ids), context_shift=context_shift, **lengths)
+    left = max(1, longest - len(prompt_token_ids))
     changes: dict[str, int] = {"context_shift": context_shift}
-    if params.max_tokens is None:
-        longest = info.shifted_len if context_shift else info.max_model_len
-        changes["max_tokens"] = max(1, longest - len(prompt_token_ids))
+    changes["max_tokens"] = left if params.max_tokens is None else min(params.max_tokens, left)
     if params.seed is None:
         changes["seed"] = secrets.randbits(63)
     request = Request(
@@ -107,13 +112,7 @@ def make_request(
         params=msgspec.structs.replace(with_phrases(params, tokenizer), **changes),
         **ownership,
     )
-    check_fits(
-        request,
-        max_model_len=info.max_model_len,
-        pool_tokens=info.num_blocks * info.block_size,
-        vocab_size=info.vocab_size,
-        shifted_len=info.shifted_len,
-    )
+    check_fits(request, vocab_size=info.vocab_size, **lengths)
     return request
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scheduler.sampling_params import TOO_LONG, InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError, PromptTooLongError
 from scheduler.shared_thread import give_way
 from scheduler.text.chat_template import ChatTemplate
 from scheduler.text.token_bytes import TokenBytes
@@ -65,7 +65,7 @@ class Tokenizer:
     def check_length(self, num_characters: int, longest: int) -> None:
         """Raise `InvalidRequestError` for a text of more characters than so many of the longest tokens have."""
         if num_characters > longest * self.longest_token:
-            raise _too_long(f"{num_characters} characters", longest)
+            raise _too_long(f"{num_characters} characters", longest + 1, longest)
 
     def _check_pieces(self, text: str, longest: int) -> None:
         """Count tokens piece by piece, no further than to twice too many: the cuts make some more of them."""
@@ -73,7 +73,7 @@ class Tokenizer:
         for start in range(0, len(text), PIECE):
             num_tokens += len(self.encode(text[start : start + PIECE], add_special_tokens=False))
             if num_tokens > 2 * longest:
-                raise _too_long(f"{len(text)} characters, more than {longest} tokens", longest)
+                raise _too_long(f"{len(text)} characters, more than {longest} tokens", num_tokens, longest)
 
     def fill_in_the_middle(self, prefix: str, suffix: str, *, longest: int | None = None) -> list[int]:
         """The prompt for the text between two. Raises `InvalidRequestError` if the model has no tokens for it."""
@@ -168,12 +168,12 @@ def _text_of(in_bytes: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in in_bytes)
 
 
-def _too_long(length: str, longest: int) -> InvalidRequestError:
-    return InvalidRequestError(
+def _too_long(length: str, num_tokens: int, longest: int) -> PromptTooLongError:
+    return PromptTooLongError(
         f"This model's maximum context length is {longest} tokens. However, the prompt has {length}: shorten the "
         "prompt.",
-        "prompt",
-        TOO_LONG,
+        num_tokens,
+        longest,
     )
 
 

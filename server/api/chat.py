@@ -35,7 +35,7 @@ from server.api.responses import (
 )
 from server.api.shape import check_chat
 from server.api.wording import ChunkedWording
-from server.app_keys import CONFIG, ENGINE
+from server.app_keys import ENGINE
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
 
@@ -48,7 +48,7 @@ def understand_chat(app: web.Application, content: bytes) -> Asked:
     content = known_fields(app, content, ChatRequest)
     check_chat(content, longest=longest_sequence(app[ENGINE].info))
     conversation = understand(app, ChatRequest.model_validate_json(content))
-    wording = ChatWording(app[CONFIG].model_name, app[ENGINE].tokenizer, conversation)
+    wording = ChatWording(app[ENGINE].tokenizer, conversation)
     beams = conversation.body.beams(conversation.params)
     return Asked(
         conversation.body,
@@ -64,11 +64,11 @@ def understand_chat(app: web.Application, content: bytes) -> Asked:
 class ChatWording(ChunkedWording):
     """Words the answers of /v1/chat/completions."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, conversation: Conversation) -> None:
+    def __init__(self, tokenizer: Tokenizer, conversation: Conversation) -> None:
         body = conversation.body
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = body.model or model
+        self._model = conversation.model
         self._body = body
         self._prompt = conversation.prompt
         self._scored: list[TokenLogprobs] = []

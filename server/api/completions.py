@@ -20,11 +20,11 @@ from server.api.completion_request import CompletionRequest
 from server.api.explanation import Explainer
 from server.api.generation import Asked, answer, known_fields, truncated
 from server.api.logprobs import LogprobWords, TextOffsets
-from server.api.models import check_model, longest_sequence
+from server.api.models import longest_sequence, served_model
 from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.shape import check_completion
 from server.api.wording import ChunkedWording
-from server.app_keys import CONFIG, ENGINE, LIMITS
+from server.app_keys import ENGINE, LIMITS
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
@@ -38,7 +38,7 @@ def understand_completion(app: web.Application, content: bytes) -> Asked:
     content = known_fields(app, content, CompletionRequest)
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = CompletionRequest.model_validate_json(content)
-    check_model(app, body.model)
+    model = served_model(app, body.model)
     params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
     prompts: list[Prompt] = []
     for prompt in body.prompt:
@@ -54,7 +54,7 @@ def understand_completion(app: web.Application, content: bytes) -> Asked:
         if body.echo:
             text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)
         prompts.append(Prompt(kept, text))
-    wording = CompletionWording(body.model or app[CONFIG].model_name, tokenizer, body, prompts, params.n)
+    wording = CompletionWording(model, tokenizer, body, prompts, params.n)
     return Asked(body, [prompt.token_ids for prompt in prompts], params, wording, body.form(), body.beams(params))
 
 

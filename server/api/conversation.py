@@ -18,7 +18,7 @@ from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
 from server.api.generation import truncated
-from server.api.models import check_model, longest_sequence
+from server.api.models import longest_sequence, served_model
 from server.api.structured import Form
 from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
@@ -38,6 +38,8 @@ class Conversation:
     """A request that is understood."""
 
     body: ChatRequest
+    model: str
+    """The name that it is answered by."""
     prompt: list[int]
     params: SamplingParams
     form: Form | None
@@ -52,7 +54,7 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
     """Raises whatever is wrong with the request. May be called in a thread."""
     config, tokenizer, info = app[CONFIG], app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
-    check_model(app, body.model)
+    model = served_model(app, body.model)
     if body.chat_template is not None and not config.trust_request_chat_template:
         raise InvalidRequestError(
             "chat_template is a program: the server runs its own only, unless it is started with "
@@ -86,7 +88,8 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
         params = msgspec.structs.replace(params, grammar=form.grammar)
     if reading.by_template is not None or reading.marks & tokenizer.control_tokens().keys():
         params = msgspec.structs.replace(params, skip_special_tokens=False)
-    return Conversation(body, prompt, params, form, reading.new_parser, _predicted(body, tokenizer, longest))
+    predicted = _predicted(body, tokenizer, longest)
+    return Conversation(body, model, prompt, params, form, reading.new_parser, predicted)
 
 
 def _predicted(body: ChatRequest, tokenizer: Tokenizer, longest: int) -> list[int]:

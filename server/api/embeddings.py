@@ -15,11 +15,11 @@ from scheduler.embedding import Embedding
 from scheduler.engine.client import Delta
 from server.api.embedding_request import EmbeddingRequest
 from server.api.generation import Asked, answer, known_fields, truncated
-from server.api.models import check_model, longest_sequence
+from server.api.models import longest_sequence, served_model
 from server.api.responses import EmbeddingAnswer, EmbeddingList, EmbeddingUsage, Usage
 from server.api.shape import check_embedding
 from server.api.wording import ChunkedWording
-from server.app_keys import CONFIG, ENGINE, LIMITS
+from server.app_keys import ENGINE, LIMITS
 
 
 async def create_embeddings(request: web.Request) -> web.StreamResponse:
@@ -33,7 +33,7 @@ def understand_embedding(app: web.Application, content: bytes) -> Asked:
     content = known_fields(app, content, EmbeddingRequest)
     check_embedding(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = EmbeddingRequest.model_validate_json(content)
-    check_model(app, body.model)
+    model = served_model(app, body.model)
     params = body.pooling_params(info.hidden_size, info.pooling)
 
     def tokens(item: str | list[int]) -> list[int]:
@@ -45,7 +45,7 @@ def understand_embedding(app: web.Application, content: bytes) -> Asked:
     prompts = list(map(tokens, body.input))
     assert params.pooling is not None
     embeddings = [Embedding(params.pooling, len(prompt)) for prompt in prompts]
-    wording = EmbeddingWording(body.model or app[CONFIG].model_name, body, embeddings)
+    wording = EmbeddingWording(model, body, embeddings)
     return Asked(body, prompts, params, wording, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 
 import msgspec
@@ -12,9 +13,16 @@ from server.api.responses import Model, ModelList
 from server.app_keys import CONFIG, ENGINE
 from server.http.errors import ApiError
 from server.http.json import json_response
+from server.once import Once
 
 STARTED = web.AppKey("started", int)
 """Unix time."""
+
+
+OTHER_MODELS = web.AppKey("other_models", Once)
+"""The names of models that were asked for and are none of this one's."""
+
+logger = logging.getLogger(__name__)
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -27,15 +35,34 @@ class Load(msgspec.Struct, frozen=True):
 
 
 def check_model(app: web.Application, model: str | None) -> None:
-    """A request may name the served model, by any of its names, or none."""
+    """A request may name the served model, by any of its names, or none. Raises `ApiError` for another name."""
     served = app[CONFIG].model_names
-    if model is not None and model not in served:
+    if model and model not in served:
         raise ApiError(
             404,
             f"the model {model!r} is not served here; {served[0]!r} is",
             param="model",
             code="model_not_found",
         )
+
+
+def served_model(app: web.Application, model: str | None) -> str:
+    """The name of the model that answers a request for `model`. Raises `ApiError` where another name than its own
+    is refused."""
+    config = app[CONFIG]
+    if not model:
+        return config.model_name
+    if model in config.model_names:
+        return model
+    if config.unknown_models == "refuse":
+        check_model(app, model)
+    if app[OTHER_MODELS].is_new(model):
+        logger.warning(
+            "requests for the model %s, which is not here, are answered by %s",
+            ascii(model[:100]),
+            config.model_name,
+        )
+    return config.model_name
 
 
 def longest_sequence(info: EngineInfo) -> int:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw
 from pydantic import BaseModel
 
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.sampling_params import InvalidRequestError, PromptTooLongError
 from server.api.chat_request import CONTENT, ChatRequest, Message, TextPart
 from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
 from server.api.embedding_request import EmbeddingRequest
@@ -56,9 +56,10 @@ def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_toke
     num_commas = bytes(prompt).count(b",")
     if first[1] not in (TEXT, LIST):
         if num_commas + 1 >= longest:
-            raise InvalidRequestError(
+            raise PromptTooLongError(
                 f"the {field} has {num_commas + 1} tokens, and a sequence can have {longest} at most: shorten it",
-                field,
+                num_commas + 1,
+                longest,
             )
         return
     is_same = _is_text if first[1] == TEXT else _is_flat_list

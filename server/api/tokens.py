@@ -12,7 +12,7 @@ from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import Message
 from server.api.counting import counted
 from server.api.fields import Body, TokenIds
-from server.api.models import check_model, longest_sequence
+from server.api.models import longest_sequence, served_model
 from server.api.shape import LIST, TEXT, check_fields
 from server.app_keys import ENGINE
 
@@ -56,7 +56,7 @@ def _tokenize(app: web.Application, content: bytes) -> Tokens:
     tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
     check_fields(content, TokenizeRequest, {"prompt": TEXT, "messages": LIST, "tools": LIST}, longest)
     body = TokenizeRequest.model_validate_json(content)
-    check_model(app, body.model)
+    served_model(app, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("give a prompt or messages", "prompt")
     if body.messages is not None:
@@ -83,7 +83,7 @@ def _detokenize(app: web.Application, content: bytes) -> Text:
     info = app[ENGINE].info
     check_fields(content, DetokenizeRequest, {"tokens": LIST}, longest_sequence(info))
     body = DetokenizeRequest.model_validate_json(content)
-    check_model(app, body.model)
+    served_model(app, body.model)
     if body.tokens and max(body.tokens) >= info.vocab_size:
         raise InvalidRequestError(f"tokens has token ids outside of 0 to {info.vocab_size - 1}", "tokens")
     return Text(app[ENGINE].tokenizer.decode(body.tokens, skip_special_tokens=False))

@@ -25,6 +25,8 @@ class Line:
     custom_id: str
     url: str
     body: bytes
+    model: str | None
+    """Which it asks for."""
 
 
 class BadLineError(ValueError):
@@ -77,6 +79,7 @@ class _Known(msgspec.Struct):
 
     custom_id: Any = None
     stream: Any = None
+    model: Any = None
 
 
 def id_of(number: int) -> str:
@@ -115,14 +118,15 @@ def read_line(number: int, content: bytes) -> Line:
         raise BadLineError("invalid_url", message, line.custom_id)
     body = bytes(line.body)
     try:
-        streams = bool(msgspec.json.decode(body, type=_Known).stream)
+        known = msgspec.json.decode(body, type=_Known)
     except (msgspec.DecodeError, UnicodeDecodeError):
         message = f"line {number}: body should be a JSON object"
         raise BadLineError("invalid_request", message, line.custom_id) from None
-    if streams:
+    if known.stream:
         message = f"line {number}: the lines of a batch are answered in one piece: leave stream out"
         raise BadLineError("invalid_request", message, line.custom_id)
-    return Line(number, line.custom_id, line.url, body)
+    model = known.model if isinstance(known.model, str) else None
+    return Line(number, line.custom_id, line.url, body, model)
 
 
 def _custom_id_of(content: bytes) -> str | None:

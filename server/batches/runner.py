@@ -18,6 +18,7 @@ from server.api.chat import understand_chat
 from server.api.completions import understand_completion
 from server.api.embeddings import understand_embedding
 from server.api.generation import Understand, answer_in_background
+from server.api.models import check_model
 from server.api.responses_api.endpoint import understand_response
 from server.app_keys import CONFIG, USERS
 from server.batches.lines import Answer, Line
@@ -172,6 +173,7 @@ class BatchRunner:
             try:
                 if line.url != endpoint:
                     raise ApiError(400, f"the batch is for {endpoint}, not {line.url}", param="url")
+                check_model(self._app, line.model)  # nobody is there to see that another answered
                 understand, prompt_field = _endpoint(line.url, user.name)
                 body = await answer_in_background(
                     self._app,

@@ -23,8 +23,14 @@ BUILD = Path("build/clients")
 MODEL = "SmolLM2-135M-Instruct"
 TOOLS_MODEL = "Qwen2.5-Coder-0.5B-Instruct"
 INSTALL_SECONDS = 600
-SCRIPT_SECONDS = 600
+SCRIPT_SECONDS = 1200
+# The tools alone that they tell of have some 10,000 tokens, and each of their sessions has several requests.
+AGENT = ["--model", TOOLS_MODEL, "--kv-cache-memory", "1GB"]
 OWN_SERVERS = {
+    "codex": AGENT,
+    "claude_code": AGENT,
+    "opencode": AGENT,
+    "qwen_code": AGENT,
     # It describes tools of its own in 6,500 tokens before the first question.
     "open_webui": ["--kv-cache-memory", "512MB"],
     "lm_eval": ["--dtype", "float32"],
@@ -66,6 +72,7 @@ def main(names: list[str]) -> int:
                 "CAROUSEL_TOKENIZER": str(resolve_model(MODEL)),
                 "CAROUSEL_TOOLS_URL": tools.url,
                 "CAROUSEL_TOOLS_MODEL": TOOLS_MODEL,
+                "CAROUSEL_PYTHON": sys.executable,
             }
         )
         env.pop("PYTHONPATH", None)  # the clients' environments are their own

@@ -102,6 +102,7 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
             line("good", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": 2}},
             line("bad", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": -1}},
             line("elsewhere"),
+            line("other", "/v1/responses") | {"body": {"input": "Hi", "model": "gpt-5"}},
         ]
         file = bob.files.create(file=("in.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
         mixed = until_done(
@@ -109,14 +110,14 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
             bob.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h"),
         )
         assert mixed.request_counts is not None
-        assert mixed.request_counts.to_dict() == {"total": 3, "completed": 1, "failed": 2}
+        assert mixed.request_counts.to_dict() == {"total": 4, "completed": 1, "failed": 3}
         assert mixed.output_file_id is not None
         assert mixed.error_file_id is not None
         (answer,) = [json.loads(text) for text in bob.files.content(mixed.output_file_id).iter_lines()]
         assert answer["response"]["body"]["object"] == "response"
         errors = [json.loads(text) for text in bob.files.content(mixed.error_file_id).iter_lines()]
         refused = {each["custom_id"]: each["response"]["body"]["error"]["param"] for each in errors}
-        assert refused == {"bad": "max_output_tokens", "elsewhere": "url"}
+        assert refused == {"bad": "max_output_tokens", "elsewhere": "url", "other": "model"}
 
         long = start(bob, 4, max_tokens=1000)  # within the context of 64 MB: a line that is refused is done
         time.sleep(0.2)

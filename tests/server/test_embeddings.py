@@ -86,7 +86,6 @@ def test_prompts_are_truncated_where_that_is_asked_for(client: OpenAI, tokenizer
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "float"),
         ({"input": "a", "pooling": "cls"}, "pooling", "mean"),
         ({"input": "a", "max_tokens": 5}, "max_tokens", "not known"),
-        ({"input": "a", "model": "gpt-4"}, "model", "is not served here"),
     ],
 )
 def test_what_is_wrong_is_told(client: OpenAI, body: dict[str, Any], param: str, part: str) -> None:

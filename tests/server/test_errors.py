@@ -36,7 +36,6 @@ HELLO = [{"role": "user", "content": "Hello"}]
         (COMPLETIONS, {"prompt": [10**6]}, "prompt", "token ids outside of 0 to"),
         (COMPLETIONS, {"prompt": ["a"] * 100, "n": 100}, "prompt", "more than 2048"),
         (COMPLETIONS, {"prompt": "a " * 9000}, "prompt", "shorten the prompt"),
-        (COMPLETIONS, {"prompt": "a", "max_tokens": 10**6}, "max_tokens", "lower max_tokens"),
         (
             COMPLETIONS,
             {"prompt": "a", "max_tokens": "many"},
@@ -147,7 +146,7 @@ def test_the_client_raises_its_own_exceptions(client: OpenAI) -> None:
         client.completions.create(model=MODEL, prompt="a", top_p=2)
     assert refused.value.param == "top_p"
     with pytest.raises(openai.NotFoundError, match="'gpt-5' is not served here") as unknown:
-        client.completions.create(model="gpt-5", prompt="a")
+        client.models.retrieve("gpt-5")
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError, match="shorten the prompt"):
         client.completions.create(model=MODEL, prompt="a " * 9000, stream=True)

@@ -119,7 +119,7 @@ def test_errors_in_their_words(claude: Anthropic, users_server: UsersServer) -> 
         ask(claude, temperature=-1)
     assert refused.value.body["type"] == "error"  # type: ignore[index]
     with pytest.raises(anthropic.NotFoundError, match="not served here"):
-        ask(claude, model="claude-1")
+        claude.models.retrieve("claude-1")
     image: Any = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}]
     with pytest.raises(anthropic.BadRequestError, match="reads text only"):
         ask(claude, messages=[{"role": "user", "content": image}])

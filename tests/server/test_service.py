@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from openai import OpenAI
+from openai import NotFoundError, OpenAI
 
 from scheduler.text.tokenizer import Tokenizer
 from tests.server.conftest import MODEL, ORIGIN
@@ -58,9 +59,33 @@ async def test_the_specification_is_of_what_is_validated(server: Server) -> None
 
 def test_each_of_its_names(dressed_server: Server) -> None:
     with dressed_server.client() as client:
-        assert [model.id for model in client.models.list()] == ["fast", "slow"]
-        for name in ("fast", "slow"):
+        assert [model.id for model in client.models.list()] == ["fast", "slow", "claude-mine"]
+        for name in ("fast", "slow", "claude-mine"):
             assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+        with pytest.raises(NotFoundError, match="'gpt-5' is not served here") as refused:
+            client.completions.create(model="gpt-5", prompt="a")
+        assert refused.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1}),
+        ("/v1/responses", {"input": "Hi", "max_output_tokens": 1}),
+        ("/v1/embeddings", {"input": "a"}),
+    ],
+)
+async def test_a_model_of_another_name_is_answered_by_the_one_there_is(
+    server: Server, path: str, body: dict[str, Any]
+) -> None:
+    for name in ("claude-opus-9", ""):
+        status, answer = await server.post(path, body | {"model": name})
+        assert (status, answer["model"]) == (200, MODEL)
+    await server.post(path, body | {"model": "evil\n2026-11-30 ERROR"})
+    assert server.log.count("model 'claude-opus-9', which is not here") == 1
+    assert "evil\\n2026" in server.log
 
 
 async def test_unknown_fields_may_be_left_out(dressed_server: Server) -> None:

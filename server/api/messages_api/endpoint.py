@@ -6,6 +6,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from scheduler.sampling_params import TOO_LONG, InvalidRequestError, PromptTooLongError
 from server.api.conversation import understand
 from server.api.counting import counted
 from server.api.generation import Asked, answer, known_fields
@@ -13,7 +14,7 @@ from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording, worded_error
 from server.api.models import longest_sequence
 from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
-from server.app_keys import CONFIG, ENGINE
+from server.app_keys import ENGINE
 from server.http.errors import as_api_error
 from server.http.json import json_response
 
@@ -31,10 +32,19 @@ def in_their_words(handler: Handler) -> Handler:
         except (ConnectionError, web.HTTPException):
             raise
         except Exception as error:
-            failed = as_api_error(error, request)
+            failed = as_api_error(_as_they_say(error), request)
             return json_response(worded_error(failed), status=failed.status, headers=failed.headers)
 
     return handle
+
+
+def _as_they_say(error: Exception) -> Exception:
+    """Programs read the two numbers in this sentence, and make the conversation shorter."""
+    if not isinstance(error, PromptTooLongError):
+        return error
+    return InvalidRequestError(
+        f"prompt is too long: {error.num_tokens} tokens > {error.longest - 1} maximum", "messages", TOO_LONG
+    )
 
 
 @in_their_words
@@ -46,7 +56,7 @@ def _understand(app: web.Application, content: bytes) -> Asked:
     content = known_fields(app, content, MessagesRequest)
     _check(app, content, MessagesRequest)
     conversation = understand(app, MessagesRequest.model_validate_json(content).as_chat())
-    wording = MessagesWording(app[CONFIG].model_name, conversation)
+    wording = MessagesWording(conversation)
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
 
 

@@ -117,10 +117,11 @@ class MessagesWording:
     names_events: ClassVar[bool] = True
     ends_with_done: ClassVar[bool] = False
 
-    def __init__(self, model: str, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
-        self._model = conversation.body.model or model
+        self._model = conversation.model
         self._num_prompt_tokens = len(conversation.prompt)
+        self._max_tokens = conversation.params.max_tokens
         self._parser = conversation.new_parser()
         self._said: list[Event] = []
         self._open: type[Event] | None = None
@@ -139,7 +140,7 @@ class MessagesWording:
         return said
 
     def closing(self, usage: Usage) -> Sequence[msgspec.Struct]:
-        return [*self._close(), MessageDelta(self._stopped, _usage(usage)), MessageStop()]
+        return [*self._close(), MessageDelta(self._reason(usage), _usage(usage)), MessageStop()]
 
     def failure(self, error: ApiError) -> msgspec.Struct:
         return worded_error(error)
@@ -161,7 +162,13 @@ class MessagesWording:
                     blocks.append(ContentBlock(type="tool_use", id=_call_id(), name=name, input={}))
                 case Arguments(_, text):
                     blocks[-1] = msgspec.structs.replace(blocks[-1], input=_object(text))
-        return self._answer(blocks, _usage(usage), self._stopped)
+        return self._answer(blocks, _usage(usage), self._reason(usage))
+
+    def _reason(self, usage: Usage) -> Stopped:
+        """An answer that was cut before it had all the tokens that it may have was cut by the context's end."""
+        if self._stopped.stop_reason == "max_tokens" and usage.completion_tokens != self._max_tokens:
+            return Stopped("model_context_window_exceeded", None)
+        return self._stopped
 
     def _answer(self, blocks: list[ContentBlock], usage: MessagesUsage, stopped: Stopped | None) -> MessageAnswer:
         return MessageAnswer(

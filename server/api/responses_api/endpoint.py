@@ -16,7 +16,7 @@ from server.api.responses_api.request import Json, ResponsesRequest
 from server.api.responses_api.store import RESPONSES, ResponseStore, Stored
 from server.api.responses_api.wording import ResponsesWording
 from server.api.shape import LIST, OBJECT, TEXT, TEXT_OR_LIST, check_fields
-from server.app_keys import CONFIG, ENGINE, user_of
+from server.app_keys import ENGINE, user_of
 from server.http.errors import ApiError
 from server.http.json import encode, json_response
 
@@ -62,9 +62,7 @@ def _asked(user: str, app: web.Application, body: ResponsesRequest, before: list
             said = msgspec.json.decode(content)["output"]  # logprobs are JSON already
             store.keep(response.id, user, content, [*before, *body.items, *said])
 
-    wording = ResponsesWording(
-        app[CONFIG].model_name, app[ENGINE].tokenizer, body, conversation, is_stored=is_stored, on_end=keep
-    )
+    wording = ResponsesWording(app[ENGINE].tokenizer, body, conversation, is_stored=is_stored, on_end=keep)
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
 
 

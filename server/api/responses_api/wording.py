@@ -33,7 +33,6 @@ class ResponsesWording:
 
     def __init__(
         self,
-        model: str,
         tokenizer: Tokenizer,
         body: ResponsesRequest,
         conversation: Conversation,
@@ -43,7 +42,7 @@ class ResponsesWording:
     ) -> None:
         self.id = f"resp_{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = body.model or model
+        self._model = conversation.model
         self._body = body
         self._params = conversation.params
         self._is_stored = is_stored
