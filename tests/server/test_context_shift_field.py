@@ -72,15 +72,15 @@ def test_what_the_windows_end_is_called_in_other_apis(client: OpenAI, claude: An
     asked: Any = [{"role": "user", "content": "Tell me a story that has no end, of the sea and its ships."}]
     fields: Json = {"model": DEFAULT_MODEL, "messages": asked, "extra_body": {"temperature": 0}}
     for streams in (False, True):
-        with claude.messages.stream(max_tokens=32_000, **fields) as stream:
+        with claude.messages.stream(max_tokens=20_000, **fields) as stream:
             message = stream.get_final_message()
         if not streams:
-            message = claude.messages.create(max_tokens=32_000, **fields)
+            message = claude.messages.create(max_tokens=20_000, **fields)
         assert message.stop_reason == "model_context_window_exceeded"
         assert message.usage.input_tokens + message.usage.output_tokens == WINDOW
     assert claude.messages.create(max_tokens=5, **fields).stop_reason == "max_tokens"
     response = client.responses.create(
-        model=DEFAULT_MODEL, input=asked[0]["content"], max_output_tokens=32_000, temperature=0
+        model=DEFAULT_MODEL, input=asked[0]["content"], max_output_tokens=20_000, temperature=0
     )
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == "max_output_tokens"
