@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import tokenizers
 
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.system_turns import SystemTurns, Turn, arranged, probe
 
 Json = Any
 
 OPENING, CLOSING = "\ue000", "\ue001"
 """Around the number of a hidden place. They are private characters; where a message has one, it is hidden too."""
+
+
+KNOWN_TEMPLATES = 8
+"""That system turns were tried on: the model's, and those that requests bring along."""
 
 
 class ChatTemplate:
@@ -28,6 +33,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._template = template
         self._special_in_text = special_in_text
+        self._system_turns = lru_cache(KNOWN_TEMPLATES)(self._probed)
 
     @property
     def source(self) -> str:
@@ -47,14 +53,16 @@ class ChatTemplate:
         continue_final_message: bool = False,
         variables: Mapping[str, Json] | None = None,
     ) -> str | list[int]:
-        """The prompt: as text that is yet to be tokenized, or as tokens where that would not do. Raises
+        """The prompt: as text that is yet to be tokenized, or as tokens where that would not do. System turns
+        may stand anywhere: see `arranged`. Raises
         `InvalidRequestError` if there is no template, or if it refuses the messages."""
         if not (template or self.source):
             raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
+        messages = arranged(messages, self._system_turns(template))
         hidden = Hidden(self._special_tokens if not self._special_in_text else None)
         try:
             text = self._tokenizer.apply_chat_template(
-                hidden.hide(list(messages)),
+                hidden.hide(messages),
                 tools=hidden.hide(list(tools)) if tools else None,
                 chat_template=template or self._template,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
@@ -68,6 +76,17 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str)
         return self._encode(text, hidden) if hidden.places else text
+
+    def _probed(self, template: str | None) -> SystemTurns:
+        """Where a template, or the model's own, has system turns."""
+
+        def render(turns: list[Turn]) -> str:
+            text: str = self._tokenizer.apply_chat_template(
+                turns, chat_template=template or self._template, add_generation_prompt=True, tokenize=False
+            )
+            return text
+
+        return probe(render)
 
     def _encode(self, text: str, hidden: Hidden) -> list[int]:
         """The template's special tokens as such, and what is between them as text."""

@@ -136,6 +136,18 @@ def test_variables_of_the_template(
     assert text.endswith(end)
 
 
+def test_system_turns_may_stand_anywhere(templated: OpenAI, tokenizer: Tokenizer) -> None:
+    """Whatever the template does with them; how, tests/scheduler/test_system_turns.py has it."""
+    roles = ("developer", "developer", "user", "system")
+    messages = [{"role": role, "content": f"{place}"} for place, role in enumerate(roles)]
+    text = tokenizer.decode(prompt_of(chat(templated, messages)))
+    assert text == "<system>0<system>1<user>2<system>3<assistant>"
+    refusing = """{% for message in messages %}{% if message.role == 'system' and not loop.first %}\
+{{ raise_exception('at the start only') }}{% endif %}<{{ message.role }}>{{ message.content }}{% endfor %}"""
+    text = tokenizer.decode(prompt_of(chat(templated, messages, chat_template=refusing)))
+    assert text == "<system>0\n\n1<user>2\n\n3"
+
+
 def test_a_template_that_fails_is_the_requests_fault(templated: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"template refuses these messages: .*zero") as refused:
         chat(templated, chat_template_kwargs={"divide": True})
