@@ -70,6 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 GROUPS = {
     "a model that calls": (
         "test_tools",
+        "test_tool_kinds",
         "test_responses",
         "test_messages",
         "test_stream_is_whole",

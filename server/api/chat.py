@@ -21,6 +21,7 @@ from server.api.generation import Asked, answer, known_fields
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
 from server.api.responses import (
+    CalledCustom,
     CalledFunction,
     ChatChoice,
     ChatChunkChoice,
@@ -177,6 +178,9 @@ class _Voice:
         self._includes_reasoning = conversation.body.include_reasoning
         self._echoed = echoed
         self._has_called = False
+        self._custom_tools = conversation.body.custom_tools
+        self._called: list[str] = []
+        """The names of the tools, in the order of the calls."""
 
     def hear(self, delta: Delta) -> list[Event]:
         """What a piece of text turns out to say."""
@@ -202,15 +206,21 @@ class _Voice:
             case Reasoning(text):
                 return ChatDelta(reasoning_content=text)
             case CallBegun(index, name):
-                return ChatDelta(
-                    tool_calls=[ToolCallDelta(index, CalledFunction("", name), id=call_id(), type="function")]
-                )
+                self._called.append(name)
+                if name in self._custom_tools:
+                    begun = ToolCallDelta(index=index, custom=CalledCustom("", name), id=call_id(), type="custom")
+                else:
+                    called = CalledFunction("", name)
+                    begun = ToolCallDelta(index=index, function=called, id=call_id(), type="function")
+                return ChatDelta(tool_calls=[begun])
             case Arguments(index, text):
-                return ChatDelta(tool_calls=[ToolCallDelta(index, CalledFunction(text))])
+                if self._called[index] in self._custom_tools:
+                    return ChatDelta(tool_calls=[ToolCallDelta(index=index, custom=CalledCustom(text))])
+                return ChatDelta(tool_calls=[ToolCallDelta(index=index, function=CalledFunction(text))])
 
     def message(self) -> ChatMessage:
         content, reasoning = "", ""
-        calls: list[ToolCall] = []
+        calls: list[tuple[str, str]] = []
         for event in merged(self.said):
             match event:
                 case Content(text):
@@ -218,13 +228,17 @@ class _Voice:
                 case Reasoning(text):
                     reasoning += text
                 case CallBegun(_, name):
-                    calls.append(ToolCall(call_id(), CalledFunction("", name)))
+                    calls.append((name, ""))
                 case Arguments(index, text):
-                    called = calls[index].function
-                    function = msgspec.structs.replace(called, arguments=called.arguments + text)
-                    calls[index] = msgspec.structs.replace(calls[index], function=function)
+                    name, before = calls[index]
+                    calls[index] = name, before + text
         return ChatMessage(
             content=content if content or not calls else None,
             reasoning_content=reasoning or UNSET,
-            tool_calls=calls or UNSET,
+            tool_calls=[self._call(*call) for call in calls] or UNSET,
         )
+
+    def _call(self, name: str, arguments: str) -> ToolCall:
+        if name in self._custom_tools:
+            return ToolCall(id=call_id(), custom=CalledCustom(arguments, name), type="custom")
+        return ToolCall(id=call_id(), function=CalledFunction(arguments, name), type="function")

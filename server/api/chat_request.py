@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from server.api.fields import SAID, Body, Count, ShortText, described, only
 from server.api.requests import GenerationRequest
+from server.api.tool_kinds import INPUT, ToolName, as_function, without_hosted
 from server.parsing.call_grammar import Tool
 
 CONTENT = "a string or a list of text parts"
@@ -81,7 +82,7 @@ class ToolCall(Body):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     id: str = ""
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: FunctionCall
 
     def for_template(self) -> Json:
@@ -101,7 +102,7 @@ class Message(Body):
     reasoning: str = ""
     reasoning_content: str = ""
     tool_call_id: str | None = None
-    tool_calls: list[ToolCall] = []
+    tool_calls: list[Annotated[ToolCall, BeforeValidator(as_function)]] = []
 
     @property
     def text(self) -> str:
@@ -128,7 +129,7 @@ class FunctionDefinition(Body):
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+    name: ToolName
     description: str = ""
     parameters: Json = {}
     strict: bool = False
@@ -137,17 +138,28 @@ class FunctionDefinition(Body):
 class ToolDefinition(Body):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: FunctionDefinition
 
+    @property
+    def parameters(self) -> Json:
+        return INPUT if self.type == "custom" else self.function.parameters
 
-class ToolName(Body):
+    def for_template(self) -> Json:
+        """As templates know it, whatever it is."""
+        function = self.function.model_dump(exclude_defaults=True)
+        if self.type == "custom":
+            function["parameters"] = self.parameters
+        return {"function": function, "type": "function"}
+
+
+class NameOfTool(Body):
     name: str
 
 
 class NamedTool(Body):
-    type: Literal["function"] = "function"
-    function: ToolName
+    type: Literal["function", "custom"] = "function"
+    function: NameOfTool
 
 
 MAX_TOOLS = 256
@@ -155,7 +167,11 @@ MAX_TOOLS = 256
 
 class AllowedTools(Body):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[
+        list[Annotated[NamedTool, BeforeValidator(as_function)]],
+        BeforeValidator(without_hosted),
+        Field(min_length=1, max_length=MAX_TOOLS),
+    ]
 
 
 class ToolSubset(Body):
@@ -175,9 +191,13 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """For templates of models that think; `none` turns thinking off."""
 
-    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] = []
+    tools: Annotated[
+        list[Annotated[ToolDefinition, BeforeValidator(as_function)]],
+        BeforeValidator(without_hosted),
+        Field(max_length=MAX_TOOLS),
+    ] = []
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool | ToolSubset,
+        Literal["none", "auto", "required"] | Annotated[NamedTool, BeforeValidator(as_function)] | ToolSubset,
         described("none, auto, required, a function's name, or allowed_tools"),
     ] = "auto"
     parallel_tool_calls: bool = True
@@ -265,14 +285,19 @@ class ChatRequest(GenerationRequest):
         """As templates know them; none where none is to be called."""
         if self.tool_choice == "none":
             return []
-        return [tool.model_dump(exclude_defaults=True) | {"type": "function"} for tool in self._allowed]
+        return [tool.for_template() for tool in self._allowed]
+
+    @property
+    def custom_tools(self) -> frozenset[str]:
+        """The names of those whose input is a text."""
+        return frozenset(tool.function.name for tool in self.tools if tool.type == "custom")
 
     @property
     def tools_to_call(self) -> list[Tool]:
         """Those that the answer has to choose from."""
         named = self.named_tool
         return [
-            Tool(tool.function.name, tool.function.parameters, tool.function.strict)
+            Tool(tool.function.name, tool.parameters, tool.function.strict)
             for tool in self._allowed
             if named in (None, tool.function.name)
         ]

@@ -23,6 +23,7 @@ from server.api.structured import Form
 from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
 from server.parsing.call_grammar import call_grammar, written_format
+from server.parsing.custom_input import CustomCalls
 from server.parsing.events import Parser
 from server.parsing.formats import call_format_of, has_begun, marks, parser_of, reasoning_end, reasoning_of
 from server.parsing.template_parser import TemplateParser, TransformersParser
@@ -114,6 +115,7 @@ class _Reading:
     is_thinking: bool
     """The prompt has opened the reasoning."""
     tools: tuple[str, ...]
+    custom_tools: frozenset[str]
     by_template: Callable[[], TransformersParser] | None
     """What else reads it, where neither format is known."""
 
@@ -129,9 +131,14 @@ class _Reading:
         return form._replace(grammar=msgspec.structs.replace(form.grammar, after=after))
 
     def new_parser(self) -> Parser:
+        parser: Parser
         if self.by_template is not None:
-            return TemplateParser(self.by_template())
-        return parser_of(self.call_format, self.tools, reasoning=self.reasoning, is_thinking=self.is_thinking)
+            parser = TemplateParser(self.by_template())
+        else:
+            parser = parser_of(
+                self.call_format, self.tools, reasoning=self.reasoning, is_thinking=self.is_thinking
+            )
+        return CustomCalls(parser, self.custom_tools) if self.custom_tools else parser
 
 
 def _reading(
@@ -150,7 +157,7 @@ def _reading(
     by_template = None
     if tokenizer.has_response_template and call_format is None and (body.usable_tools or reasoning is None):
         by_template = partial(tokenizer.response_parser, prompt[-TURN:], body.usable_tools or [])
-    return _Reading(call_format, reasoning, is_thinking, tools, by_template)
+    return _Reading(call_format, reasoning, is_thinking, tools, body.custom_tools, by_template)
 
 
 def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, form: Form | None) -> Form:

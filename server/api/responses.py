@@ -128,15 +128,23 @@ class CalledFunction(msgspec.Struct, frozen=True):
     name: str | UnsetType = UNSET
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class CalledCustom(msgspec.Struct, frozen=True):
+    input: str
+    """A text, or a piece of it."""
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     id: str
-    function: CalledFunction
-    type: str = "function"
+    function: CalledFunction | UnsetType = UNSET
+    custom: CalledCustom | UnsetType = UNSET
+    type: str
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True):
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     index: int
-    function: CalledFunction
+    function: CalledFunction | UnsetType = UNSET
+    custom: CalledCustom | UnsetType = UNSET
     id: str | UnsetType = UNSET
     """With the name, in a call's first delta."""
     type: str | UnsetType = UNSET

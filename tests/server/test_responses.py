@@ -164,7 +164,8 @@ def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"input": "a", "background": True}, "background"),
-        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "a", "tools": [{"type": "functoin", "name": "f"}]}, "tools[0].type"),
+        ({"input": "a", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ({"input": "word " * 9000}, "input"),
     ],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
 from server.api.fields import MAX_STOPS, Body, Count, ShortText, described, only
+from server.api.tool_kinds import ToolName, without_hosted
 
 Json = dict[str, Any]
 LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
@@ -59,11 +60,16 @@ class Turn(Body):
 
 class ToolDefinition(Body):
     model_config = LOOSE
-    name: ShortText
+    name: ToolName
     description: str = ""
     input_schema: Json = {}
-    type: Annotated[str, only("custom")] = "custom"
+    type: Literal["custom"] = "custom"
     strict: bool = False
+
+
+def _own_tools(tools: Any) -> Any:
+    """Without those that Anthropic's servers run, or that its models were taught."""
+    return without_hosted(tools, ("custom",))
 
 
 class ToolChoice(Body):
@@ -95,7 +101,7 @@ class CountRequest(Body):
     model: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     system: Text = ""
-    tools: Annotated[list[ToolDefinition], Field(max_length=256)] = []
+    tools: Annotated[list[ToolDefinition], BeforeValidator(_own_tools), Field(max_length=256)] = []
     tool_choice: ToolChoice = ToolChoice(type="auto")
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
 from server.api.fields import Body, Count, ShortText, described, only
+from server.api.responses_api.items import ToolItem, tool_messages
+from server.api.responses_api.tools import FlatTool, Tools, flat_name
+from server.api.tool_kinds import without_hosted
 
 Json = dict[str, Any]
 LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
@@ -37,6 +41,7 @@ class CallItem(Body):
     type: Literal["function_call"]
     call_id: str
     name: ShortText
+    namespace: ShortText = ""
     arguments: str = "{}"
 
 
@@ -55,27 +60,19 @@ class ReasoningItem(Body):
 
 
 Item = Annotated[
-    MessageItem | CallItem | OutputItem | ReasoningItem,
-    described("a message, function_call, function_call_output or reasoning item"),
+    MessageItem | CallItem | OutputItem | ReasoningItem | ToolItem,
+    described("a message, function_call, function_call_output or reasoning item, or a call or output of a tool"),
 ]
 
 
-class FunctionTool(Body):
-    model_config = LOOSE
-    type: Annotated[str, only("function")] = "function"
-    name: ShortText
-    description: str = ""
-    parameters: Json = {}
-    strict: bool = False
-
-
 class NamedFunction(Body):
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
+    namespace: str = ""
 
     @property
     def for_chat(self) -> Json:
-        return {"type": "function", "function": {"name": self.name}}
+        return {"type": self.type, "function": {"name": flat_name(self.namespace, self.name)}}
 
 
 class AllowedFunctions(Body):
@@ -83,7 +80,7 @@ class AllowedFunctions(Body):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=256)]
+    tools: Annotated[list[NamedFunction], BeforeValidator(without_hosted), Field(min_length=1, max_length=256)]
 
 
 class TextFormat(Body):
@@ -142,7 +139,7 @@ class ResponsesRequest(Body):
         Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
         described("none, auto, required, a function, or allowed_tools"),
     ] = "auto"
-    tools: Annotated[list[FunctionTool], Field(max_length=256)] = []
+    tools: Tools = []
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     top_p: float | None = None
 
@@ -185,6 +182,12 @@ class ResponsesRequest(Body):
             return [{"type": "message", "role": "user", "content": self.input}]
         return [item.model_dump(exclude_unset=False) for item in self.input]
 
+    @cached_property
+    def flat_tools(self) -> dict[str, FlatTool]:
+        """The tools by the names that the model knows them by."""
+        flat = (tool for each in self.tools for tool in each.each())
+        return {tool.for_chat["function"]["name"]: tool for tool in flat}
+
     def as_chat(self, before: Sequence[Json] = ()) -> ChatRequest:
         """`before`: the items of the responses that this one follows. Raises `pydantic.ValidationError`."""
         messages: list[Json] = [{"role": "system", "content": self.instructions}] if self.instructions else []
@@ -200,7 +203,7 @@ class ResponsesRequest(Body):
         fields: Json = {
             "messages": messages,
             "max_tokens": self.max_output_tokens,
-            "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in self.tools],
+            "tools": [tool.for_chat for tool in self.flat_tools.values()],
             "tool_choice": choice,
             "reasoning_effort": self.reasoning and self.reasoning.effort,
             "response_format": self._response_format(),
@@ -229,7 +232,8 @@ def chat_messages(items: Sequence[Json]) -> list[Json]:
     for item in items:
         match item.get("type", "message"):
             case "function_call":
-                function = {"name": item["name"], "arguments": item["arguments"]}
+                name = flat_name(item.get("namespace") or "", item["name"])
+                function = {"name": name, "arguments": item["arguments"]}
                 call = {"id": item["call_id"], "type": "function", "function": function}
                 assistants().setdefault("tool_calls", []).append(call)
             case "function_call_output":
@@ -237,6 +241,12 @@ def chat_messages(items: Sequence[Json]) -> list[Json]:
                 messages.append(output)
             case "reasoning":
                 messages.append({"role": "assistant", "content": "", "reasoning_content": _text(item["content"])})
+            case kind if kind != "message":
+                for what, said in tool_messages(item):
+                    if what == "call":
+                        assistants().setdefault("tool_calls", []).append(said)
+                    else:
+                        messages.append(said)
             case _ if item["role"] == "assistant":
                 message = assistants()
                 message["content"] += _text(item["content"])

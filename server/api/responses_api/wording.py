@@ -21,8 +21,15 @@ from server.http.errors import ApiError
 from server.http.json import encode
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
-KINDS = {"message": "output_text", "reasoning": "reasoning_text", "function_call": "function_call_arguments"}
+KINDS = {
+    "message": "output_text",
+    "reasoning": "reasoning_text",
+    "function_call": "function_call_arguments",
+    "custom_tool_call": "custom_tool_call_input",
+}
 """What the deltas of an item are called."""
+
+CALLS = ("function_call", "custom_tool_call")
 
 
 class ResponsesWording:
@@ -111,11 +118,21 @@ class ResponsesWording:
                 new = Item(id=f"rs_{uuid.uuid4().hex}", type="reasoning", summary=[], content=[])
                 return [*self._begin(new), *self._piece(text)]
             case CallBegun(_, name):
-                item = Item(id=f"fc_{uuid.uuid4().hex}", type="function_call", call_id=call_id(), name=name)
-                item.arguments = ""
-                return [*self._close(), *self._begin(item)]
+                return [*self._close(), *self._begin(self._call(name))]
             case Arguments(_, text):
                 return self._piece(text)
+
+    def _call(self, name: str) -> Item:
+        """`name`: the tool's, as the model knows it."""
+        tool = self._body.flat_tools.get(name)
+        if tool is not None and tool.type == "custom":
+            item = Item(id=f"ctc_{uuid.uuid4().hex}", type="custom_tool_call", call_id=call_id(), input="")
+        else:
+            item = Item(id=f"fc_{uuid.uuid4().hex}", type="function_call", call_id=call_id(), arguments="")
+        item.name = name if tool is None else tool.name
+        if tool is not None and tool.namespace:
+            item.namespace = tool.namespace
+        return item
 
     def _begin(self, item: Item) -> list[StreamEvent]:
         """Open an item, unless one of its kind is open."""
@@ -126,7 +143,7 @@ class ResponsesWording:
         self._output.append(item)
         self._is_open, self._text = True, ""
         events.append(self._of_item("response.output_item.added", item=msgspec.Raw(encode(item))))
-        if item.type != "function_call":
+        if item.type not in CALLS:
             events.append(self._of_item("response.content_part.added", content_index=0, part=self._part()))
         return events
 
@@ -134,7 +151,7 @@ class ResponsesWording:
         self._text += text
         item = self._output[-1]
         fields: dict[str, Any] = {"item_id": item.id, "delta": text}
-        if item.type != "function_call":
+        if item.type not in CALLS:
             fields["content_index"] = 0
         if item.type == "message":
             fields["logprobs"] = []
@@ -150,6 +167,9 @@ class ResponsesWording:
         if item.type == "function_call":
             item.arguments = text
             events = [self._of_item(done, item_id=item.id, name=item.name, arguments=text)]
+        elif item.type == "custom_tool_call":
+            item.input = text
+            events = [self._of_item(done, item_id=item.id, input=text)]
         else:
             part = self._part()
             item.content = [part]
@@ -193,7 +213,7 @@ class ResponsesWording:
             temperature=self._params.temperature,
             text=body.text.model_dump(by_alias=True, exclude_unset=True) or {"format": {"type": "text"}},
             tool_choice=body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
-            tools=[tool.model_dump() for tool in body.tools],
+            tools=[tool.told for tool in body.tools],
             top_p=self._params.top_p,
             metadata=body.metadata,
             usage=usage,

@@ -1,0 +1,92 @@
+"""The tools of POST /v1/responses: functions, custom tools, and namespaces of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from server.api.fields import Body
+from server.api.tool_kinds import SERVED, ToolName, told_of_format, without_hosted
+
+Json = dict[str, Any]
+LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+def _with_namespaces(tools: Any) -> Any:
+    return without_hosted(tools, (*SERVED, "namespace"))
+
+
+class OneTool(Body):
+    """A function, or a custom tool."""
+
+    model_config = LOOSE
+    type: Literal["function", "custom"] = "function"
+    name: ToolName
+    description: str = ""
+    parameters: Json = {}
+    """Of a function."""
+    strict: bool = False
+    format: Json = {}
+    """Of a custom tool's input."""
+
+    @property
+    def told(self) -> Json:
+        """As the response says it again."""
+        own = ("parameters", "strict") if self.type == "function" else ("format",) if self.format else ()
+        return {name: getattr(self, name) for name in ("type", "name", "description", *own)}
+
+
+class ResponseTool(OneTool):
+    """Or a namespace, in which there are some."""
+
+    type: Literal["function", "custom", "namespace"] = "function"  # type: ignore[assignment]
+    tools: Annotated[list[OneTool], BeforeValidator(without_hosted), Field(max_length=256)] = []
+
+    @property
+    def told(self) -> Json:
+        own = {"tools": [tool.told for tool in self.tools]} if self.type == "namespace" else {}
+        return super().told | own
+
+    def each(self) -> Iterator[FlatTool]:
+        if self.type != "namespace":
+            yield FlatTool(self, "")
+            return
+        for place, tool in enumerate(self.tools):
+            yield FlatTool(tool, self.name, self.description if place == 0 else "")
+
+
+Tools = Annotated[list[ResponseTool], BeforeValidator(_with_namespaces), Field(max_length=256)]
+
+
+class FlatTool:
+    """A tool as the model knows it. `introduction`: what is said of its namespace."""
+
+    def __init__(self, tool: OneTool, namespace: str, introduction: str = "") -> None:
+        self.type = tool.type
+        self.name = tool.name
+        self.namespace = namespace
+        self._tool = tool
+        self._introduction = introduction
+
+    @property
+    def for_chat(self) -> Json:
+        tool = self._tool
+        said = [self._introduction, tool.description]
+        if tool.type == "custom":
+            said.append(told_of_format(tool.format) or "")
+        description = "\n\n".join(filter(None, said))
+        function: Json = {"name": flat_name(self.namespace, tool.name), "description": description}
+        if tool.type == "custom":
+            return {"type": "custom", "function": function}
+        function |= {"parameters": tool.parameters, "strict": tool.strict}
+        return {"type": "function", "function": function}
+
+
+def flat_name(namespace: str, name: str) -> str:
+    """What the model calls a tool of a namespace: as clients of the Model Context Protocol do
+    (`mcp__server__tool`)."""
+    if not namespace:
+        return name
+    return f"{namespace}{name}" if namespace.endswith("_") else f"{namespace}__{name}"
