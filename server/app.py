@@ -25,6 +25,7 @@ from server.api.models import (
     list_models,
     retrieve_model,
 )
+from server.api.reading import UNKNOWN
 from server.api.responses_api.endpoint import create_response, delete_response, get_response
 from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifetime
 from server.api.tokens import detokenize, tokenize
@@ -93,6 +94,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[LIVE] = Live(engine, with_users=config.users is not None)
     app[STARTED] = int(time.time())
     app[OTHER_MODELS] = Once()
+    app[UNKNOWN] = Once()
     add_specification(app)
     app[WORKER] = new_worker()
     app[BODIES] = BodyRoom()

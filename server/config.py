@@ -53,9 +53,9 @@ class ServeConfig(EngineConfig):
     cors_origins: str | None = None
     """Origins whose pages may call this server from a browser, with commas between them, or *. By default none."""
 
-    unknown_fields: Literal["error", "warn"] = "error"
-    """What becomes of a request with a field that is not known: it is refused, or the field is left out, with a
-    warning in the log."""
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
+    """What becomes of a request with a field that is not known: the field is left out and named in the header
+    X-Carousel-Ignored, and once in the log; or the request is refused."""
 
     chat_template: Path | None = None
     """File of a chat template, in Jinja, in place of the model's own."""

@@ -17,9 +17,10 @@ from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
 from server.api.conversation import Conversation, call_id, understand
 from server.api.explanation import Explainer
-from server.api.generation import Asked, answer, known_fields
+from server.api.generation import Asked, answer
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
+from server.api.reading import read
 from server.api.responses import (
     CalledCustom,
     CalledFunction,
@@ -37,6 +38,7 @@ from server.api.responses import (
 from server.api.shape import check_chat
 from server.api.wording import ChunkedWording
 from server.app_keys import ENGINE
+from server.http.record import RequestRecord
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
 
@@ -44,11 +46,10 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     return await answer(request, understand_chat, prompt_field="messages")
 
 
-def understand_chat(app: web.Application, content: bytes) -> Asked:
+def understand_chat(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    content = known_fields(app, content, ChatRequest)
     check_chat(content, longest=longest_sequence(app[ENGINE].info))
-    conversation = understand(app, ChatRequest.model_validate_json(content))
+    conversation = understand(app, read(app, record, content, ChatRequest))
     wording = ChatWording(app[ENGINE].tokenizer, conversation)
     beams = conversation.body.beams(conversation.params)
     return Asked(

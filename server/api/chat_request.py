@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from server.api.fields import SAID, Body, Count, ShortText, described, only
+from server.api.fields import SAID, Body, CheckedBody, Count, ShortText, described, only
 from server.api.requests import GenerationRequest
+from server.api.synonyms import THINKING, thinking_in_our_words
 from server.api.tool_kinds import INPUT, ToolName, as_function, without_hosted
 from server.parsing.call_grammar import Tool
 
@@ -35,8 +36,6 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 class TextPart(Body):
     """Of a message. Other keys are hints for other servers, like `cache_control`."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
     type: Literal["text", "input_text", "output_text", "refusal"]
     text: str = ""
     refusal: str = ""
@@ -51,7 +50,7 @@ def _text_of(content: str | list[str | TextPart]) -> str:
     return "".join(part if isinstance(part, str) else part.text or part.refusal for part in content)
 
 
-class Prediction(Body):
+class Prediction(CheckedBody):
     """What the answer will be for the most part: where it is, the answer takes fewer steps."""
 
     type: Literal["content"] = "content"
@@ -63,8 +62,6 @@ class Prediction(Body):
 
 
 class FunctionCall(Body):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
     name: ShortText
     arguments: str | Json = {}
 
@@ -79,8 +76,6 @@ class FunctionCall(Body):
 
 
 class ToolCall(Body):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
     id: str = ""
     type: Literal["function", "custom"] = "function"
     function: FunctionCall
@@ -93,8 +88,6 @@ class ToolCall(Body):
 class Message(Body):
     """One turn of a conversation. An assistant's turn may be sent back just as it was received, and programs put
     keys of their own into messages: what is not known is not looked at."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     role: ShortText
     content: Content = ""
@@ -127,8 +120,6 @@ ROLES = {"developer": "system", "function": "tool"}
 class FunctionDefinition(Body):
     """What a model may call."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
     name: ToolName
     description: str = ""
     parameters: Json = {}
@@ -136,8 +127,6 @@ class FunctionDefinition(Body):
 
 
 class ToolDefinition(Body):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
     type: Literal["function", "custom"] = "function"
     function: FunctionDefinition
 
@@ -153,11 +142,11 @@ class ToolDefinition(Body):
         return {"function": function, "type": "function"}
 
 
-class NameOfTool(Body):
+class NameOfTool(CheckedBody):
     name: str
 
 
-class NamedTool(Body):
+class NamedTool(CheckedBody):
     type: Literal["function", "custom"] = "function"
     function: NameOfTool
 
@@ -165,7 +154,7 @@ class NamedTool(Body):
 MAX_TOOLS = 256
 
 
-class AllowedTools(Body):
+class AllowedTools(CheckedBody):
     mode: Literal["auto", "required"]
     tools: Annotated[
         list[Annotated[NamedTool, BeforeValidator(as_function)]],
@@ -174,7 +163,7 @@ class AllowedTools(Body):
     ]
 
 
-class ToolSubset(Body):
+class ToolSubset(CheckedBody):
     """Some of the tools, as if there were no others."""
 
     type: Literal["allowed_tools"]
@@ -182,6 +171,8 @@ class ToolSubset(Body):
 
 
 class ChatRequest(GenerationRequest):
+    synonyms: ClassVar[dict[str, str]] = GenerationRequest.synonyms | THINKING
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool = False
     max_completion_tokens: Count | None = None
@@ -227,6 +218,10 @@ class ChatRequest(GenerationRequest):
     modalities: Annotated[Any, only(["text"])] = ["text"]
     moderation: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
+
+    @classmethod
+    def _translated(cls, values: Json) -> Json:
+        return thinking_in_our_words(super()._translated(values), cls.model_fields)
 
     def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
         """Raises `InvalidRequestError` for what the fields, each right by itself, do not make together."""

@@ -18,26 +18,27 @@ from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_request import CompletionRequest
 from server.api.explanation import Explainer
-from server.api.generation import Asked, answer, known_fields, truncated
+from server.api.generation import Asked, answer, truncated
 from server.api.logprobs import LogprobWords, TextOffsets
 from server.api.models import longest_sequence, served_model
+from server.api.reading import read
 from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.shape import check_completion
 from server.api.wording import ChunkedWording
 from server.app_keys import ENGINE, LIMITS
+from server.http.record import RequestRecord
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
     return await answer(request, understand_completion, prompt_field="prompt")
 
 
-def understand_completion(app: web.Application, content: bytes) -> Asked:
+def understand_completion(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
-    content = known_fields(app, content, CompletionRequest)
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
-    body = CompletionRequest.model_validate_json(content)
+    body = read(app, record, content, CompletionRequest)
     model = served_model(app, body.model)
     params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
     prompts: list[Prompt] = []

@@ -14,25 +14,26 @@ from aiohttp import web
 from scheduler.embedding import Embedding
 from scheduler.engine.client import Delta
 from server.api.embedding_request import EmbeddingRequest
-from server.api.generation import Asked, answer, known_fields, truncated
+from server.api.generation import Asked, answer, truncated
 from server.api.models import longest_sequence, served_model
+from server.api.reading import read
 from server.api.responses import EmbeddingAnswer, EmbeddingList, EmbeddingUsage, Usage
 from server.api.shape import check_embedding
 from server.api.wording import ChunkedWording
 from server.app_keys import ENGINE, LIMITS
+from server.http.record import RequestRecord
 
 
 async def create_embeddings(request: web.Request) -> web.StreamResponse:
     return await answer(request, understand_embedding, prompt_field="input")
 
 
-def understand_embedding(app: web.Application, content: bytes) -> Asked:
+def understand_embedding(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
-    content = known_fields(app, content, EmbeddingRequest)
     check_embedding(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
-    body = EmbeddingRequest.model_validate_json(content)
+    body = read(app, record, content, EmbeddingRequest)
     model = served_model(app, body.model)
     params = body.pooling_params(info.hidden_size, info.pooling)
 

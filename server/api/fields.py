@@ -6,7 +6,7 @@ accepted where it asks for nothing and refused where it would change the answer:
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -65,13 +65,26 @@ ShortText = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 
 
 class Body(BaseModel):
-    """A JSON object of a request, without its nulls."""
+    """A JSON object of a request, without its nulls. What it has besides its fields is left out, and named to who
+    sent it (`server.api.reading`): programs put keys of their own everywhere."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    synonyms: ClassVar[dict[str, str]] = {}
+    """Other servers' names, which `_translated` knows, and the fields here that they mean."""
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, values: Any) -> Any:
+    def _in_our_words(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if value is not None}
+        return cls._translated({name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def _translated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields by their names here."""
+        return values
+
+
+class CheckedBody(Body):
+    """One whose keys are an API's own: a key that is nearly one of its fields is a misspelt one, and refused."""

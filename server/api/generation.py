@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
-from pydantic import BaseModel
 
 from scheduler.engine.beam_search import BeamOptions, search_beams
 from scheduler.engine.client import AsyncEngine, Delta
@@ -25,7 +24,6 @@ from server.api.metering import Meter
 from server.api.models import longest_sequence
 from server.api.requests import ServedRequest, StreamOptions
 from server.api.responses import Usage
-from server.api.shape import drop_unknown
 from server.api.structured import Form
 from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, user_of
@@ -75,13 +73,8 @@ class Wanted:
     """With what was found. May be called in a thread."""
 
 
-Understand = Callable[[web.Application, bytes], Asked | Wanted]
+Understand = Callable[[web.Application, RequestRecord, bytes], Asked | Wanted]
 """Makes of a body what it asks, or raises what is wrong with it. May be called in a thread."""
-
-
-def known_fields(app: web.Application, content: bytes, model: type[BaseModel]) -> bytes:
-    """A body without fields that are not known, where the operator lets them pass."""
-    return drop_unknown(content, model) if app[CONFIG].unknown_fields == "warn" else content
 
 
 def truncated(body: ServedRequest, token_ids: list[int], longest: int) -> list[int]:
@@ -244,7 +237,7 @@ async def answer_in_background(
 async def _understood(
     app: web.Application, user: User, content: bytes, understand: Understand, record: RequestRecord
 ) -> Asked:
-    asked = await work(app, user.name, len(content), partial(understand, app, content))
+    asked = await work(app, user.name, len(content), partial(understand, app, record, content))
     if isinstance(asked, Wanted):
         asked = await work(app, user.name, len(content), partial(asked.go_on, await asked.find()))
     if asked.form is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -14,7 +14,7 @@ from server.api.fields import (
     MAX_BAD_WORDS,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
-    Body,
+    CheckedBody,
     Count,
     ShortText,
     TokenIds,
@@ -22,6 +22,7 @@ from server.api.fields import (
     only,
 )
 from server.api.structured import StructuredFields
+from server.api.synonyms import sampling_in_our_words, sampling_synonyms
 
 
 def _token_keys(biases: Any) -> Any:
@@ -31,7 +32,7 @@ def _token_keys(biases: Any) -> Any:
     return {int(key) if isinstance(key, str) and key.isdecimal() else key: biases[key] for key in biases}
 
 
-class StreamOptions(Body):
+class StreamOptions(CheckedBody):
     include_usage: bool = False
     """One more event at the end, with the usage."""
     continuous_usage_stats: bool = False
@@ -39,7 +40,7 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[bool, only(False)] = False
 
 
-class ServedRequest(Body):
+class ServedRequest(CheckedBody):
     """What every request has that the engine serves."""
 
     model: str | None = None
@@ -71,10 +72,12 @@ class ServedRequest(Body):
         return None
 
 
-class GenerationRequest(ServedRequest, StructuredFields):
-    """What the endpoints share whose answers are text."""
+class SampledRequest(ServedRequest, StructuredFields):
+    """How the tokens of an answer are chosen, and when it ends: by the same names at every endpoint that
+    generates."""
 
-    n: Count = 1
+    synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_tokens")
+
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
@@ -84,8 +87,6 @@ class GenerationRequest(ServedRequest, StructuredFields):
             f"a string or a list of at most {MAX_STOPS} strings, of at most {MAX_STOP_CHARACTERS} characters each"
         ),
     ] = []
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Annotated[
@@ -97,26 +98,62 @@ class GenerationRequest(ServedRequest, StructuredFields):
     bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] = []
     context_shift: bool | None = None
     """When the model's window is full, go on without the oldest tokens but the first."""
-    explain: bool = False
-    """With each choice, what happened at each step (`ExplainedStep`)."""
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     min_p: float = 0.0
     min_tokens: Count = 0
-    prompt_logprobs: Count | None = None
     repetition_penalty: float = 1.0
-    return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     stop_token_ids: TokenIds = []
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
+
+    # Not implemented.
+    dry_multiplier: Annotated[Any, only(0)] = 0
+    dynatemp_range: Annotated[Any, only(0)] = 0
+    ebnf: Annotated[Any, only("")] = ""
+    grammar: Annotated[Any, only("")] = ""
+    mirostat: Annotated[Any, only(0)] = 0
+    mirostat_mode: Annotated[Any, only(0)] = 0
+    tfs: Annotated[Any, only(1)] = 1
+    tfs_z: Annotated[Any, only(1)] = 1
+    top_a: Annotated[Any, only(0)] = 0
+    top_n_sigma: Annotated[Any, only(-1, 0)] = 0
+    typical_p: Annotated[Any, only(1)] = 1
+    xtc_probability: Annotated[Any, only(0)] = 0
+
+    @classmethod
+    def _translated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return sampling_in_our_words(values, cls.model_fields, "max_tokens")
+
+    @property
+    def sampled(self) -> dict[str, Any]:
+        """Those of its fields that are given, for a request of another kind."""
+        return self.model_dump(include=_SAMPLED, exclude_unset=True, by_alias=True)
+
+
+_SAMPLED = set(SampledRequest.model_fields)
+
+
+class GenerationRequest(SampledRequest):
+    """What the endpoints share whose answers are text."""
+
+    n: Count = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    # Beyond OpenAI's API, named as in other servers.
+    explain: bool = False
+    """With each choice, what happened at each step (`ExplainedStep`)."""
+    prompt_logprobs: Count | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     use_beam_search: bool = False
     """Search for the likeliest answers as wholes, with `n` beams; temperature and truncation do not count."""
     early_stopping: bool = False
     """Of a beam search: end with `n` answers, whatever the others may still become."""
     length_penalty: Annotated[float, Field(allow_inf_nan=False, ge=-10, le=10)] = 1.0
     """Of a beam search: above 0 prefers longer answers."""
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
 
     # These change nothing in the answer.
     metadata: dict[str, Any] = {}
@@ -129,7 +166,6 @@ class GenerationRequest(ServedRequest, StructuredFields):
     # Not implemented.
     kv_transfer_params: Annotated[Any, only({})] = {}
     logits_processors: Annotated[Any, only([])] = []
-    typical_p: Annotated[Any, only(1)] = 1
     vllm_xargs: Annotated[Any, only({})] = {}
 
     @property

@@ -6,22 +6,20 @@ pydantic reads, and words the errors of, is never much then. Only what is asked 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
+from itertools import islice
 
 import msgspec
 from msgspec import Raw
-from pydantic import BaseModel
 
 from scheduler.sampling_params import InvalidRequestError, PromptTooLongError
 from server.api.chat_request import CONTENT, ChatRequest, Message, TextPart
 from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
 from server.api.embedding_request import EmbeddingRequest
-
-logger = logging.getLogger(__name__)
+from server.api.fields import Body
+from server.api.reading import MAX_NAMED, check_name, names_of
 
 MAX_FIELD_BYTES = 64 * 1024
 """Of every field but the prompt, the messages and what they say."""
@@ -33,20 +31,19 @@ OBJECT = b"{"
 _FORMS = {"response_format": OBJECT, "structured_outputs": OBJECT, "guided_json": b'{"', "guided_grammar": TEXT}
 """Grammars have a bound of their own."""
 
-_UNKNOWN = re.compile(r"unknown field `(.*?)`(?: - at `\$.*`)?$", re.DOTALL)
 _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 
 
 def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
     prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
-    fields = _fields(body, _COMPLETION, "", {"prompt": TEXT_OR_LIST, **_FORMS})
+    fields = _body(body, CompletionRequest, {"prompt": TEXT_OR_LIST, **_FORMS})
     _check_prompts(fields, "prompt", longest, max_tokens)
 
 
 def check_embedding(body: bytes, *, longest: int, max_tokens: int) -> None:
     """The same for a body of /v1/embeddings."""
-    _check_prompts(_fields(body, _EMBEDDING, "", {"input": TEXT_OR_LIST}), "input", longest, max_tokens)
+    _check_prompts(_body(body, EmbeddingRequest, {"input": TEXT_OR_LIST}), "input", longest, max_tokens)
 
 
 def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_tokens: int) -> None:
@@ -72,36 +69,22 @@ def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_toke
         )
 
 
-def check_fields(body: bytes, model: type[BaseModel], long: Mapping[str, bytes], longest: int) -> None:
+def check_fields(body: bytes, model: type[Body], long: Mapping[str, bytes], longest: int) -> None:
     """Raise `InvalidRequestError` for a body of another endpoint that cannot be right. `long`: which fields may
     be long, and what they begin with then; lists of turns, items or tokens among them have no more than
     `longest`."""
-    fields = _fields(body, _decoder(model), "", long)
+    fields = _body(body, model, long)
     for name in long:
         value = fields.get(name)
         if value is not None and bytes(value).startswith(LIST):
             _items(value, name, longest)
 
 
-def drop_unknown(body: bytes, model: type[BaseModel]) -> bytes:
-    """The body without the fields that the model does not have, each of which is warned of."""
-    try:
-        found = _OBJECTS.decode(body)
-    except msgspec.MsgspecError:
-        return body  # which is refused for it
-    known = {name: value for name, value in found.items() if name in model.model_fields}
-    if len(known) == len(found):
-        return body
-    unknown = [name[:100] for name in found if name not in known]
-    logger.warning("%d fields are not known here and were left out, like %s", len(unknown), ", ".join(unknown[:8]))
-    return msgspec.json.encode(known)
-
-
 def check_chat(body: bytes, *, longest: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
     prompt plus answer can have."""
     long_fields = {"messages": LIST, "tools": LIST, "prediction": OBJECT, **_FORMS}
-    messages = _fields(body, _CHAT, "", long_fields).get("messages")
+    messages = _body(body, ChatRequest, long_fields).get("messages")
     if messages is None:
         return
     for place, message in enumerate(_items(messages, "messages", longest)):
@@ -129,18 +112,38 @@ def _check_rest(whole: Raw, long: Iterable[Raw], path: str) -> None:
 
 
 @cache
-def _decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
-    """Finds the fields of a model's JSON object, and stops at the first that the model does not have, where it
-    minds."""
-    fields = [(name, Raw, Raw()) for name in model.model_fields]
-    is_strict = model.model_config.get("extra") == "forbid"
-    return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=is_strict))
+def _decoder(model: type[Body]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Finds the fields of a model's JSON object."""
+    fields = [(name, Raw, Raw()) for name in names_of(model) if name.isidentifier()]
+    return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields))
 
 
-_COMPLETION, _CHAT, _EMBEDDING = map(_decoder, (CompletionRequest, ChatRequest, EmbeddingRequest))
 _MESSAGE, _PART = _decoder(Message), _decoder(TextPart)
 _OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _ITEMS = msgspec.json.Decoder(list[Raw])
+
+
+def _body(body: bytes, model: type[Body], long: Mapping[str, bytes]) -> dict[str, Raw]:
+    """The fields of a whole body. Raises `InvalidRequestError` for misspelt ones, and for too many others."""
+    fields = _fields(body, _decoder(model), "", long)
+    if len(body) - sum(map(len, fields.values())) > MAX_FIELD_BYTES:
+        raise InvalidRequestError(
+            f"the request body has more than {MAX_FIELD_BYTES // 1024} KiB of fields that are not known here"
+        )
+    try:
+        unknown = _OBJECTS.decode(body).keys() - names_of(model)
+    except msgspec.ValidationError:  # pydantic says more of it
+        return fields
+    except UnicodeDecodeError as error:
+        raise _no_json(error) from None
+    for name in islice(sorted(unknown), MAX_NAMED):
+        check_name(model, name, name)
+    return fields
+
+
+def _no_json(error: Exception) -> InvalidRequestError:
+    reason = str(error).removeprefix("JSON is malformed: ")
+    return InvalidRequestError(f"the request body is not valid JSON: {reason}")
 
 
 def _fields(
@@ -149,30 +152,20 @@ def _fields(
     """The fields that an object has, if it is one. `long`: which may be long, and what they begin with then."""
     try:
         found = msgspec.structs.asdict(decoder.decode(raw))
-    except msgspec.ValidationError as error:
-        if (unknown := _UNKNOWN.search(str(error))) is not None:
-            name = _join(path, unknown[1][:100])
-            near = get_close_matches(unknown[1][:100], _names(decoder), 1)
-            hint = f"; did you mean {_join(path, near[0])}?" if near else ""
-            raise InvalidRequestError(f"{name} is not known here{hint}", name) from None
+    except msgspec.ValidationError:
         if len(raw) > MAX_FIELD_BYTES:
             raise InvalidRequestError(
                 f"{path or 'the request body'} must be a JSON object", path or None
             ) from None
         return {}  # pydantic says more of it
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error).removeprefix("JSON is malformed: ")
-        raise InvalidRequestError(f"the request body is not valid JSON: {reason}") from None
+        raise _no_json(error) from None
     fields = {name: value for name, value in found.items() if len(value)}
     for name, value in fields.items():
         if len(value) > MAX_FIELD_BYTES and not (name in long and bytes(value)[0] in long[name]):
             place = _join(path, name)
             raise InvalidRequestError(f"{place} is longer than {MAX_FIELD_BYTES // 1024} KiB", place)
     return fields
-
-
-def _names(decoder: msgspec.json.Decoder[msgspec.Struct]) -> list[str]:
-    return [field.name for field in msgspec.structs.fields(decoder.type)]
 
 
 def _items(raw: Raw, path: str, bound: int) -> list[Raw]:

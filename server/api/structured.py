@@ -10,15 +10,15 @@ from pydantic import ConfigDict, Field
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.sampling_params import InvalidRequestError
-from server.api.fields import Body, described
+from server.api.fields import CheckedBody, described
 
 Schema = dict[str, Any] | bool
 SchemaText = Annotated[str | Schema, described("a JSON schema, or the text of one")]
 Choices = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
-class JsonSchemaFormat(Body):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+class JsonSchemaFormat(CheckedBody):
+    model_config = ConfigDict(populate_by_name=True)
 
     name: str = ""
     description: str = ""
@@ -26,14 +26,14 @@ class JsonSchemaFormat(Body):
     strict: bool = False
 
 
-class ResponseFormat(Body):
+class ResponseFormat(CheckedBody):
     """OpenAI's."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class StructuredOutputs(Body):
+class StructuredOutputs(CheckedBody):
     """vLLM's; only one of them may be given."""
 
     json_: Annotated[SchemaText | None, Field(alias="json")] = None
@@ -53,7 +53,7 @@ class Form(NamedTuple):
     field: str
 
 
-class StructuredFields(Body):
+class StructuredFields(CheckedBody):
     """Of the endpoints whose answers may be held to a form."""
 
     response_format: ResponseFormat | None = None

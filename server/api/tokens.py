@@ -11,13 +11,15 @@ from pydantic import Field
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import Message
 from server.api.counting import counted
-from server.api.fields import Body, TokenIds
+from server.api.fields import CheckedBody, TokenIds
 from server.api.models import longest_sequence, served_model
+from server.api.reading import read
 from server.api.shape import LIST, TEXT, check_fields
 from server.app_keys import ENGINE
+from server.http.record import RequestRecord
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(CheckedBody):
     """A text, or a conversation."""
 
     model: str | None = None
@@ -32,7 +34,7 @@ class TokenizeRequest(Body):
     tools: list[dict[str, Any]] = []
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(CheckedBody):
     model: str | None = None
     tokens: TokenIds
 
@@ -52,10 +54,10 @@ async def tokenize(request: web.Request) -> web.Response:
     return await counted(request, _tokenize)
 
 
-def _tokenize(app: web.Application, content: bytes) -> Tokens:
+def _tokenize(app: web.Application, record: RequestRecord, content: bytes) -> Tokens:
     tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
     check_fields(content, TokenizeRequest, {"prompt": TEXT, "messages": LIST, "tools": LIST}, longest)
-    body = TokenizeRequest.model_validate_json(content)
+    body = read(app, record, content, TokenizeRequest)
     served_model(app, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("give a prompt or messages", "prompt")
@@ -79,10 +81,10 @@ async def detokenize(request: web.Request) -> web.Response:
     return await counted(request, _detokenize)
 
 
-def _detokenize(app: web.Application, content: bytes) -> Text:
+def _detokenize(app: web.Application, record: RequestRecord, content: bytes) -> Text:
     info = app[ENGINE].info
     check_fields(content, DetokenizeRequest, {"tokens": LIST}, longest_sequence(info))
-    body = DetokenizeRequest.model_validate_json(content)
+    body = read(app, record, content, DetokenizeRequest)
     served_model(app, body.model)
     if body.tokens and max(body.tokens) >= info.vocab_size:
         raise InvalidRequestError(f"tokens has token ids outside of 0 to {info.vocab_size - 1}", "tokens")

@@ -6,8 +6,9 @@ import time
 from typing import Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict
 
+from server.api.fields import CheckedBody
+from server.api.reading import read
 from server.app_keys import user_of
 from server.batches.file_endpoints import find_file, page, store_of
 from server.batches.runner import RUNNER, new_batch
@@ -16,6 +17,7 @@ from server.batches.store import UNFINISHED, Batch
 from server.http.body import body_of
 from server.http.errors import ApiError
 from server.http.json import json_response
+from server.http.record import record_of
 
 MAX_UNFINISHED = 20
 """Batches of one user."""
@@ -24,9 +26,7 @@ MAX_REQUESTS, MAX_LINES = 50_000, 1_000_000
 """Of one batch, as in OpenAI's API; and lines of its file, with blank ones."""
 
 
-class BatchRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class BatchRequest(CheckedBody):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
     completion_window: Literal["24h"]
@@ -37,7 +37,7 @@ async def create_batch(request: web.Request) -> web.Response:
     """Raises `ApiError` and `pydantic.ValidationError`."""
     store, user = store_of(request), user_of(request).name
     async with body_of(request) as content_of_body:
-        body = BatchRequest.model_validate_json(content_of_body)
+        body = read(request.app, record_of(request), content_of_body, BatchRequest)
     file = await find_file(request, body.input_file_id, "input_file_id")
     with store.path(file.id).open("rb") as content:
         total = await store.disk.run_pieces(user, count_requests(content, MAX_REQUESTS, MAX_LINES))

@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from aiohttp import web
 
 REQUEST_ID_HEADER = "X-Request-Id"
+
+IGNORED_HEADER = "X-Carousel-Ignored"
+MAX_IGNORED = 1024
+"""Characters of it."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -33,6 +39,8 @@ class RequestRecord:
     """Seconds to the first token."""
     prompts: list[str] = field(default_factory=list)
     """What was asked, if it is to be logged."""
+    ignored: list[str] = field(default_factory=list)
+    """Fields of the body that are not known here, as a header can have them."""
 
 
 _RECORD = web.RequestKey("record", RequestRecord)
@@ -49,5 +57,15 @@ def record_of(request: web.BaseRequest) -> RequestRecord:
 
 
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler: every response carries the id of its request."""
-    response.headers[REQUEST_ID_HEADER] = record_of(request).request_id
+    """Signal handler: every response carries the id of its request, and what was left out of it."""
+    record = record_of(request)
+    response.headers[REQUEST_ID_HEADER] = record.request_id
+    if record.ignored:
+        response.headers[IGNORED_HEADER] = _shortened(record.ignored)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """Those of them that a header has room for."""
+    room = accumulate(len(name) + len(", ") for name in names)
+    told = [name for name, so_far in zip(names, room, strict=True) if so_far <= MAX_IGNORED]
+    return ", ".join(told if len(told) == len(names) else [*told, "..."])

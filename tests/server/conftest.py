@@ -57,12 +57,12 @@ def qwen_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def dressed_server(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Server]:
-    """As behind a proxy, with three names and no other, for pages of one origin, patient with clients that know
-    more fields, and keeping responses."""
+    """As behind a proxy, with three names and no other, for pages of one origin, strict with fields that it does
+    not know, and keeping responses."""
     folder = tmp_path_factory.mktemp("dressed")
     flags = ["--root-path", "/carousel", "--served-model-name", "fast,slow", "--cors-origins", ORIGIN]
     flags += ["--model-alias", "claude-mine", "--unknown-models", "refuse"]
-    flags += ["--unknown-fields", "warn", "--store", str(folder / "responses.sqlite3")]
+    flags += ["--unknown-fields", "refuse", "--store", str(folder / "responses.sqlite3")]
     with Server(folder / "log", *flags, "--kv-cache-memory", "64MB") as server:
         yield server
 

@@ -82,7 +82,7 @@ class Tokenizer:
 @pytest.mark.parametrize(
     ("path", "body", "param", "message"),
     [
-        (COMPLETIONS, {"prompt": "a", **MANY}, "x0", "x0 is not known here"),
+        (COMPLETIONS, {"prompt": "a", **MANY}, None, "64 KiB of fields that are not known here"),
         (COMPLETIONS, {"prompt": [7] * LONGEST}, "prompt", f"has {LONGEST} tokens"),
         (COMPLETIONS, {"prompt": [7] * 100_000, "echo": True, "n": 128}, "prompt", "has 100000 tokens"),
         (COMPLETIONS, {"prompt": [[7]] * 2049}, "prompt", "2049 items, and can have 2048 at most"),

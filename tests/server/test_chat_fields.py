@@ -126,6 +126,13 @@ def test_roles_and_keys_of_messages(templated: OpenAI, tokenizer: Tokenizer) -> 
         ({"reasoning_effort": "high"}, "<user>", "highTrue"),
         ({"reasoning_effort": "none"}, "<user>", "noneFalse"),
         ({"chat_template": "{{ messages[0].content }}!"}, "What", "France?!"),
+        ({"enable_thinking": False}, "<user>", "<assistant>False"),
+        ({"think": True}, "<user>", "<assistant>True"),
+        ({"think": "low"}, "<user>", "lowTrue"),
+        ({"thinking": {"type": "disabled"}}, "<user>", "<assistant>False"),
+        ({"reasoning": {"effort": "high", "exclude": True}}, "<user>", "highTrue"),
+        ({"reasoning": {"enabled": True}, "chat_template_kwargs": {"mood": "sad"}}, "[sad]", "<assistant>True"),
+        ({"think": True, "chat_template_kwargs": {"enable_thinking": False}}, "<user>", "<assistant>False"),
     ],
 )
 def test_variables_of_the_template(

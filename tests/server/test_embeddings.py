@@ -85,7 +85,7 @@ def test_prompts_are_truncated_where_that_is_asked_for(client: OpenAI, tokenizer
         ({"input": "a", "dimensions": 64}, "dimensions", "have 576 dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "float"),
         ({"input": "a", "pooling": "cls"}, "pooling", "mean"),
-        ({"input": "a", "max_tokens": 5}, "max_tokens", "not known"),
+        ({"input": "a", "dimension": 5}, "dimension", "did you mean dimensions"),
     ],
 )
 def test_what_is_wrong_is_told(client: OpenAI, body: dict[str, Any], param: str, part: str) -> None:

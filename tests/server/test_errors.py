@@ -71,7 +71,6 @@ HELLO = [{"role": "user", "content": "Hello"}]
             "logprobs",
             "or stream it",
         ),
-        (COMPLETIONS, {"prompt": "a", "colour": "red"}, "colour", "colour is not known"),
         (COMPLETIONS, {"prompt": "a", "stream_options": {}}, "stream_options", "stream: true"),
         (CHAT, {"messages": []}, "messages", "at least 1"),
         (CHAT, {"messages": [{"content": "miaow"}]}, "messages[0].role", "is required"),

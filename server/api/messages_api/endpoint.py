@@ -9,14 +9,16 @@ from aiohttp.typedefs import Handler
 from scheduler.sampling_params import TOO_LONG, InvalidRequestError, PromptTooLongError
 from server.api.conversation import understand
 from server.api.counting import counted
-from server.api.generation import Asked, answer, known_fields
+from server.api.generation import Asked, answer
 from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording, worded_error
 from server.api.models import longest_sequence
+from server.api.reading import read
 from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
 from server.app_keys import ENGINE
 from server.http.errors import as_api_error
 from server.http.json import json_response
+from server.http.record import RequestRecord
 
 
 class TokenCount(msgspec.Struct, frozen=True):
@@ -52,10 +54,9 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     return await answer(request, _understand, prompt_field="messages")
 
 
-def _understand(app: web.Application, content: bytes) -> Asked:
-    content = known_fields(app, content, MessagesRequest)
+def _understand(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     _check(app, content, MessagesRequest)
-    conversation = understand(app, MessagesRequest.model_validate_json(content).as_chat())
+    conversation = understand(app, read(app, record, content, MessagesRequest).as_chat())
     wording = MessagesWording(conversation)
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
 
@@ -70,7 +71,7 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
     return await counted(request, _count)
 
 
-def _count(app: web.Application, content: bytes) -> TokenCount:
+def _count(app: web.Application, record: RequestRecord, content: bytes) -> TokenCount:
     _check(app, content, CountRequest)
-    body = CountRequest.model_validate_json(content)
+    body = read(app, record, content, CountRequest)
     return TokenCount(len(understand(app, body.as_chat()).prompt))

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.fields import MAX_STOPS, Body, Count, ShortText, described, only
+from server.api.fields import MAX_STOPS, Body, CheckedBody, ShortText, described, only
+from server.api.requests import SampledRequest
+from server.api.synonyms import THINKING, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import ToolName, without_hosted
 
 Json = dict[str, Any]
-LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
-"""Of what clients put hints for other servers into."""
 
 
 class TextBlock(Body):
-    model_config = LOOSE
     type: Literal["text"]
     text: str
 
 
 class ThinkingBlock(Body):
-    model_config = LOOSE
     type: Literal["thinking", "redacted_thinking"]
     thinking: str = ""
 
 
 class ToolUseBlock(Body):
-    model_config = LOOSE
     type: Literal["tool_use"]
     id: str
     name: ShortText
@@ -38,7 +35,6 @@ class ToolUseBlock(Body):
 
 
 class ToolResultBlock(Body):
-    model_config = LOOSE
     type: Literal["tool_result"]
     tool_use_id: str
     content: str | list[TextBlock] = ""
@@ -53,13 +49,11 @@ Text = Annotated[str | list[TextBlock], described("a string or a list of text bl
 
 
 class Turn(Body):
-    model_config = LOOSE
     role: Literal["user", "assistant", "system"]
     content: str | list[Block] = ""
 
 
 class ToolDefinition(Body):
-    model_config = LOOSE
     name: ToolName
     description: str = ""
     input_schema: Json = {}
@@ -72,31 +66,30 @@ def _own_tools(tools: Any) -> Any:
     return without_hosted(tools, ("custom",))
 
 
-class ToolChoice(Body):
+class ToolChoice(CheckedBody):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
 class Thinking(Body):
-    model_config = LOOSE
     type: Literal["enabled", "disabled", "adaptive"]
 
 
 class OutputFormat(Body):
-    model_config = LOOSE
     type: Literal["json_schema"]
     schema_: Annotated[Json, Field(alias="schema")]
 
 
 class OutputConfig(Body):
-    model_config = LOOSE
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
 
 
-class CountRequest(Body):
+class CountRequest(CheckedBody):
     """The body of POST /v1/messages/count_tokens."""
+
+    synonyms: ClassVar[dict[str, str]] = THINKING
 
     model: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
@@ -110,6 +103,14 @@ class CountRequest(Body):
     betas: list[str] = []
     cache_control: Json = {}
     context_management: Json = {}
+
+    # Beyond Anthropic's API, named as in other servers.
+    chat_template_kwargs: Json = {}
+    """More variables of the template."""
+
+    @classmethod
+    def _translated(cls, values: Json) -> Json:
+        return thinking_in_our_words(super()._translated(values), cls.model_fields)
 
     def _conversation(self) -> Json:
         """The fields of a `ChatRequest`."""
@@ -125,6 +126,7 @@ class CountRequest(Body):
         ]
         if choice.type == "tool":
             fields["tool_choice"] = {"type": "function", "function": {"name": choice.name or ""}}
+        fields["chat_template_kwargs"] = self.chat_template_kwargs
         fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
         if self.thinking is not None:
             fields["reasoning_effort"] = "none" if self.thinking.type == "disabled" else "medium"
@@ -152,13 +154,12 @@ class CountRequest(Body):
         return ChatRequest.model_validate(self._conversation())
 
 
-class MessagesRequest(CountRequest):
+class MessagesRequest(CountRequest, SampledRequest):
+    synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_tokens") | CountRequest.synonyms
+
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
     stop_sequences: Annotated[list[ShortText], Field(max_length=MAX_STOPS)] = []
     stream: bool = False
-    temperature: float | None = None
-    top_k: Count | None = None
-    top_p: float | None = None
 
     # These change nothing in the answer.
     metadata: Json = {}
@@ -171,14 +172,9 @@ class MessagesRequest(CountRequest):
     mcp_servers: Annotated[Any, only([])] = []
 
     def as_chat(self) -> ChatRequest:
-        fields = self._conversation() | {
-            "max_tokens": self.max_tokens,
-            "stop": self.stop_sequences,
-            "stream": self.stream,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-        }
+        fields = self.sampled | self._conversation() | {"max_tokens": self.max_tokens, "stream": self.stream}
+        if self.stop_sequences:
+            fields["stop"] = self.stop_sequences
         return ChatRequest.model_validate(fields)
 
 

@@ -9,8 +9,9 @@ from aiohttp import web
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.conversation import understand
-from server.api.generation import Asked, Wanted, answer, known_fields
+from server.api.generation import Asked, Wanted, answer
 from server.api.models import longest_sequence
+from server.api.reading import read
 from server.api.responses_api.answers import Response
 from server.api.responses_api.request import Json, ResponsesRequest
 from server.api.responses_api.store import RESPONSES, ResponseStore, Stored
@@ -19,6 +20,7 @@ from server.api.shape import LIST, OBJECT, TEXT, TEXT_OR_LIST, check_fields
 from server.app_keys import ENGINE, user_of
 from server.http.errors import ApiError
 from server.http.json import encode, json_response
+from server.http.record import RequestRecord
 
 NOT_KEPT = "responses are not kept here: the server has to be started with --store FILE"
 
@@ -33,12 +35,11 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     return await answer(request, partial(understand_response, user_of(request).name), prompt_field="input")
 
 
-def understand_response(user: str, app: web.Application, content: bytes) -> Asked | Wanted:
+def understand_response(user: str, app: web.Application, record: RequestRecord, content: bytes) -> Asked | Wanted:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    content = known_fields(app, content, ResponsesRequest)
     long = {"input": TEXT_OR_LIST, "instructions": TEXT, "tools": LIST, "text": OBJECT}
     check_fields(content, ResponsesRequest, long, longest_sequence(app[ENGINE].info))
-    body = ResponsesRequest.model_validate_json(content)
+    body = read(app, record, content, ResponsesRequest)
     store = app.get(RESPONSES)
     if store is None and body.store:
         raise InvalidRequestError(NOT_KEPT, "store")

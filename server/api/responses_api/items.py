@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from server.api.fields import SAID, Body, ShortText
@@ -52,8 +52,6 @@ def _known(kind: str) -> str:
 
 class ToolItem(Body):
     """A call of any tool, or the output of one. Which fields it has depends on its type."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     type: Annotated[ShortText, AfterValidator(_known)]
     id: str = ""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.fields import Body, Count, ShortText, described, only
+from server.api.fields import Body, CheckedBody, Count, ShortText, described, only
+from server.api.requests import SampledRequest
 from server.api.responses_api.items import ToolItem, tool_messages
 from server.api.responses_api.tools import FlatTool, Tools, flat_name
+from server.api.synonyms import THINKING, sampling_in_our_words, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import without_hosted
 
 Json = dict[str, Any]
-LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
 class TextPart(Body):
-    model_config = LOOSE
     type: Literal["input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"]
     text: str = ""
     refusal: str = ""
@@ -30,14 +30,12 @@ Parts = Annotated[str | list[TextPart], described("a string or a list of text pa
 
 
 class MessageItem(Body):
-    model_config = LOOSE
     type: Literal["message"] = "message"
     role: ShortText
     content: Parts = ""
 
 
 class CallItem(Body):
-    model_config = LOOSE
     type: Literal["function_call"]
     call_id: str
     name: ShortText
@@ -46,14 +44,12 @@ class CallItem(Body):
 
 
 class OutputItem(Body):
-    model_config = LOOSE
     type: Literal["function_call_output"]
     call_id: str
     output: Parts = ""
 
 
 class ReasoningItem(Body):
-    model_config = LOOSE
     type: Literal["reasoning"]
     content: Parts = ""
     summary: Parts = ""
@@ -65,7 +61,7 @@ Item = Annotated[
 ]
 
 
-class NamedFunction(Body):
+class NamedFunction(CheckedBody):
     type: Literal["function", "custom"]
     name: str
     namespace: str = ""
@@ -75,7 +71,7 @@ class NamedFunction(Body):
         return {"type": self.type, "function": {"name": flat_name(self.namespace, self.name)}}
 
 
-class AllowedFunctions(Body):
+class AllowedFunctions(CheckedBody):
     """Some of the tools, as if there were no others."""
 
     type: Literal["allowed_tools"]
@@ -83,7 +79,7 @@ class AllowedFunctions(Body):
     tools: Annotated[list[NamedFunction], BeforeValidator(without_hosted), Field(min_length=1, max_length=256)]
 
 
-class TextFormat(Body):
+class TextFormat(CheckedBody):
     type: Literal["text", "json_object", "json_schema"]
     name: str = ""
     description: str = ""
@@ -91,38 +87,18 @@ class TextFormat(Body):
     strict: bool = False
 
 
-class TextOptions(Body):
+class TextOptions(CheckedBody):
     format: TextFormat = TextFormat(type="text")
     verbosity: Literal["low", "medium", "high"] = "medium"
 
 
 class ReasoningOptions(Body):
-    model_config = LOOSE
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
-SAME = (
-    "model",
-    "parallel_tool_calls",
-    "stream",
-    "temperature",
-    "top_p",
-    "cache_salt",
-    "frequency_penalty",
-    "ignore_eos",
-    "min_p",
-    "presence_penalty",
-    "priority",
-    "repetition_penalty",
-    "seed",
-    "timeout",
-    "top_k",
-)
-"""What a chat's request calls by the same names."""
+class ResponsesRequest(SampledRequest):
+    synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_output_tokens") | THINKING
 
-
-class ResponsesRequest(Body):
-    model: str | None = None
     input: Annotated[
         str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items")
     ] = ""
@@ -133,7 +109,6 @@ class ResponsesRequest(Body):
     reasoning: ReasoningOptions | None = None
     store: bool | None = None
     stream: bool = False
-    temperature: float | None = None
     text: TextOptions = TextOptions()
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
@@ -141,19 +116,10 @@ class ResponsesRequest(Body):
     ] = "auto"
     tools: Tools = []
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    top_p: float | None = None
 
     # Beyond OpenAI's API, named as in other servers.
-    cache_salt: str = ""
-    frequency_penalty: float | None = None
-    ignore_eos: bool = False
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    priority: int = 0
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    timeout: float | None = None
-    top_k: int | None = None
+    chat_template_kwargs: Json = {}
+    """More variables of the template."""
 
     # These change nothing in the answer.
     include: list[str] = []
@@ -166,7 +132,6 @@ class ResponsesRequest(Body):
     service_tier: Literal["auto", "default", "flex", "priority"] = "auto"
     stream_options: Json = {}
     truncation: Annotated[str, only("disabled")] = "disabled"
-    user: str = ""
 
     # Not implemented.
     background: Annotated[Any, only(False)] = False
@@ -174,6 +139,11 @@ class ResponsesRequest(Body):
     conversation: Annotated[Any, only()] = None
     moderation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
+
+    @classmethod
+    def _translated(cls, values: Json) -> Json:
+        values = sampling_in_our_words(values, cls.model_fields, "max_output_tokens")
+        return thinking_in_our_words(values, cls.model_fields)
 
     @property
     def items(self) -> list[Json]:
@@ -200,24 +170,22 @@ class ResponsesRequest(Body):
         elif isinstance(choice, AllowedFunctions):
             tools = [tool.for_chat for tool in choice.tools]
             choice = {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
-        fields: Json = {
+        fields = self.sampled | {
             "messages": messages,
+            "stream": self.stream,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "chat_template_kwargs": self.chat_template_kwargs,
             "max_tokens": self.max_output_tokens,
             "tools": [tool.for_chat for tool in self.flat_tools.values()],
             "tool_choice": choice,
             "reasoning_effort": self.reasoning and self.reasoning.effort,
-            "response_format": self._response_format(),
             "logprobs": self.top_logprobs is not None or "message.output_text.logprobs" in self.include,
             "top_logprobs": self.top_logprobs,
         }
-        return ChatRequest.model_validate(fields | {name: getattr(self, name) for name in SAME})
-
-    def _response_format(self) -> Json:
-        wanted = self.text.format
-        if wanted.type != "json_schema":
-            return {"type": wanted.type}
-        schema = {"name": wanted.name, "schema": wanted.schema_, "strict": wanted.strict}
-        return {"type": "json_schema", "json_schema": schema}
+        if (wanted := self.text.format).type != "text":
+            schema = {"name": wanted.name, "schema": wanted.schema_, "strict": wanted.strict}
+            fields["response_format"] = {"type": wanted.type, "json_schema": schema}
+        return ChatRequest.model_validate(fields)
 
 
 def chat_messages(items: Sequence[Json]) -> list[Json]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from server.api.fields import Body
 from server.api.tool_kinds import SERVED, ToolName, told_of_format, without_hosted
 
 Json = dict[str, Any]
-LOOSE = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
 def _with_namespaces(tools: Any) -> Any:
@@ -21,7 +20,6 @@ def _with_namespaces(tools: Any) -> Any:
 class OneTool(Body):
     """A function, or a custom tool."""
 
-    model_config = LOOSE
     type: Literal["function", "custom"] = "function"
     name: ToolName
     description: str = ""
