@@ -220,7 +220,7 @@ async def test_many_prompts_are_submitted_a_few_at_a_time() -> None:
 
 
 CONVERSATION = Conversation(
-    ChatRequest(messages=[Message(role="user")], logprobs=True), [7], SamplingParams(), None, PlainParser, []
+    ChatRequest(messages=[Message(role="user")], logprobs=True), "m", [7], SamplingParams(), None, PlainParser, []
 )
 
 
@@ -230,7 +230,7 @@ def test_logprobs_are_worded_as_they_come(shape: str) -> None:
     words: CompletionWording | ChatWording = (
         CompletionWording("m", tokenizer, CompletionRequest(prompt=["a"], logprobs=2), [Prompt([7], "")], 1)
         if shape == "completion"
-        else ChatWording("m", tokenizer, CONVERSATION)
+        else ChatWording(tokenizer, CONVERSATION)
     )
     for place in range(3):
         entry = TokenLogprobs(place, -0.5, [(place, -0.5), (9, -2.0)])

@@ -71,11 +71,9 @@ def test_without_it_no_answer_is_longer_than_the_window(client: OpenAI) -> None:
 def test_what_the_windows_end_is_called_in_other_apis(client: OpenAI, claude: Anthropic) -> None:
     asked: Any = [{"role": "user", "content": "Tell me a story that has no end, of the sea and its ships."}]
     fields: Json = {"model": DEFAULT_MODEL, "messages": asked, "extra_body": {"temperature": 0}}
-    for streams in (False, True):
-        with claude.messages.stream(max_tokens=20_000, **fields) as stream:
-            message = stream.get_final_message()
-        if not streams:
-            message = claude.messages.create(max_tokens=20_000, **fields)
+    with claude.messages.stream(max_tokens=20_000, **fields) as stream:
+        streamed = stream.get_final_message()
+    for message in (streamed, claude.messages.create(max_tokens=20_000, **fields)):
         assert message.stop_reason == "model_context_window_exceeded"
         assert message.usage.input_tokens + message.usage.output_tokens == WINDOW
     assert claude.messages.create(max_tokens=5, **fields).stop_reason == "max_tokens"
