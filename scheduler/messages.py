@@ -142,6 +142,8 @@ class EngineState(msgspec.Struct, frozen=True, array_like=True):
     """Blocks that nobody refers to but whose content can still be shared."""
     fairness_gap: float
     """How far the counters of the users who wait are apart, in prompt tokens per weight."""
+    num_prompt_tokens_left: int = 0
+    """Of the prompts that have a seat: those that are still to be computed."""
 
 
 class Phases(msgspec.Struct, frozen=True, array_like=True):

@@ -121,7 +121,7 @@ async def _read(session: aiohttp.ClientSession, url: str) -> Reading:
 def picture(url: str, over: Interval) -> RenderableType:
     """Everything on one screen."""
     return Panel(
-        Group(_fill(over.after), Text(), _speed(over), Text(), _users(over)),
+        Group(_fill(over), Text(), _speed(over), Text(), _users(over)),
         title=f"carousel · {url}",
         subtitle="Ctrl-C leaves",
         title_align="left",
@@ -129,8 +129,9 @@ def picture(url: str, over: Interval) -> RenderableType:
     )
 
 
-def _fill(now: Reading) -> RenderableType:
-    """How full the batch and the block pool are, and who waits."""
+def _fill(over: Interval) -> RenderableType:
+    """How full the batch and the block pool are, who waits, and for how long yet prompts are computed."""
+    now, left = over.after, over.after.value("prompt_tokens_remaining")
     seats, running = now.value("seats"), now.value("requests_running")
     blocks = {state: now.value("kv_blocks", state=state) for state in ("used", "cached", "free")}
     table = Table.grid(padding=(0, 2))
@@ -144,6 +145,9 @@ def _fill(now: Reading) -> RenderableType:
         f"{blocks['used']:.0f} used, {blocks['cached']:.0f} cached, {blocks['free']:.0f} free",
     )
     table.add_row("waiting", "", f"{now.value('requests_waiting'):.0f}")
+    rate = over.rate("prompt_tokens_total")
+    takes = f", about {left / rate:.0f} s" if left and rate else ""
+    table.add_row("prompts", "", f"{left:.0f} tokens to be computed{takes}")
     return table
 
 

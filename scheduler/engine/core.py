@@ -135,6 +135,10 @@ class EngineCore:
             num_used_blocks=self.pool.num_used,
             num_cached_blocks=self.pool.num_cached,
             fairness_gap=self._policy.gap,
+            num_prompt_tokens_left=sum(
+                max(0, each.num_prompt_tokens - each.num_computed_tokens)
+                for each in self.scheduler.running.values()
+            ),
         )
 
     def learn_tokenizer(self, definition: str) -> None:

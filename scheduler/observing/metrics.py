@@ -64,6 +64,9 @@ class EngineMetrics:
         self._num_seats = gauge("seats", "Sequences that can share a step.").labels(model)
         self._running = gauge("requests_running", "Sequences that have a seat in the batch.").labels(model)
         self._waiting = gauge("requests_waiting", "Sequences that wait for a seat.").labels(model)
+        self._prompts_left = gauge(
+            "prompt_tokens_remaining", "Tokens of prompts that have a seat and are still to be computed."
+        ).labels(model)
         self._kv_usage = gauge(
             "kv_cache_usage_ratio",
             "Share of the KV blocks that sequences hold, 0 to 1; a cached block nobody references is free.",
@@ -178,12 +181,14 @@ class EngineMetrics:
 
     def record_engine_end(self) -> None:
         """What is gone holds nothing."""
-        for gauge in (self._up, self._running, self._waiting, self._kv_usage, self._gap, *self._blocks.values()):
+        gone = (self._up, self._running, self._waiting, self._prompts_left, self._kv_usage, self._gap)
+        for gauge in (*gone, *self._blocks.values()):
             gauge.set(0)
 
     def record_state(self, state: EngineState) -> None:
         self._running.set(state.num_running)
         self._waiting.set(state.num_waiting)
+        self._prompts_left.set(state.num_prompt_tokens_left)
         self._kv_usage.set(state.num_used_blocks / self._num_blocks)
         self._blocks["used"].set(state.num_used_blocks)
         self._blocks["cached"].set(state.num_cached_blocks)

@@ -40,6 +40,7 @@ class Meter:
         num_new = min(num_tokens, self._lengths[place]) - self._num_computed[place]
         if num_new > 0:
             self._num_computed[place] += num_new
+            self._record.computed_tokens += num_new
             self._admission.computed(num_new)
             self._ledger.add(self._user, prompt_tokens=num_new)
 

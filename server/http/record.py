@@ -29,6 +29,8 @@ class RequestRecord:
     response_id: str = ""
     """The id that the answer carries, where it carries one."""
     prompt_tokens: int = 0
+    computed_tokens: int = 0
+    """Those of them that are in the KV cache by now."""
     cached_tokens: int = 0
     completion_tokens: int = 0
     drafted_tokens: int = 0

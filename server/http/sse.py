@@ -17,7 +17,7 @@ from aiohttp import web
 
 from server.app_keys import CONFIG
 from server.http.json import encode
-from server.http.record import record_of
+from server.http.record import RequestRecord, record_of
 
 PULSE_SECONDS = 10.0
 """Proxies end a connection on which nothing comes; most of them after a minute."""
@@ -111,7 +111,7 @@ class EventStream:
         while True:
             await asyncio.sleep(max(0.0, self._last_sent + PULSE_SECONDS - time.monotonic()))
             if time.monotonic() - self._last_sent >= PULSE_SECONDS:
-                await self._write(b": waiting\n\n")
+                await self._write(b": %b\n\n" % _progress(record_of(self._request)).encode())
 
     async def _write(self, data: bytes | memoryview) -> None:
         self._last_sent = time.monotonic()
@@ -133,3 +133,10 @@ class EventStream:
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 transport.abort()
             raise StalledStreamError("nobody reads the stream") from None
+
+
+def _progress(record: RequestRecord) -> str:
+    """Where an answer is that does not come: an agent's first prompt takes minutes on a small machine."""
+    if 0 < record.computed_tokens < record.prompt_tokens:
+        return f"{record.computed_tokens} of {record.prompt_tokens} tokens of the prompt are computed"
+    return "waiting"

@@ -151,7 +151,7 @@ async function main(agent) {
 }
 
 const asked = (turn) => turn.exchanges.filter((each) => each.method === "POST" && each.sent?.tools?.length);
-const refused = (turn) => turn.exchanges.filter((each) => each.status >= 400 && each.method === "POST").map((each) => [each.path, each.status, each.said.slice(0, 500)]);
+const refused = (turn) => turn.exchanges.filter((each) => each.status !== 200 && each.method === "POST").map((each) => [each.path, each.status, each.said.slice(0, 500)]);
 
 async function threeSteps(agent, folder, cwd, ask) {
   const file = path.join(cwd, "notes.txt");
@@ -183,6 +183,7 @@ async function realModel(agent, ask) {
     turns.push(turn);
   }
   const first = usage(asked(turns[0])[0]);
+  check("the usage is told", first.prompt > 1000, first);
   const seconds = (exchange) => ((exchange.first - exchange.started) / 1000).toFixed(1);
   console.log(`first prompt: ${first.prompt} tokens, first byte after ${seconds(asked(turns[0])[0])} s`);
   for (const [what, turn] of [["the second turn", turns[1]], ["a new session", turns[2]]]) {

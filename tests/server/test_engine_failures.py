@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -100,6 +102,24 @@ async def test_a_stream_that_waits_for_its_first_token_is_kept_alive(monkeypatch
         events = (await response.text()).split("\n\n")
     assert '"text":"Once"' in events[-3]
     assert events[-2].startswith('data: {"error":{"message":"the model\'s output is not a number"')
+
+
+async def test_a_stream_says_how_far_its_prompt_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(sse, "PULSE_SECONDS", 0.02)
+
+    class Slow(ScriptedEngine):
+        async def generate(self, *request: object, **options: Any) -> AsyncGenerator[Delta, None]:
+            options["computed"](2)
+            async for delta in super().generate(*request, **options):
+                yield delta
+
+    seated = asyncio.Event()
+    async with serving(Slow(seated, token("Once"), FAILURE)) as client:
+        response = await client.post("/v1/completions", json={"prompt": [5, 6, 7], "stream": True})
+        assert await response.content.readuntil(b"\n\n") == b": 2 of 3 tokens of the prompt are computed\n\n"
+        seated.set()
+        assert '"text":"Once"' in await response.text()
 
 
 async def test_an_error_after_the_headers_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,7 @@ async def test_top_shows_who_is_served(server: Server, async_client: AsyncOpenAI
     assert "1 of 64 taken" in picture.stdout
     assert "anonymous" in picture.stdout
     assert "tokens generated" in picture.stdout
+    assert "0 tokens to be computed" in picture.stdout
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:9/else"])
