@@ -6,11 +6,11 @@
 The prompts are parts of the public-domain book in the repository and of the standard library's source code (both
 to be copied, greedily), and real text (`benchmarks.asked`), at a temperature of 0.7, whose answers end where the
 model ends them. They are answered in the engine core of this process, so many at once, with `--speculative off`
-and `ngram` in turns. Both must give the same tokens. A small model does not always do as it is told: answers that
-are no copies are left out where all are to be copies, and are there where some are; how many were left out is
-counted. `circles` is the share of the answers that repeats itself, which is easily guessed. `planning` is what a
-step's plan takes with guesses and without, in microseconds. `allowed` is what the tokens that a sequence got in a
-step would make of it, if a step cost what the engine believes it does.
+and `ngram`, by turns step by step. Both must give the same tokens. A small model does not always do as it is
+told: answers that are no copies are left out where all are to be copies, and are there where some are; how many
+were left out is counted. `circles` is the share of the answers that repeats itself, which is easily guessed.
+`planning` is what a step's plan takes with guesses and without, in microseconds. `allowed` is what the tokens
+that a sequence got in a step would make of it, if a step cost what the engine believes it does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import string
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -176,24 +176,35 @@ class Load:
 
     def keep(self, is_wanted: Callable[[list[int], list[int]], bool]) -> None:
         """Only the prompts that are wanted, with their answers."""
-        answers = self._closed_loop(self._llms["off"], self._asked, 8).answers
+        answers = _ended(self._closed_loop(self._llms["off"], self._asked, 8)).answers
         good = [is_wanted(prompt, answer) for (prompt, _), answer in zip(self._asked, answers, strict=True)]
         self.num_left_out = good.count(False)
         self._asked = [each for each, is_good in zip(self._asked, good, strict=True) if is_good]
 
-    def run(self, mode: str, concurrency: int, turn: int) -> Run:
-        """Each turn has other prompts, as long as there are some."""
+    def run(self, concurrency: int, turn: int) -> dict[str, Run]:
+        """Both modes on the same prompts, by turns step by step: what slows the machine for a second slows both.
+        Each turn has other prompts, as long as there are some."""
         count = max(8, 2 * concurrency)
-        picked = itertools.islice(itertools.cycle(self._asked), turn * count, (turn + 1) * count)
-        return self._closed_loop(self._llms[mode], list(picked), concurrency)
+        picked = list(itertools.islice(itertools.cycle(self._asked), turn * count, (turn + 1) * count))
+        loops = {mode: self._closed_loop(llm, picked, concurrency) for mode, llm in self._llms.items()}
+        runs: dict[str, Run] = {}
+        while len(runs) < len(loops):
+            for mode, loop in loops.items():
+                if mode not in runs and (run := next(loop)) is not None:
+                    runs[mode] = run
+        return runs
 
-    def _closed_loop(self, llm: LLM, picked: list[tuple[list[int], SamplingParams]], concurrency: int) -> Run:
+    def _closed_loop(
+        self, llm: LLM, picked: list[tuple[list[int], SamplingParams]], concurrency: int
+    ) -> Iterator[Run | None]:
+        """Yields after each step; at the end what came of all."""
         answers: list[list[int]] = [[] for _ in picked]
         planning: list[float] = []
         waiting = iter(range(len(picked)))
         num_live = 0
-        started = time.perf_counter()
+        seconds = 0.0
         while True:
+            started = time.perf_counter()
             for number in itertools.islice(waiting, concurrency - num_live):
                 prompt, params = picked[number]
                 llm.engine.add(make_request(str(number), prompt, params, llm.engine.info, llm.tokenizer))
@@ -205,8 +216,13 @@ class Load:
             for output in done.outputs:
                 answers[int(output.request_id)] += output.token_ids
                 num_live -= output.finish_reason is not None
-        seconds = time.perf_counter() - started
-        return Run(sum(map(len, answers)) / seconds, answers, statistics.median(planning))
+            seconds += time.perf_counter() - started
+            yield None
+        yield Run(sum(map(len, answers)) / seconds, answers, statistics.median(planning))
+
+
+def _ended(loop: Iterator[Run | None]) -> Run:
+    return next(run for run in loop if run is not None)
 
 
 def _chat_prompt(llm: LLM, text: str, system: str | None = None) -> list[int]:
@@ -262,8 +278,8 @@ def measure(
                 runs: dict[str, list[Run]] = {mode: [] for mode in MODES}
                 steps.forget()
                 for turn in range(rounds):
-                    for mode in MODES if turn % 2 == 0 else MODES[::-1]:
-                        runs[mode].append(load.run(mode, size, turn))
+                    for mode, run in load.run(size, turn).items():
+                        runs[mode].append(run)
                     assert runs["off"][-1].answers == runs["ngram"][-1].answers, "guesses changed an answer"
                     bar.update()
                 allowed = steps.allowed

@@ -13,7 +13,7 @@ from benchmarks.peers.installing import PeerError, llama_cpp, openvino, transfor
 from benchmarks.peers.models import Model
 from benchmarks.processor import Processor
 
-LLAMA_CPP_GUESSES = ("--spec-type", "ngram-mod")
+LLAMA_CPP_GUESSES = ("--spec-type", "ngram-cache")
 """Of the kinds of guesses that it makes from the text alone, the one that made the default model's chats fastest
 (`python -m benchmarks.guessing_peer`)."""
 
