@@ -15,7 +15,7 @@ from scheduler.request import FinishReason
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
-from server.api.conversation import Conversation, call_id, understand
+from server.api.conversation import Conversation, call_id, heard, understand
 from server.api.explanation import Explainer
 from server.api.generation import Asked, answer
 from server.api.logprobs import LogprobWords
@@ -187,9 +187,7 @@ class _Voice:
         """What a piece of text turns out to say."""
         events: list[Event] = [Content(self._echoed)] if self._echoed else []
         self._echoed = ""
-        events += self._parser.push(delta.text)
-        if delta.finish_reason is not None:
-            events += self._parser.finish()
+        events += heard(self._parser, delta)
         self._has_called |= any(isinstance(event, CallBegun) for event in events)
         if not self._includes_reasoning:
             events = [event for event in events if not isinstance(event, Reasoning)]

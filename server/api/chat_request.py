@@ -95,6 +95,8 @@ class Message(Body):
     reasoning: str = ""
     reasoning_content: str = ""
     tool_call_id: str | None = None
+    is_error: bool = False
+    """Of a tool's result, for templates that know of it."""
     tool_calls: list[Annotated[ToolCall, BeforeValidator(as_function)]] = []
 
     @property
@@ -108,6 +110,8 @@ class Message(Body):
             message["reasoning_content"] = reasoning
         if self.tool_calls:
             message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.is_error:
+            message["is_error"] = True
         for name in ("name", "tool_call_id"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
@@ -139,7 +143,7 @@ class ToolDefinition(Body):
         function = self.function.model_dump(exclude_defaults=True)
         if self.type == "custom":
             function["parameters"] = self.parameters
-        return {"function": function, "type": "function"}
+        return {"type": "function", "function": function}
 
 
 class NameOfTool(CheckedBody):
@@ -274,6 +278,20 @@ class ChatRequest(GenerationRequest):
         if is_needed and not self.tools:
             raise InvalidRequestError("tool_choice needs tools", "tool_choice")
         return is_needed
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether what begins as a call, where none has to, is to be held to its form."""
+        return bool(self.usable_tools) and (self.needs_schemas or self._needs_one_call)
+
+    @property
+    def needs_schemas(self) -> bool:
+        """Whether an answer that cannot be held to its tools' schemas would not do."""
+        return any(tool.function.strict for tool in self._allowed)
+
+    @property
+    def _needs_one_call(self) -> bool:
+        return not (self.parallel_tool_calls or self.use_beam_search or self.allowed_token_ids)
 
     @property
     def usable_tools(self) -> list[Json]:

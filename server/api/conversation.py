@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from scheduler.engine.client import Delta
 from scheduler.engine.stream import with_phrases
+from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
@@ -22,10 +24,18 @@ from server.api.models import longest_sequence, served_model
 from server.api.structured import Form
 from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
-from server.parsing.call_grammar import call_grammar, written_format
+from server.parsing.call_grammar import call_grammar, can_hold, held_grammar, written_format
 from server.parsing.custom_input import CustomCalls
-from server.parsing.events import Parser
-from server.parsing.formats import call_format_of, has_begun, marks, parser_of, reasoning_end, reasoning_of
+from server.parsing.events import Event, FirstCall, Parser
+from server.parsing.formats import (
+    REASONING_MARKS,
+    call_format_of,
+    has_begun,
+    marks,
+    parser_of,
+    reasoning_end,
+    reasoning_of,
+)
 from server.parsing.template_parser import TemplateParser, TransformersParser
 
 Json = dict[str, Any]
@@ -84,6 +94,8 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
     form = body.form()
     if body.must_call:
         form = _form_of_calls(tokenizer, body, reading, form)
+    elif form is None and reading.held:
+        form = _form_of_held_calls(tokenizer, body, reading)
     if form is not None:
         form = reading.after_reasoning(form, tokenizer)
         params = msgspec.structs.replace(params, grammar=form.grammar)
@@ -118,6 +130,10 @@ class _Reading:
     custom_tools: frozenset[str]
     by_template: Callable[[], TransformersParser] | None
     """What else reads it, where neither format is known."""
+    held: bool
+    """Whether a grammar holds calls to their form where the model may also make none."""
+    one_call: bool
+    """Whether the answer has one at most."""
 
     @property
     def marks(self) -> frozenset[str]:
@@ -136,8 +152,14 @@ class _Reading:
             parser = TemplateParser(self.by_template())
         else:
             parser = parser_of(
-                self.call_format, self.tools, reasoning=self.reasoning, is_thinking=self.is_thinking
+                self.call_format,
+                self.tools,
+                reasoning=self.reasoning,
+                is_thinking=self.is_thinking,
+                held=self.held,
             )
+        if self.one_call:
+            parser = FirstCall(parser)
         return CustomCalls(parser, self.custom_tools) if self.custom_tools else parser
 
 
@@ -153,11 +175,15 @@ def _reading(
     is_thinking = False
     if reasoning is not None:
         is_thinking = has_begun(tokenizer.decode(prompt[-16:], skip_special_tokens=False), reasoning)
-    tools = tuple(tool.function.name for tool in body.tools)
+    tools = tuple(tool.name for tool in body.tools_to_call)
     by_template = None
     if tokenizer.has_response_template and call_format is None and (body.usable_tools or reasoning is None):
         by_template = partial(tokenizer.response_parser, prompt[-TURN:], body.usable_tools or [])
-    return _Reading(call_format, reasoning, is_thinking, tools, body.custom_tools, by_template)
+    held = not body.must_call and body.holds_calls and can_hold(call_format)
+    one_call = not body.parallel_tool_calls
+    return _Reading(
+        call_format, reasoning, is_thinking, tools, body.custom_tools, by_template, held=held, one_call=one_call
+    )
 
 
 def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, form: Form | None) -> Form:
@@ -173,6 +199,28 @@ def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, f
         control_tokens=tokenizer.control_tokens(),
     )
     return Form(grammar, "tools")
+
+
+def _form_of_held_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading) -> Form:
+    assert reading.call_format is not None
+    marks = None if reading.is_thinking or reading.reasoning is None else REASONING_MARKS[reading.reasoning]
+    grammar = held_grammar(
+        reading.call_format,
+        body.tools_to_call,
+        several=body.parallel_tool_calls,
+        control_tokens=tokenizer.control_tokens(),
+        reasoning=marks,
+    )
+    return Form(grammar, "tools", is_needed=body.needs_schemas)
+
+
+def heard(parser: Parser, delta: Delta) -> list[Event]:
+    """What a piece of an answer turns out to say."""
+    events = parser.push(delta.text)
+    if delta.finish_reason is not None:
+        was_stopped = isinstance(delta.stop_reason, str)
+        events += parser.finish(is_cut=was_stopped or delta.finish_reason is FinishReason.LENGTH)
+    return events
 
 
 def _told_of(tools: list[Json], messages: list[Json]) -> list[Json]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,8 @@ AT_ONCE = 16
 """Prompts of one request that are submitted in one turn of the event loop (about 2 ms)."""
 
 TIMEOUT_HEADER = "X-Request-Timeout"
+logger = logging.getLogger(__name__)
+
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -241,9 +244,22 @@ async def _understood(
     if isinstance(asked, Wanted):
         asked = await work(app, user.name, len(content), partial(asked.go_on, await asked.find()))
     if asked.form is not None:
-        await app[GRAMMARS].check(user.name, asked.form)
+        asked = await _held(app, user, asked, asked.form)
     _check_size(asked, longest_sequence(app[ENGINE].info))
     record.response_id = asked.wording.id
+    return asked
+
+
+async def _held(app: web.Application, user: User, asked: Asked, form: Form) -> Asked:
+    """The same, if its grammar can be served. Raises `InvalidRequestError` if that is needed and cannot be."""
+    try:
+        await app[GRAMMARS].check(user.name, form)
+    except InvalidRequestError as error:
+        if form.is_needed:
+            raise
+        logger.info("an answer is not held to the form of its calls: %s", error)
+        params = msgspec.structs.replace(asked.params, grammar=None)
+        return replace(asked, form=None, params=params)
     return asked
 
 

@@ -51,6 +51,8 @@ class Form(NamedTuple):
 
     grammar: GrammarSpec
     field: str
+    is_needed: bool = True
+    """Otherwise an answer goes without it where it cannot be served."""
 
 
 class StructuredFields(CheckedBody):

@@ -37,7 +37,7 @@ def without_hosted(tools: Any, served: tuple[str, ...] = SERVED) -> Any:
     kept = []
     for tool in tools:
         kind = tool.get("type") if isinstance(tool, dict) else None
-        if not isinstance(kind, str) or kind in served or get_close_matches(kind, served, 1, 0.75):
+        if not isinstance(kind, str) or kind in served or get_close_matches(kind, served, 1, 0.65):
             kept.append(tool)
         else:
             _tell(kind[:64])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from server.parsing.events import Arguments, CallBegun, Content, Event, possible_start
+from server.parsing.events import Arguments, CallBegun, Content, Event, possible_start, without_start
 from server.parsing.json_scanner import Status
 from server.parsing.readers import ExpressionReader, NamedReader, ObjectReader, Reader
 
@@ -44,20 +44,23 @@ class CallFormat(msgspec.Struct, frozen=True):
 
 class CallParser:
     """Reads an answer in one of the formats. `known`: the names of the tools that there are, which tell a call
-    from other JSON where nothing else does.
+    from other JSON where nothing else does. `held`: what has nothing before it is a call only as `held_grammar`
+    begins one.
 
     A call has begun once its name is known and its arguments have begun. If it goes wrong after that, what remains
     up to the closing mark counts to the arguments, which are no JSON then. White space before calls and at the end
     of an answer with calls is left out.
     """
 
-    def __init__(self, form: CallFormat, known: Collection[str]) -> None:
+    def __init__(self, form: CallFormat, known: Collection[str], *, held: bool = False) -> None:
         self._form = form
+        self._held = held
         self._names: Collection[str] | None = known or None
         """Those that a call may have where it stands."""
         self._text = ""
         """What has come and was not read."""
         self._is_last = False
+        self._is_cut = False
         self._events: list[Event] = []
         self._space = ""
         """White space that is content if there is more of it."""
@@ -78,8 +81,8 @@ class CallParser:
         events, self._events = self._events, []
         return events
 
-    def finish(self) -> list[Event]:
-        self._is_last = True
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        self._is_last, self._is_cut = True, is_cut
         events = self.push("")
         if self._index < 0 and self._space:
             events.append(Content(self._space))
@@ -111,7 +114,7 @@ class CallParser:
     def _before_call(self) -> bool:
         self._skip_space()
         if not self._text:
-            return self._is_last and self._give_up()
+            return self._is_last and self._end_attempt()
         if self._form.may_be_listed and not self._is_listed and self._text[0] == "[":
             self._is_listed = True
             self._read(1)
@@ -125,7 +128,7 @@ class CallParser:
 
     def _new_reader(self, first: str) -> Reader | None:
         if first == "{" and self._form.notation is not Notation.EXPRESSION:
-            return ObjectReader(self._names)
+            return ObjectReader(self._names, name_first=self._held and self._names is not None)
         if self._form.notation is Notation.NAME_AND_OBJECT and not self._is_listed:
             return NamedReader()
         if self._form.notation is Notation.EXPRESSION and self._is_listed:
@@ -148,7 +151,7 @@ class CallParser:
             case Status.BROKEN:
                 return self._go_on(self._in_broken_call) if self._has_begun else self._give_up()
             case Status.OPEN:
-                return self._is_last and not self._has_begun and self._give_up()
+                return self._is_last and not self._has_begun and self._end_attempt()
 
     def _in_broken_call(self) -> bool:
         """All that is left, up to the closing mark, was meant as arguments."""
@@ -185,7 +188,18 @@ class CallParser:
                 self._attempt = ""
             elif closing.startswith(self._text) and not self._is_last:
                 return False
+            elif self._is_cut and closing.startswith(self._text):
+                self._attempt = self._text = ""
         return self._return_to_content()
+
+    def _end_attempt(self) -> bool:
+        """The answer ends in what may become a call. If it was cut there, nobody meant it as content."""
+        opening = self._form.opening
+        is_marked = bool(opening) and self._attempt.startswith(opening)
+        if self._is_cut and (is_marked or self._index >= 0 or self._reader.is_likely):
+            self._attempt = ""
+            return False
+        return self._give_up()
 
     def _give_up(self) -> bool:
         """It is no call, so it is content. There may be a call further on in it."""
@@ -202,6 +216,8 @@ class CallParser:
 
     def _up_to(self, mark: str) -> str:
         """The text that has come, without what may be the beginning of a mark, which is left."""
+        if mark and self._is_cut:
+            self._text = without_start(self._text, mark)
         place = possible_start(self._text, mark) if mark and not self._is_last else len(self._text)
         text, self._text = self._text[:place], self._text[place:]
         return text

@@ -25,8 +25,8 @@ class CustomCalls:
     def push(self, text: str) -> list[Event]:
         return self._translated(self._parser.push(text))
 
-    def finish(self) -> list[Event]:
-        return self._translated(self._parser.finish())
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        return self._translated(self._parser.finish(is_cut=is_cut))
 
     def _translated(self, events: list[Event]) -> list[Event]:
         translated: list[Event] = []

@@ -45,8 +45,9 @@ class Parser(Protocol):
     def push(self, text: str) -> list[Event]:
         """Read the next piece of the answer's text. Returns what is certain by now."""
 
-    def finish(self) -> list[Event]:
-        """There is no more text. Returns what was held back."""
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        """There is no more text. Returns what was held back. `is_cut`: the model would have gone on; then the
+        beginning of a mark or of a call is not taken for content."""
 
 
 class PlainParser:
@@ -55,8 +56,25 @@ class PlainParser:
     def push(self, text: str) -> list[Event]:
         return [Content(text)] if text else []
 
-    def finish(self) -> list[Event]:
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
         return []
+
+
+class FirstCall:
+    """Reads what another parser does, without the calls behind the first one."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+
+    def push(self, text: str) -> list[Event]:
+        return _first_call(self._parser.push(text))
+
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        return _first_call(self._parser.finish(is_cut=is_cut))
+
+
+def _first_call(events: list[Event]) -> list[Event]:
+    return [event for event in events if not (isinstance(event, CallBegun | Arguments) and event.index > 0)]
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
@@ -73,6 +91,12 @@ def merged(events: Iterable[Event]) -> list[Event]:
             case _:
                 whole.append(event)
     return whole
+
+
+def without_start(text: str, marker: str) -> str:
+    """A text that was cut, without the beginning of the marker at its end. One character alone says too little."""
+    place = possible_start(text, marker)
+    return text if len(text) - place == 1 else text[:place]
 
 
 def possible_start(text: str, marker: str) -> int:

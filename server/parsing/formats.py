@@ -91,10 +91,13 @@ def parser_of(
     *,
     reasoning: str | None = None,
     is_thinking: bool = False,
+    held: bool = False,
 ) -> Parser:
     """For one answer. `call_format`, `reasoning`: names of formats, None where there is nothing to find; `tools`:
-    the names of the tools; `is_thinking`: the prompt has opened the reasoning."""
-    parser: Parser = PlainParser() if call_format is None else CallParser(CALL_FORMATS[call_format], tools)
+    the names of the tools; `is_thinking`: the prompt has opened the reasoning; `held`: as `CallParser` has it."""
+    parser: Parser = PlainParser()
+    if call_format is not None:
+        parser = CallParser(CALL_FORMATS[call_format], tools, held=held)
     if reasoning is None:
         return parser
     return ReasoningParser(*REASONING_MARKS[reasoning], parser, has_begun=is_thinking)

@@ -20,6 +20,8 @@ class Reader(Protocol):
     status: Status
     name: str | None
     """The tool's, once it is certain that this is a call."""
+    is_likely: bool
+    """Whether it is nearly certain: the name, or some of it, is a tool's."""
 
     def read(self, text: str) -> int:
         """Read on. Returns how many characters of the text are part of the call."""
@@ -30,12 +32,14 @@ class Reader(Protocol):
 
 class ObjectReader:
     """Of `{"name": "f", "arguments": {...}}`, in either order and among other members. The arguments may also be
-    the JSON text of an object, or missing. `known`: the names that there are, if no other is a call."""
+    the JSON text of an object, or missing. `known`: the names that there are, if no other is a call.
+    `name_first`: only what begins with `"name"` and one of these is a call, to the letter."""
 
-    def __init__(self, known: Collection[str] | None = None) -> None:
+    def __init__(self, known: Collection[str] | None = None, *, name_first: bool = False) -> None:
         self.status = Status.OPEN
         self.name: str | None = None
         self._known = known
+        self._name_first = name_first
         self._scanner = JsonScanner()
         self._key = ""
         self._member: str | None = None
@@ -63,8 +67,17 @@ class ObjectReader:
         taken, self._arguments = self._arguments or "", ""
         return taken
 
+    @property
+    def is_likely(self) -> bool:
+        if self._named is not None:
+            return True
+        so_far = self._value[1:] if self._member == "name" and self._value.startswith('"') else ""
+        return bool(so_far) and any(name.startswith(so_far.rstrip('"')) for name in self._known or ())
+
     def _take_in(self, piece: Piece) -> None:
         match piece:
+            case Piece(1, Role.COLON) if self._name_first and self._named is None and self._key != '"name"':
+                raise ValueError("the name does not come first")
             case Piece(1, Role.KEY, text):
                 self._key += text
             case Piece(1, Role.COLON):
@@ -84,6 +97,8 @@ class ObjectReader:
             name = json.loads(self._value)
             if not isinstance(name, str) or not name or (self._known is not None and name not in self._known):
                 raise ValueError(f"no tool is called {name}")
+            if self._name_first and self._value != f'"{name}"':
+                raise ValueError("the name is written otherwise")
             self._named = name
         elif self._member in ARGUMENTS and self._value != "{":
             value = json.loads(self._value)
@@ -106,6 +121,8 @@ _NAME_SO_FAR = re.compile(r"[A-Za-z0-9_.\[\]-]{0,200}[ \n]*")
 
 class NamedReader:
     """Of `f[ARGS]{...}`, as newer Mistral models write it."""
+
+    is_likely = True
 
     def __init__(self) -> None:
         self.status = Status.OPEN
@@ -171,6 +188,11 @@ class ExpressionReader:
     def take(self) -> str:
         taken, self._arguments = self._arguments, ""
         return taken
+
+    @property
+    def is_likely(self) -> bool:
+        name, opening, _ = "".join(self._code).partition("(")
+        return bool(opening) and name.strip() in (self._known or ())
 
     def _take_in(self, mark: str) -> None:
         if self._escapes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from server.parsing.events import Event, Parser, Reasoning, possible_start
+from server.parsing.events import Event, Parser, Reasoning, possible_start, without_start
 
 SPACE = " \t\r\n"
 
@@ -20,6 +20,7 @@ class ReasoningParser:
         self._has_begun = has_begun
         self._text = ""
         self._is_last = False
+        self._is_cut = False
         self._said = ""
         """White space that is part of the reasoning if there is more of it."""
         self._has_said = False
@@ -33,9 +34,9 @@ class ReasoningParser:
         events, self._events = self._events, []
         return events
 
-    def finish(self) -> list[Event]:
-        self._is_last = True
-        return self.push("") + self._rest.finish()
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        self._is_last, self._is_cut = True, is_cut
+        return self.push("") + self._rest.finish(is_cut=is_cut)
 
     def _at_start(self) -> bool:
         """Some models open again what the prompt has opened."""
@@ -44,6 +45,9 @@ class ReasoningParser:
             self._text = text.removeprefix(self._opening)
             self._state = self._in_reasoning
         elif self._opening.startswith(text) and not self._is_last:
+            return False
+        elif self._opening.startswith(text) and self._is_cut and len(text) > 1:
+            self._text = ""
             return False
         else:
             self._state = self._in_reasoning if self._has_begun else self._after
@@ -56,6 +60,8 @@ class ReasoningParser:
             self._text = self._text[place + len(self._closing) :]
             self._state = self._before_rest
             return True
+        if self._is_cut:
+            self._text = without_start(self._text, self._closing)
         place = len(self._text) if self._is_last else possible_start(self._text, self._closing)
         self._think(self._text[:place])
         self._text = self._text[place:]

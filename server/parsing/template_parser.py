@@ -29,6 +29,7 @@ class TemplateParser:
         self._untold = ""
         """What has come, and what no event tells of yet."""
         self._index = -1
+        self._is_in_call = False
 
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []
@@ -43,9 +44,9 @@ class TemplateParser:
                 events += self._give_up()
         return events
 
-    def finish(self) -> list[Event]:
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
         events: list[Event] = []
-        if self._parser is not None:
+        if self._parser is not None and not (is_cut and self._is_in_call):
             try:
                 self._take_in(self._parser.finalize()[1], events)
             except Exception:  # a template is a program, and may fail in any way
@@ -56,6 +57,7 @@ class TemplateParser:
         begins_call = any(event["type"] == "region_open" and event["field"] == CALLS for event in told)
         for event in told:
             field = event["field"]
+            self._is_in_call = field == CALLS and event["type"] != "region_close"
             match event["type"]:
                 case "region_open" if field != CALLS:
                     self._untold = self._untold[-1:]  # the mark is told of; its last character may be text already

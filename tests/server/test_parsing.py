@@ -322,3 +322,52 @@ def test_what_qwen_itself_would_write() -> None:
     content, *calls = events
     assert content == Content("Let me look.")
     assert [json.loads(event.text) for event in calls if isinstance(event, Arguments)] == arguments
+
+
+# Answers that are cut --------------------------------------------------------------------------------------
+
+CUT = [
+    ("hermes", 'Hi <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "Hi"),
+    ("llama3_json", '<|python_tag|>{"name": "f", "parameters": {"a": 1}}', ""),
+    ("mistral", 'Hi [TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', "Hi"),
+    ("mistral_args", 'Hi [TOOL_CALLS]f[ARGS]{"a": 1}', "Hi"),
+    ("pythonic", "<|python_start|>[f(a=1)]<|python_end|>", ""),
+]
+
+
+@pytest.mark.parametrize(("call_format", "text", "said"), CUT, ids=[name for name, *_ in CUT])
+def test_a_call_that_is_cut_is_no_content(call_format: str, text: str, said: str) -> None:
+    start = len(said) + 3 if said else 2  # one character of a mark says too little
+    for end in range(start, len(text) + 1):
+        parser = parser_of(call_format, TOOLS)
+        events = merged([*parser.push(text[:end]), *parser.finish(is_cut=True)])
+        content = "".join(event.text for event in events if isinstance(event, Content))
+        assert content.rstrip() == said, text[:end]
+    parser = parser_of(call_format, TOOLS)
+    events = [*parser.push(text[: start + 1]), *parser.finish()]
+    assert "".join(event.text for event in events if isinstance(event, Content)) == text[: start + 1]
+
+
+@pytest.mark.parametrize(
+    ("call_format", "text", "said"),
+    [
+        ("json", '{"name": "get_we', ""),
+        ("json", '[{"name": "f", "arguments": {}}, {"na', ""),
+        ("json", '{"name": "Alice", "age": ', '{"name": "Alice", "age": '),
+        ("hermes", '{"name": "f", "argum', ""),
+        ("hermes", "a < b <", "a < b <"),
+        ("pythonic", '[get_weather(city="Par', ""),
+        ("pythonic", "[1, 2", "[1, 2"),
+    ],
+)
+def test_what_no_mark_tells_is_content_unless_it_has_a_tools_name(call_format: str, text: str, said: str) -> None:
+    parser = parser_of(call_format, TOOLS)
+    events = merged([*parser.push(text), *parser.finish(is_cut=True)])
+    assert "".join(event.text for event in events if isinstance(event, Content)) == said
+
+
+def test_marks_of_reasoning_that_are_cut_are_not_said() -> None:
+    for text, thought in (("<thi", ""), ("<think>a</thin", "a"), ("<think>a<", "a<")):
+        parser = parser_of(None, reasoning="think")
+        events = merged([*parser.push(text), *parser.finish(is_cut=True)])
+        assert events == ([Reasoning(thought)] if thought else [])

@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 
 from tests.server.conftest import MODEL, QWEN
 from tests.server.serving import Server
-from tests.server.test_tools import TIME, WEATHER
+from tests.server.test_tools import TIME, WEATHER, strict
 
 WORDS = ["🎠", "日本語", "हिन्दी", "👩‍👩‍👧‍👦", "naïve", "once", "{", "}", "Paris", "<think>", "العربية", "weather"]
 STOPS = ["\n\n", " the", "e", "日", "}"]
@@ -25,7 +25,9 @@ def random_request(rng: random.Random, *, with_tools: bool) -> dict[str, Any]:
     if rng.random() < 0.4:
         fields["stop"] = rng.sample(STOPS, rng.randint(1, 2))
     if with_tools:
-        fields |= {"tools": [WEATHER, TIME], "tool_choice": rng.choice(["auto", "required"])}
+        tools = [rng.choice([tool, strict(tool)]) for tool in (WEATHER, TIME)]
+        fields |= {"tools": tools, "tool_choice": rng.choice(["auto", "required"])}
+        fields["parallel_tool_calls"] = rng.random() < 0.5
     return fields
 
 

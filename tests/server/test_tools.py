@@ -149,6 +149,65 @@ def test_one_call_where_no_more_are_wanted(client: OpenAI) -> None:
     assert [call.function.name for call in answer.choices[0].message.tool_calls or []] == ["get_time"]  # type: ignore[union-attr]
 
 
+def strict(tool: dict[str, Any], **parameters: Any) -> dict[str, Any]:
+    function = tool["function"]
+    schema = {**function["parameters"], "additionalProperties": False, **parameters}
+    return {"type": "function", "function": {**function, "strict": True, "parameters": schema}}
+
+
+EAGER = {"logit_bias": {"151657": 100, "198": 50}}
+"""Qwen's <tool_call>, and the line break that stands between two calls."""
+
+
+def test_a_call_is_held_to_a_strict_schema_where_none_has_to_be_made(qwen: OpenAI) -> None:
+    properties = {"city": {"const": "Köln"}, "unit": {"enum": ["kelvin"]}}
+    choice = ask(qwen, tools=[strict(WEATHER, properties=properties)], max_tokens=120, **EAGER).choices[0]
+    assert choice.finish_reason in ("tool_calls", "length")
+    calls = choice.message.tool_calls or []
+    assert len(calls) > 1
+    assert json.loads(calls[0].function.arguments) == {"city": "Köln", "unit": "kelvin"}  # type: ignore[union-attr]
+
+
+def test_no_second_call_begins_where_one_is_wanted(qwen: OpenAI) -> None:
+    for tool in (WEATHER, strict(WEATHER)):
+        fields: dict[str, Any] = {"tools": [tool], "parallel_tool_calls": False, "max_tokens": 120, **EAGER}
+        choice = ask(qwen, **fields).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls or []
+        jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])  # type: ignore[union-attr]
+        content, calls, _ = streamed(qwen, **fields)
+        assert not content
+        assert calls == [{"name": "get_weather", "arguments": call.function.arguments}]  # type: ignore[union-attr]
+
+
+def test_who_is_not_asked_to_call_says_what_it_would(client: OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    unheld, held = (
+        ask(client, MODEL, messages=question, tools=[TIME], max_tokens=24, parallel_tool_calls=several)
+        for several in (True, False)
+    )
+    assert held.choices[0].message.content
+    assert held.choices[0].message == unheld.choices[0].message
+
+
+def test_a_call_that_is_cut_leaves_no_marks(qwen: OpenAI) -> None:
+    for max_tokens in range(1, 9):
+        choice = ask(qwen, tools=[strict(WEATHER)], max_tokens=max_tokens, **EAGER).choices[0]
+        assert choice.finish_reason == "length"
+        assert not choice.message.content
+
+
+@pytest.mark.parametrize("fields", [{}, {"parallel_tool_calls": False}])
+def test_a_schema_that_cannot_be_enforced(qwen: OpenAI, fields: dict[str, Any]) -> None:
+    """Is refused where it has to be, and else the answer goes without."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+    assert ask(qwen, tools=[tool], max_tokens=4, **fields).choices[0].finish_reason == "length"
+    tool["function"]["strict"] = True  # type: ignore[index]
+    with pytest.raises(openai.BadRequestError, match="objekt") as refused:
+        ask(qwen, tools=[tool], max_tokens=4, **fields)
+    assert refused.value.param == "tools"
+
+
 @pytest.mark.parametrize("mode", ["required", "auto"])
 def test_only_the_allowed_tools_are_called(qwen: OpenAI, mode: str) -> None:
     some = {"mode": mode, "tools": [{"type": "function", "function": {"name": "get_time"}}]}

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
-from server.api.conversation import Conversation
+from server.api.conversation import Conversation, heard
 from server.api.responses import Usage
 from server.http.errors import ApiError
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
@@ -181,9 +181,7 @@ class MessagesWording:
         )
 
     def _hear(self, delta: Delta) -> list[Event]:
-        events = self._parser.push(delta.text)
-        if delta.finish_reason is not None:
-            events += self._parser.finish()
+        events = heard(self._parser, delta)
         self._has_called |= any(isinstance(event, CallBegun) for event in events)
         if delta.finish_reason is FinishReason.LENGTH:
             self._stopped = Stopped("max_tokens", None)

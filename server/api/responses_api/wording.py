@@ -12,7 +12,7 @@ from msgspec import UnsetType
 
 from scheduler.engine.client import Delta
 from scheduler.text.tokenizer import Tokenizer
-from server.api.conversation import Conversation, call_id
+from server.api.conversation import Conversation, call_id, heard
 from server.api.logprobs import LogprobWords
 from server.api.responses import Usage
 from server.api.responses_api.answers import Item, Part, Response, ResponseUsage, StreamEvent, status_of
@@ -99,9 +99,8 @@ class ResponsesWording:
         return response
 
     def _hear(self, delta: Delta) -> list[Event]:
-        events = self._parser.push(delta.text)
+        events = heard(self._parser, delta)
         if delta.finish_reason is not None:
-            events += self._parser.finish()
             self._status = status_of(delta)
         if delta.logprobs is not None:
             self._logprobs += self._words.of_chat(delta.logprobs)
