@@ -6,7 +6,7 @@ from aiohttp import web
 
 from server.api.health import live
 from server.http.draining import unready
-from server.http.json import json_response
+from server.http.errors import error_response
 
 
 def create_starting_app(root_path: str) -> web.Application:
@@ -20,6 +20,6 @@ def create_starting_app(root_path: str) -> web.Application:
 
 async def _starting(request: web.Request) -> web.Response:
     refusal = unready("the engine is starting", "engine_starting")
-    answer = json_response(refusal.body, status=refusal.status, headers=refusal.headers)
+    answer = error_response(refusal, request)
     answer.force_close()  # the next request is for another application
     return answer

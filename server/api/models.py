@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import msgspec
@@ -71,7 +72,8 @@ def longest_sequence(info: EngineInfo) -> int:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    return json_response(ModelList([_model(request.app, name) for name in request.app[CONFIG].model_names]))
+    names = request.app[CONFIG].model_names
+    return json_response(ModelList([_model(request.app, name) for name in names], names[0], names[-1]))
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
@@ -81,7 +83,16 @@ async def retrieve_model(request: web.Request) -> web.Response:
 
 
 def _model(app: web.Application, name: str) -> Model:
-    return Model(name, app[STARTED], app[ENGINE].info.max_model_len, root=app[CONFIG].model)
+    started, longest = app[STARTED], app[ENGINE].info.max_model_len
+    return Model(
+        id=name,
+        created=started,
+        max_model_len=longest,
+        root=app[CONFIG].model,
+        display_name=name,
+        created_at=datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        max_input_tokens=longest,
+    )
 
 
 async def get_version(request: web.Request) -> web.Response:

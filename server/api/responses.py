@@ -203,7 +203,9 @@ class ChatCompletionChunk(Answer, frozen=True, kw_only=True):
 # /v1/models
 
 
-class Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """In OpenAI's words and in Anthropic's, whose clients read the same list."""
+
     id: str
     created: int
     max_model_len: int
@@ -211,10 +213,19 @@ class Model(msgspec.Struct, frozen=True):
     object: str = "model"
     owned_by: str = "carousel"
     parent: None = None
+    type: str = "model"
+    display_name: str
+    created_at: str
+    """In RFC 3339's form."""
+    max_input_tokens: int
+    lifecycle: str = "active"
 
 
 class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
+    first_id: str
+    last_id: str
+    has_more: bool = False
     object: str = "list"
 
 

@@ -1,14 +1,17 @@
-"""Whatever goes wrong, the client reads it in OpenAI's error format with the right status."""
+"""Whatever goes wrong, the client reads it with the right status, in the error format of the API that it speaks:
+OpenAI's, or Anthropic's."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
 from scheduler.engine.client import EngineDeadError, RequestCrashedError
@@ -42,6 +45,29 @@ class ErrorBody(msgspec.Struct, frozen=True):
     """An error's answer, in OpenAI's words; a stream that fails midway carries it as an event."""
 
     error: ErrorContent
+
+
+class MessagesError(msgspec.Struct, frozen=True):
+    """The same in Anthropic's words."""
+
+    error: dict[str, str]
+    request_id: str | UnsetType = UNSET
+    type: str = "error"
+
+
+_ANTHROPICS = re.compile(r"(/.*)?/v1/messages(/.*)?")
+_ANTHROPICS_HEADER = "anthropic-version"
+"""Which all of their clients send, to /v1/models too."""
+
+_ANTHROPICS_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(Exception):
@@ -151,5 +177,17 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception as error:
-        answer = as_api_error(error, request)
-        return json_response(answer.body, status=answer.status, headers=answer.headers)
+        return error_response(as_api_error(error, request), request)
+
+
+def error_response(error: ApiError, request: web.BaseRequest) -> web.Response:
+    """In the words of the API that the request is for."""
+    body: msgspec.Struct = error.body
+    if _ANTHROPICS.fullmatch(request.path) or _ANTHROPICS_HEADER in request.headers:
+        body = in_anthropics_words(error, record_of(request).request_id)
+    return json_response(body, status=error.status, headers=error.headers)
+
+
+def in_anthropics_words(error: ApiError, request_id: str | UnsetType = UNSET) -> MessagesError:
+    kind = _ANTHROPICS_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return MessagesError({"type": kind, "message": error.body.error.message}, request_id)

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
 from server.http.connections import Connections
-from server.http.errors import ApiError
+from server.http.errors import ApiError, error_response
 from server.http.json import json_response
 
 _PROBE = re.compile(r"(/[^?#]*)?/(health(/live|/ready)?|ping)")
@@ -44,7 +44,7 @@ class Runner(web.AppRunner):
                 with self._connections.asked(request.protocol, always=is_probe):
                     return await answer(request)
             except ApiError as error:
-                return json_response(error.body, status=error.status, headers=error.headers)
+                return error_response(error, request)
 
         return _Server(
             handle,
@@ -154,4 +154,4 @@ async def refuse_expectations(request: web.Request) -> web.Response | None:
         request.writer.output_size = 0  # of the answer nothing is sent yet
         return None
     error = ApiError(417, f"Expect: {request.headers[hdrs.EXPECT][:40]} cannot be met")
-    return json_response(error.body, status=417)
+    return error_response(error, request)

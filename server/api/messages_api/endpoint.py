@@ -11,13 +11,11 @@ from server.api.conversation import understand
 from server.api.counting import counted
 from server.api.generation import Asked, answer
 from server.api.messages_api.request import CountRequest, MessagesRequest
-from server.api.messages_api.wording import MessagesWording, worded_error
+from server.api.messages_api.wording import MessagesWording
 from server.api.models import longest_sequence
 from server.api.reading import read
 from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
 from server.app_keys import ENGINE
-from server.http.errors import as_api_error
-from server.http.json import json_response
 from server.http.record import RequestRecord
 
 
@@ -26,27 +24,19 @@ class TokenCount(msgspec.Struct, frozen=True):
 
 
 def in_their_words(handler: Handler) -> Handler:
-    """Errors as Anthropic's clients read them."""
+    """Programs read the two numbers in this sentence, and make the conversation shorter."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
-        except (ConnectionError, web.HTTPException):
-            raise
-        except Exception as error:
-            failed = as_api_error(_as_they_say(error), request)
-            return json_response(worded_error(failed), status=failed.status, headers=failed.headers)
+        except PromptTooLongError as error:
+            raise InvalidRequestError(
+                f"prompt is too long: {error.num_tokens} tokens > {error.longest - 1} maximum",
+                "messages",
+                TOO_LONG,
+            ) from error
 
     return handle
-
-
-def _as_they_say(error: Exception) -> Exception:
-    """Programs read the two numbers in this sentence, and make the conversation shorter."""
-    if not isinstance(error, PromptTooLongError):
-        return error
-    return InvalidRequestError(
-        f"prompt is too long: {error.num_tokens} tokens > {error.longest - 1} maximum", "messages", TOO_LONG
-    )
 
 
 @in_their_words

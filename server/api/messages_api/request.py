@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.fields import MAX_STOPS, Body, CheckedBody, ShortText, described, only
+from server.api.fields import MAX_STOPS, Body, CheckedBody, ShortText, only
+from server.api.messages_api.blocks import (
+    CALL,
+    RESULT,
+    SILENT,
+    Blocks,
+    OtherBlock,
+    Text,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from server.api.requests import SampledRequest
 from server.api.synonyms import THINKING, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import ToolName, without_hosted
 
 Json = dict[str, Any]
-
-
-class TextBlock(Body):
-    type: Literal["text"]
-    text: str
-
-
-class ThinkingBlock(Body):
-    type: Literal["thinking", "redacted_thinking"]
-    thinking: str = ""
-
-
-class ToolUseBlock(Body):
-    type: Literal["tool_use"]
-    id: str
-    name: ShortText
-    input: Json = {}
-
-
-class ToolResultBlock(Body):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[TextBlock] = ""
-    is_error: bool = False
-
-
-Block = Annotated[
-    TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock,
-    described("a block of text, thinking, tool_use or tool_result: this model reads text only"),
-]
-Text = Annotated[str | list[TextBlock], described("a string or a list of text blocks")]
+BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n*")
+"""What Claude Code begins its system prompt with. It differs between sessions, and with it before everything else
+the prefix cache would find nothing."""
 
 
 class Turn(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block] = ""
+    content: Blocks = ""
+
+    @property
+    def unreadable(self) -> str | None:
+        """The type of a block in it that this model cannot read."""
+        blocks = [] if isinstance(self.content, str) else self.content
+        return next(
+            (block.type for block in blocks if isinstance(block, OtherBlock) and not block.is_readable), None
+        )
 
 
 class ToolDefinition(Body):
@@ -114,12 +107,19 @@ class CountRequest(CheckedBody):
 
     def _conversation(self) -> Json:
         """The fields of a `ChatRequest`."""
+        last = self.messages[-1]
+        if last.role == "user" and (kind := last.unreadable) is not None:
+            raise InvalidRequestError(
+                f"messages has a block of type {kind}: this model reads text only", "messages"
+            )
         messages: list[Json] = []
-        if system := _text(self.system):
+        if system := _system(self.system):
             messages.append({"role": "system", "content": system})
         for turn in self.messages:
             messages += _messages(turn)
         fields: Json = {"model": self.model, "messages": messages, "tools": self._tools()}
+        if messages[-1]["role"] == "assistant" and messages[-1]["content"] and not messages[-1].get("tool_calls"):
+            fields |= {"continue_final_message": True, "add_generation_prompt": False}
         choice = self.tool_choice
         fields["tool_choice"] = {"auto": "auto", "any": "required", "none": "none", "tool": "required"}[
             choice.type
@@ -131,6 +131,10 @@ class CountRequest(CheckedBody):
         if self.thinking is not None:
             fields["reasoning_effort"] = "none" if self.thinking.type == "disabled" else "medium"
         if self.output_config is not None and self.output_config.format is not None:
+            if choice.type in ("any", "tool"):
+                raise InvalidRequestError(
+                    "tool_choice and output_config.format both say what the answer looks like", "tool_choice"
+                )
             schema = {"name": "answer", "schema": self.output_config.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
@@ -178,35 +182,74 @@ class MessagesRequest(CountRequest, SampledRequest):
         return ChatRequest.model_validate(fields)
 
 
-def _text(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+def _system(content: str | list[TextBlock]) -> str:
+    texts = [content] if isinstance(content, str) else [block.text for block in content]
+    return "\n".join(filter(None, (BILLING.sub("", text) for text in texts)))
 
 
 def _messages(turn: Turn) -> list[Json]:
     """A turn in OpenAI's words: results of tools are messages of their own."""
     if isinstance(turn.content, str):
-        return [{"role": turn.role, "content": turn.content}]
-    said: list[str] = []
-    thought: list[str] = []
-    calls: list[Json] = []
-    results: list[Json] = []
+        text = _system(turn.content) if turn.role == "system" else turn.content
+        return [{"role": turn.role, "content": text}]
+    messages = _Messages(turn.role)
     for block in turn.content:
+        messages.add(block)
+    return messages.all()
+
+
+class _Messages:
+    """Those that a turn becomes."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+        self._done: list[Json] = []
+        self._said: list[str] = []
+        self._thought: list[str] = []
+        self._calls: list[Json] = []
+
+    def all(self) -> list[Json]:
+        self._end()
+        return self._done or [{"role": self._role, "content": ""}]
+
+    def add(self, block: Any) -> None:
         match block:
             case TextBlock():
-                said.append(block.text)
+                self._said.append(BILLING.sub("", block.text) if self._role == "system" else block.text)
             case ThinkingBlock():
-                thought.append(block.thinking)
+                self._thought.append(block.thinking)
             case ToolUseBlock():
-                function = {"name": block.name, "arguments": json.dumps(block.input)}
-                calls.append({"id": block.id, "type": "function", "function": function})
+                self._call(block.id, block.name, block.input)
             case ToolResultBlock():
-                content = _text(block.content)
-                results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
-    if results and turn.role != "user":
-        raise InvalidRequestError("tool_result blocks belong into user turns", "messages")
-    message: Json = {"role": turn.role, "content": "\n".join(said)}
-    if calls:
-        message["tool_calls"] = calls
-    if thought:
-        message["reasoning_content"] = "\n".join(thought)
-    return results + ([message] if said or calls or thought or not results else [])
+                if self._role != "user":
+                    raise InvalidRequestError("tool_result blocks belong into user turns", "messages")
+                self._result(block.tool_use_id, block.text, is_error=block.is_error)
+            case OtherBlock(type=kind) if kind in SILENT:
+                pass
+            case OtherBlock(type=kind) if kind.endswith(CALL):
+                self._call(block.id, block.name or kind.removesuffix(CALL), block.input)
+            case OtherBlock(type=kind) if kind.endswith(RESULT):
+                self._end()  # a server's tools answer within the assistant's turn, which goes on behind it
+                self._result(block.tool_use_id, block.text)
+            case OtherBlock():
+                self._said.append(block.text)
+
+    def _call(self, call_id: str, name: str, given: Any) -> None:
+        arguments = json.dumps(given if isinstance(given, dict) else {})
+        self._calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
+
+    def _result(self, call_id: str, text: str, *, is_error: bool = False) -> None:
+        """Results come before what the user says beside them."""
+        content = f"Error: {text}" if is_error and not text.lower().startswith("error") else text
+        message = {"role": "tool", "tool_call_id": call_id, "content": content, "is_error": is_error}
+        self._done.append(message)
+
+    def _end(self) -> None:
+        message: Json = {"role": self._role, "content": "\n".join(filter(None, self._said))}
+        if self._calls:
+            message["tool_calls"] = self._calls
+        if self._thought:
+            message["reasoning_content"] = "\n".join(self._thought)
+        if self._said or self._calls or self._thought:
+            self._done.append(message)
+        self._said, self._thought, self._calls = [], [], []

@@ -14,7 +14,7 @@ from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
 from server.api.conversation import Conversation, heard
 from server.api.responses import Usage
-from server.http.errors import ApiError
+from server.http.errors import ApiError, in_anthropics_words
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
 
@@ -90,27 +90,6 @@ class MessageStop(msgspec.Struct, frozen=True):
     type: str = "message_stop"
 
 
-class MessagesError(msgspec.Struct, frozen=True):
-    error: dict[str, str]
-    type: str = "error"
-
-
-ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
-
-
-def worded_error(error: ApiError) -> MessagesError:
-    kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return MessagesError({"type": kind, "message": error.body.error.message})
-
-
 class MessagesWording:
     """Words the answers of /v1/messages."""
 
@@ -143,7 +122,7 @@ class MessagesWording:
         return [*self._close(), MessageDelta(self._reason(usage), _usage(usage)), MessageStop()]
 
     def failure(self, error: ApiError) -> msgspec.Struct:
-        return worded_error(error)
+        return in_anthropics_words(error)
 
     def take(self, choice: int, delta: Delta) -> None:
         self._said += self._hear(delta)
