@@ -31,6 +31,15 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
     """Of a JSON schema: refuse keywords that cannot be enforced, where otherwise they are ignored."""
     after: str | int | None = None
     """What ends the reasoning that comes first, where the prompt has begun it: a text, or a control token's id."""
+    whitespace: str | None = None
+    """Of JSON: what may stand between its parts, as a regular expression; "" for nothing, None for enough to
+    indent."""
+    closed: bool = False
+    """Of a JSON schema: an object that names properties, and says nothing of others, has no others."""
+
+    @property
+    def is_json(self) -> bool:
+        return self.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT)
 
 
 class GrammarError(RuntimeError):

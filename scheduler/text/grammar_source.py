@@ -30,6 +30,9 @@ FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4
 _DATA = frozenset({"const", "default", "enum", "example", "examples"})
 """Keywords whose values are no schemas."""
 
+_MAPS = frozenset({"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"})
+"""Keywords whose values have schemas by names."""
+
 
 def compilable(spec: GrammarSpec) -> str:
     """What llguidance compiles. Raises `InvalidRequestError` for a text that is too large, or no such grammar."""
@@ -41,9 +44,10 @@ def compilable(spec: GrammarSpec) -> str:
 def _source(spec: GrammarSpec) -> str:
     match spec.kind:
         case GrammarKind.JSON_SCHEMA:
-            return json_grammar(_loaded(spec.text, "the JSON schema"), strict=spec.strict)
+            schema = _loaded(spec.text, "the JSON schema")
+            return _json_grammar(with_options(schema, spec.whitespace, strict=spec.strict, closed=spec.closed))
         case GrammarKind.JSON_OBJECT:
-            return json_grammar({"type": "object"})
+            return _json_grammar(with_options({"type": "object"}, spec.whitespace))
         case GrammarKind.REGEX:
             return LLMatcher.grammar_from_regex(spec.text)
         case GrammarKind.CHOICE:
@@ -63,11 +67,10 @@ def check_size(spec: GrammarSpec) -> None:
         raise InvalidRequestError(f"the grammar is not UTF-8: {error.reason}") from error
 
 
-def json_grammar(schema: Any, *, strict: bool = True) -> str:
+def _json_grammar(schema: dict[str, Any]) -> str:
     """For the JSON texts that a schema accepts. Raises `InvalidRequestError` for what is no schema."""
-    text = json.dumps(with_options(schema, strict=strict))
     try:
-        return LLMatcher.grammar_from_json_schema(text)
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema))
     except ValueError as error:
         raise InvalidRequestError(f"the JSON schema cannot be read: {error}") from error
 
@@ -98,7 +101,9 @@ def _grammars(source: str) -> list[dict[str, Any]]:
     return json.loads(source)["grammars"] if source.startswith("{") else grammars
 
 
-def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
+def with_options(
+    schema: Any, whitespace: str | None = None, *, strict: bool = True, closed: bool = False
+) -> dict[str, Any]:
     """A schema that says how its JSON is written, for llguidance, as it stands after `%json` in a Lark grammar
     too. Raises `InvalidRequestError` for what is no schema, or one of too many levels."""
     if schema is True:
@@ -107,7 +112,13 @@ def with_options(schema: Any, *, strict: bool = True) -> dict[str, Any]:
         raise InvalidRequestError("a JSON schema is an object")
     if _depth(schema) > MAX_DEPTH:
         raise InvalidRequestError(f"the JSON schema has more than {MAX_DEPTH} levels")
-    return {**_with_known_formats(schema), "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not strict}}
+    options: dict[str, Any] = {"lenient": not strict}
+    if whitespace == "":
+        options["whitespace_flexible"] = False
+    else:
+        options["whitespace_pattern"] = WHITESPACE if whitespace is None else whitespace
+    schema = _with_known_formats(_closed(schema) if closed else schema)
+    return {**schema, "x-guidance": options}
 
 
 def _loaded(text: str, what: str) -> Any:
@@ -147,6 +158,24 @@ def _with_known_formats(schema: Any) -> Any:
         for key, value in schema.items()
         if key != "format" or not isinstance(value, str) or value in FORMATS
     }
+
+
+def _closed(schema: Any) -> Any:
+    """Without properties that no object in it names."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {
+        key: {name: _closed(part) for name, part in value.items()}
+        if key in _MAPS and isinstance(value, dict)
+        else value
+        if key in _DATA
+        else _closed(value)
+        for key, value in schema.items()
+    }
+    names = any(isinstance(schema.get(key), dict) for key in ("properties", "patternProperties"))
+    return {"additionalProperties": False} | closed if names else closed
 
 
 def _choices(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from server.api.fields import SAID, Body, CheckedBody, Count, ShortText, described, only
+from server.api.fields import SAID, Body, CheckedBody, Count, Hint, ShortText, described, only
 from server.api.requests import GenerationRequest
 from server.api.synonyms import THINKING, thinking_in_our_words
 from server.api.tool_kinds import INPUT, ToolName, as_function, without_hosted
@@ -174,6 +174,9 @@ class ToolSubset(CheckedBody):
     allowed_tools: AllowedTools
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class ChatRequest(GenerationRequest):
     synonyms: ClassVar[dict[str, str]] = GenerationRequest.synonyms | THINKING
 
@@ -183,8 +186,10 @@ class ChatRequest(GenerationRequest):
     max_tokens: Count | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prediction: Prediction | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     """For templates of models that think; `none` turns thinking off."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """For templates that know of it."""
 
     tools: Annotated[
         list[Annotated[ToolDefinition, BeforeValidator(as_function)]],
@@ -211,8 +216,7 @@ class ChatRequest(GenerationRequest):
     include_reasoning: bool = True
 
     # These change nothing in the answer.
-    store: bool = False
-    verbosity: Literal["low", "medium", "high"] = "medium"
+    store: Hint[bool] = False
 
     # Not implemented.
     audio: Annotated[Any, only()] = None
@@ -325,6 +329,8 @@ class ChatRequest(GenerationRequest):
                 "enable_thinking": self.reasoning_effort != "none",
                 "thinking": self.reasoning_effort != "none",
             }
+        if self.verbosity is not None:
+            variables["verbosity"] = self.verbosity
         if self.documents:
             variables["documents"] = self.documents
         return variables | self.chat_template_kwargs

@@ -6,7 +6,7 @@ accepted where it asks for nothing and refused where it would change the answer:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -48,16 +48,26 @@ def described(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def only(*neutral: Any) -> AfterValidator:
-    """For a parameter that is not implemented: refuse every value that asks for something."""
+class Only(AfterValidator):
+    """For a parameter that is not implemented: every value that asks for something is refused."""
 
+
+def only(*neutral: Any) -> Only:
     def validate(value: Any) -> Any:
         if value not in neutral:
             raise PydanticCustomError("not_implemented", "is not implemented by Carousel")
         return value
 
-    return AfterValidator(validate)
+    return Only(validate)
 
+
+class NoEffect:
+    """Marks a field that is accepted and changes nothing in the answer."""
+
+
+T = TypeVar("T")
+Hint = Annotated[T, NoEffect()]
+"""For a parameter that says something which other servers have a use for."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[Count], Field(fail_fast=True)]

@@ -16,6 +16,7 @@ from server.api.fields import (
     MAX_STOPS,
     CheckedBody,
     Count,
+    Hint,
     ShortText,
     TokenIds,
     described,
@@ -60,8 +61,8 @@ class ServedRequest(CheckedBody):
     """From which end the others are taken."""
 
     # These change nothing in the answer.
-    request_id: str = ""
-    user: str = ""
+    request_id: Hint[str] = ""
+    user: Hint[str] = ""
 
     # Not implemented.
     mm_processor_kwargs: Annotated[Any, only({})] = {}
@@ -111,8 +112,6 @@ class SampledRequest(ServedRequest, StructuredFields):
     # Not implemented.
     dry_multiplier: Annotated[Any, only(0)] = 0
     dynatemp_range: Annotated[Any, only(0)] = 0
-    ebnf: Annotated[Any, only("")] = ""
-    grammar: Annotated[Any, only("")] = ""
     mirostat: Annotated[Any, only(0)] = 0
     mirostat_mode: Annotated[Any, only(0)] = 0
     tfs: Annotated[Any, only(1)] = 1
@@ -156,12 +155,12 @@ class GenerationRequest(SampledRequest):
     """Of a beam search: above 0 prefers longer answers."""
 
     # These change nothing in the answer.
-    metadata: dict[str, Any] = {}
-    prompt_cache_key: str = ""
-    prompt_cache_options: dict[str, Any] = {}
-    prompt_cache_retention: str = ""
-    safety_identifier: str = ""
-    service_tier: Annotated[str, only("auto", "default", "flex", "priority")] = "auto"
+    metadata: Hint[dict[str, Any]] = {}
+    prompt_cache_key: Hint[str] = ""
+    prompt_cache_options: Hint[dict[str, Any]] = {}
+    prompt_cache_retention: Hint[str] = ""
+    safety_identifier: Hint[str] = ""
+    service_tier: Hint[str] = ""
 
     # Not implemented.
     kv_transfer_params: Annotated[Any, only({})] = {}

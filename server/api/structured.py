@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 from pydantic import ConfigDict, Field
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.sampling_params import InvalidRequestError
-from server.api.fields import CheckedBody, described
+from server.api.fields import CheckedBody, Hint, ShortText, described
 
 Schema = dict[str, Any] | bool
 SchemaText = Annotated[str | Schema, described("a JSON schema, or the text of one")]
@@ -20,8 +21,8 @@ Choices = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 class JsonSchemaFormat(CheckedBody):
     model_config = ConfigDict(populate_by_name=True)
 
-    name: str = ""
-    description: str = ""
+    name: Hint[str] = ""
+    description: Hint[str] = ""
     schema_: Annotated[Schema, Field(alias="schema")] = {}
     strict: bool = False
 
@@ -29,8 +30,12 @@ class JsonSchemaFormat(CheckedBody):
 class ResponseFormat(CheckedBody):
     """OpenAI's."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    """The schema itself, as llama.cpp and others have it, also beside `json_object`."""
 
 
 class StructuredOutputs(CheckedBody):
@@ -42,8 +47,11 @@ class StructuredOutputs(CheckedBody):
     grammar: str | None = None
     json_object: bool = False
     disable_any_whitespace: bool = False
+    """No white space between the parts of JSON."""
     disable_additional_properties: bool = False
-    whitespace_pattern: str | None = None
+    """An object that names properties, and says nothing of others, has no others."""
+    whitespace_pattern: ShortText | None = None
+    """What may stand between the parts of JSON, as a regular expression."""
 
 
 class Form(NamedTuple):
@@ -64,8 +72,9 @@ class StructuredFields(CheckedBody):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
-    guided_decoding_backend: str = ""
-    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: Hint[str] = ""
+    guided_whitespace_pattern: ShortText | None = None
+    """What may stand between the parts of JSON, as a regular expression."""
 
     def form(self) -> Form | None:
         """Raises `InvalidRequestError` where more than one is asked for."""
@@ -75,18 +84,34 @@ class StructuredFields(CheckedBody):
                 f"{forms[1].field} and {forms[0].field} both say what the answer looks like: give one of them",
                 forms[1].field,
             )
-        return forms[0] if forms else None
+        return self._as_json(forms[0]) if forms else None
+
+    def _as_json(self, form: Form) -> Form:
+        """With what is said of how JSON is written, which other forms have no use for."""
+        if not form.grammar.is_json:
+            return form
+        options = self.structured_outputs or StructuredOutputs()
+        whitespace = options.whitespace_pattern or self.guided_whitespace_pattern
+        grammar = msgspec.structs.replace(
+            form.grammar,
+            whitespace="" if options.disable_any_whitespace else whitespace,
+            closed=options.disable_additional_properties,
+        )
+        return form._replace(grammar=grammar)
 
     def _openai(self) -> list[Form]:
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return []
-        if wanted.type == "json_object":
-            return [Form(GrammarSpec(GrammarKind.JSON_OBJECT), "response_format")]
-        if wanted.json_schema is None:
+        if wanted.type == "json_schema" and wanted.json_schema is not None:
+            schema = wanted.json_schema
+            spec = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema.schema_), schema.strict)
+        elif wanted.schema_ is not None:
+            spec = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(wanted.schema_), strict=False)
+        elif wanted.type == "json_object":
+            spec = GrammarSpec(GrammarKind.JSON_OBJECT)
+        else:
             raise InvalidRequestError("response_format of type json_schema needs json_schema", "response_format")
-        schema = wanted.json_schema
-        spec = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema.schema_), schema.strict)
         return [Form(spec, "response_format")]
 
     def _vllm(self) -> list[Form]:

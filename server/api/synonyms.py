@@ -21,6 +21,8 @@ LENGTHS = (
 """Of the answer."""
 
 SAMPLING = {
+    "ebnf": "guided_grammar",  # SGLang
+    "grammar": "guided_grammar",  # llama.cpp
     "json_schema": "guided_json",  # llama.cpp, SGLang
     "random_seed": "seed",  # Mistral
     "regex": "guided_regex",  # SGLang

@@ -171,6 +171,28 @@ EXAMPLES: list[tuple[GrammarSpec, list[str], list[str]]] = [
         ["{}", '{"format": 1}'],
     ),
     (schema({"x-guidance": {"whitespace_flexible": False}, "type": "array"}), ["[1, 2]"], ["[1,   2]"]),
+    (
+        GrammarSpec(GrammarKind.JSON_OBJECT, whitespace=""),
+        ['{"a":[1,2]}', '{"a":" "}'],
+        ['{"a": 1}', "{ }", "{\n}"],
+    ),
+    (GrammarSpec(GrammarKind.JSON_OBJECT, whitespace="_{0,3}"), ['{"a":___1_}'], ['{"a": 1}', '{"a":____1}']),
+    (
+        GrammarSpec(
+            GrammarKind.JSON_SCHEMA,
+            '{"properties": {"properties": {"properties": {"b": {}}}}, "required": ["properties"]}',
+            closed=True,
+        ),
+        ['{"properties": {"b": 1}}', '{"properties": {}}'],
+        ['{"properties": {"c": 1}}', '{"properties": {}, "a": 1}'],
+    ),
+    (
+        GrammarSpec(
+            GrammarKind.JSON_SCHEMA, '{"properties": {"a": {}}, "additionalProperties": true}', closed=True
+        ),
+        ['{"b": 1}'],
+        ['{"b": }'],
+    ),
     (GrammarSpec(GrammarKind.REGEX, r"[a-z]+@\d{2}"), ["ab@12"], ["ab@1", "ab@123", "x ab@12"]),
     (GrammarSpec(GrammarKind.REGEX, "^(yes|no)$"), ["yes", "no"], ["^yes", "yesno"]),
     (

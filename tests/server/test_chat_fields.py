@@ -126,6 +126,8 @@ def test_roles_and_keys_of_messages(templated: OpenAI, tokenizer: Tokenizer) -> 
         ({"reasoning_effort": "high"}, "<user>", "highTrue"),
         ({"reasoning_effort": "none"}, "<user>", "noneFalse"),
         ({"chat_template": "{{ messages[0].content }}!"}, "What", "France?!"),
+        ({"reasoning_effort": "max"}, "<user>", "maxTrue"),
+        ({"verbosity": "low", "chat_template": "{{ verbosity }}!"}, "low!", "low!"),
         ({"enable_thinking": False}, "<user>", "<assistant>False"),
         ({"think": True}, "<user>", "<assistant>True"),
         ({"think": "low"}, "<user>", "lowTrue"),

@@ -70,6 +70,11 @@ def test_json_objects_streamed_and_whole(client: OpenAI) -> None:
         assert (answer.message.content or "").startswith("{")
 
 
+OPEN = {"properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["a", "b"], "type": "object"}
+PAIR = {**OPEN, "additionalProperties": False}
+PAIR_TEXT = r'\{{{0}"a"{0}:{0}1{0},{0}"b"{0}:{0}2{0}\}}'
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
@@ -83,6 +88,18 @@ def test_json_objects_streamed_and_whole(client: OpenAI) -> None:
         ({"guided_grammar": 'start: "q"'}, "q"),
         ({"guided_json": {"const": "it"}}, '"it"'),
         ({"guided_json": '{"type": "boolean"}'}, "true|false"),
+        ({"structured_outputs": {"json": PAIR, "disable_any_whitespace": True}}, PAIR_TEXT.format("")),
+        ({"structured_outputs": {"json": PAIR, "whitespace_pattern": "_"}}, PAIR_TEXT.format("_?")),
+        ({"guided_json": PAIR, "guided_whitespace_pattern": "_{2}"}, PAIR_TEXT.format("(__)?")),
+        ({"guided_json": PAIR}, PAIR_TEXT.format(r"\s*")),
+        (
+            {"structured_outputs": {"json": OPEN, "disable_additional_properties": True}},
+            PAIR_TEXT.format(r"\s*"),
+        ),
+        ({"response_format": {"type": "json_object", "schema": PAIR}}, PAIR_TEXT.format(r"\s*")),
+        ({"response_format": {"type": "json_schema", "schema": PAIR}}, PAIR_TEXT.format(r"\s*")),
+        ({"json_schema": {"const": "it"}}, '"it"'),
+        ({"grammar": 'root ::= "x" [0-9]'}, "x[0-9]"),
     ],
 )
 def test_other_forms(client: OpenAI, fields: dict[str, Any], pattern: str) -> None:
@@ -92,6 +109,9 @@ def test_other_forms(client: OpenAI, fields: dict[str, Any], pattern: str) -> No
     for choice in answer.choices:
         assert re.fullmatch(pattern, choice.text), choice.text
         assert choice.finish_reason == "stop"
+
+
+PATTERN = "structured_outputs.whitespace_pattern"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +128,8 @@ def test_other_forms(client: OpenAI, fields: dict[str, Any], pattern: str) -> No
         ({"guided_grammar": "start: nowhere"}, "guided_grammar", "nowhere"),
         ({"guided_regex": "a", "allowed_token_ids": [5]}, "allowed_token_ids", "leave nothing"),
         ({"guided_regex": "a{1000}" * 1000}, "guided_regex", ""),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": "(a"}}, "structured_outputs", ""),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": "a" * 257}}, PATTERN, "at most 256"),
         ({"guided_regex": "(a{1000}){1000}"}, "guided_regex", ""),
         ({"guided_json": {"enum": [str(i) * 9 for i in range(100_000)]}}, "guided_json", "characters"),
     ],

@@ -225,7 +225,7 @@ def said(answer: Json) -> Any:
         ("top_a", 0, 0.2),
         ("xtc_probability", 0.0, 0.5),
         ("typ_p", 1.0, 0.9),
-        ("grammar", "", "a"),
+        ("dry_multiplier", 0, 0.8),
     ],
 )
 async def test_what_would_change_the_answer_is_refused(

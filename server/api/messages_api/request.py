@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.fields import MAX_STOPS, Body, CheckedBody, ShortText, only
+from server.api.fields import MAX_STOPS, Body, CheckedBody, Hint, ShortText, only
 from server.api.messages_api.blocks import (
     CALL,
     RESULT,
@@ -93,9 +93,9 @@ class CountRequest(CheckedBody):
     output_config: OutputConfig | None = None
 
     # These change nothing in the answer.
-    betas: list[str] = []
-    cache_control: Json = {}
-    context_management: Json = {}
+    betas: Hint[list[str]] = []
+    cache_control: Hint[Json] = {}
+    context_management: Hint[Json] = {}
 
     # Beyond Anthropic's API, named as in other servers.
     chat_template_kwargs: Json = {}
@@ -130,12 +130,15 @@ class CountRequest(CheckedBody):
         fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
         if self.thinking is not None:
             fields["reasoning_effort"] = "none" if self.thinking.type == "disabled" else "medium"
-        if self.output_config is not None and self.output_config.format is not None:
+        output = self.output_config or OutputConfig()
+        if output.effort is not None and fields.get("reasoning_effort") != "none":
+            fields["reasoning_effort"] = output.effort
+        if output.format is not None:
             if choice.type in ("any", "tool"):
                 raise InvalidRequestError(
                     "tool_choice and output_config.format both say what the answer looks like", "tool_choice"
                 )
-            schema = {"name": "answer", "schema": self.output_config.format.schema_, "strict": True}
+            schema = {"schema": output.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
 
@@ -166,10 +169,10 @@ class MessagesRequest(CountRequest, SampledRequest):
     stream: bool = False
 
     # These change nothing in the answer.
-    metadata: Json = {}
-    service_tier: Literal["auto", "standard_only"] = "auto"
-    inference_geo: str = ""
-    speed: str = ""
+    metadata: Hint[Json] = {}
+    service_tier: Hint[str] = ""
+    inference_geo: Hint[str] = ""
+    speed: Hint[str] = ""
 
     # Not implemented.
     container: Annotated[Any, only()] = None

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
-from server.api.chat_request import ChatRequest
-from server.api.fields import Body, CheckedBody, Count, ShortText, described, only
+from server.api.chat_request import ChatRequest, ReasoningEffort
+from server.api.fields import Body, CheckedBody, Count, Hint, ShortText, described, only
 from server.api.requests import SampledRequest
 from server.api.responses_api.items import ToolItem, tool_messages
 from server.api.responses_api.tools import FlatTool, Tools, flat_name
@@ -81,19 +81,19 @@ class AllowedFunctions(CheckedBody):
 
 class TextFormat(CheckedBody):
     type: Literal["text", "json_object", "json_schema"]
-    name: str = ""
-    description: str = ""
+    name: Hint[str] = ""
+    description: Hint[str] = ""
     schema_: Annotated[Json, Field(alias="schema")] = {}
     strict: bool = False
 
 
 class TextOptions(CheckedBody):
     format: TextFormat = TextFormat(type="text")
-    verbosity: Literal["low", "medium", "high"] = "medium"
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ReasoningOptions(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: ReasoningEffort | None = None
 
 
 class ResponsesRequest(SampledRequest):
@@ -123,14 +123,15 @@ class ResponsesRequest(SampledRequest):
 
     # These change nothing in the answer.
     include: list[str] = []
-    max_tool_calls: Count | None = None
+    max_tool_calls: Hint[Count | None] = None
+    """Of tools that a server runs itself: there are none here."""
     metadata: Json = {}
-    prompt_cache_key: str = ""
-    prompt_cache_options: Json = {}
-    prompt_cache_retention: str = ""
-    safety_identifier: str = ""
-    service_tier: Literal["auto", "default", "flex", "priority"] = "auto"
-    stream_options: Json = {}
+    prompt_cache_key: Hint[str] = ""
+    prompt_cache_options: Hint[Json] = {}
+    prompt_cache_retention: Hint[str] = ""
+    safety_identifier: Hint[str] = ""
+    service_tier: Hint[str] = ""
+    stream_options: Hint[Json] = {}
     truncation: Annotated[str, only("disabled")] = "disabled"
 
     # Not implemented.
@@ -179,11 +180,12 @@ class ResponsesRequest(SampledRequest):
             "tools": [tool.for_chat for tool in self.flat_tools.values()],
             "tool_choice": choice,
             "reasoning_effort": self.reasoning and self.reasoning.effort,
+            "verbosity": self.text.verbosity,
             "logprobs": self.top_logprobs is not None or "message.output_text.logprobs" in self.include,
             "top_logprobs": self.top_logprobs,
         }
         if (wanted := self.text.format).type != "text":
-            schema = {"name": wanted.name, "schema": wanted.schema_, "strict": wanted.strict}
+            schema = {"schema": wanted.schema_, "strict": wanted.strict}
             fields["response_format"] = {"type": wanted.type, "json_schema": schema}
         return ChatRequest.model_validate(fields)
 
