@@ -38,7 +38,8 @@ class PromptTooLongError(InvalidRequestError):
 MAX_ITEMS = 1024
 """Of a list of tokens, or of biases, in one request."""
 
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 1000
+"""Of the alternatives to each token."""
 
 MODEL_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What a model's generation config may say, where a request does not."""

@@ -160,6 +160,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     logprob: float
     top: list[tuple[int, float]]
+    rank: int = 0
+    """The token's place among all by their likelihood, where the likeliest has 1; 0 where nobody asked."""
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):

@@ -28,7 +28,7 @@ from server.api.models import (
 from server.api.reading import UNKNOWN
 from server.api.responses_api.endpoint import create_response, delete_response, get_response
 from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifetime
-from server.api.tokens import detokenize, tokenize
+from server.api.tokens import describe_tokenizer, detokenize, tokenize
 from server.api.trace import AT_ONCE, TRACES, record_trace
 from server.api.usage import get_usage
 from server.app_keys import BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, USERS
@@ -138,6 +138,7 @@ def _add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_get(f"{root}/v1/models/{{model:.+}}", retrieve_model)
     router.add_post(f"{root}/tokenize", tokenize, expect_handler=refuse_expectations)
     router.add_post(f"{root}/detokenize", detokenize, expect_handler=refuse_expectations)
+    router.add_get(f"{root}/tokenizer_info", describe_tokenizer)
     router.add_get(f"{root}/version", get_version)
     router.add_get(f"{root}/load", get_load)
     router.add_get(f"{root}/openapi.json", get_specification)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scheduler.config import EngineConfig, PositiveInt
+from scheduler.sampling_params import MAX_LOGPROBS
 
 MIN_BODY_BYTES = 1024 * 1024
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -56,6 +57,9 @@ class ServeConfig(EngineConfig):
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
     """What becomes of a request with a field that is not known: the field is left out and named in the header
     X-Carousel-Ignored, and once in the log; or the request is refused."""
+
+    max_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 20
+    """Logprobs of alternatives that a request can have of each token."""
 
     chat_template: Path | None = None
     """File of a chat template, in Jinja, in place of the model's own."""

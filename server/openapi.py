@@ -44,6 +44,7 @@ WITHOUT_BODIES: dict[tuple[str, str], str] = {
     ("get", "/v1/batches"): "The caller's batches (--batches)",
     ("get", "/v1/batches/{id}"): "How far a batch is",
     ("post", "/v1/batches/{id}/cancel"): "End a batch; what is answered stays",
+    ("get", "/tokenizer_info"): "What the tokenizer's configuration says",
     ("get", "/health"): "Whether requests are served at once",
     ("get", "/health/live"): "Whether the server answers at all",
     ("get", "/health/ready"): "Whether requests are served at once",

@@ -19,10 +19,13 @@ from scheduler.engine.client import AsyncEngine
 from scheduler.engine.in_flight import Computed
 from scheduler.engine.stream import Delta, Ownership, make_request
 from scheduler.request import FinishReason
-from scheduler.sampling_params import MAX_LOGPROBS, InvalidRequestError, SamplingParams
+from scheduler.sampling_params import InvalidRequestError, SamplingParams
 
-MAX_BEAMS = MAX_LOGPROBS // 2
-"""Of each beam twice as many candidates are looked at: half of them may end."""
+NUM_CANDIDATES = 20
+"""Of each beam, that are looked at."""
+
+MAX_BEAMS = NUM_CANDIDATES // 2
+"""Half of the candidates may end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ async def search_beams(
     ends = params.stop_token_ids | frozenset(() if params.ignore_eos else engine.info.eos_token_ids)
     search = BeamSearch(params.n, whole.max_tokens, ends, options)
     one = SamplingParams(
-        max_tokens=1, temperature=0, logprobs=MAX_LOGPROBS, ignore_eos=True, seed=0, context_shift=False
+        max_tokens=1, temperature=0, logprobs=NUM_CANDIDATES, ignore_eos=True, seed=0, context_shift=False
     )
     num_cached_tokens: int | None = None
     num_charged = 0

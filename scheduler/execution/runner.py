@@ -129,7 +129,7 @@ class Runner:
             if chunk.targets:
                 targets = self._tensor(np.array(chunk.targets, dtype=np.int64))
                 counts = [chunk.params.prompt_logprobs or 0] * len(targets)
-                scored[place] = logprobs(logits[first:end], targets, counts, self._scans)
+                scored[place] = logprobs(logits[first:end], targets, counts, self._scans, ranked=True)
             first = end + chunk.num_sampled
             sampled.append(logits[end:first])
         return torch.cat(sampled), scored

@@ -152,18 +152,20 @@ def _is_truncated(params: SamplingParams) -> bool:
 
 
 def logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int], scans: LogitScans
+    logits: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int], scans: LogitScans, *, ranked: bool = False
 ) -> list[TokenLogprobs]:
     """The log-probabilities of each row's token and of as many likeliest ones as `counts` says, before steering,
-    temperature and truncation. Logits [rows, vocabulary], tokens [rows]."""
+    temperature and truncation. Logits [rows, vocabulary], tokens [rows]. `ranked`: with the tokens' ranks."""
     logits = logits.float()
     log_total = scans.log_total(logits, torch.ones(len(logits), device=logits.device)).unsqueeze(1)
-    of_tokens = (logits.gather(1, tokens.unsqueeze(1)) - log_total).squeeze(1).tolist()
-    values, top_tokens = scans.top(logits, max(1, *counts))
+    chosen = logits.gather(1, tokens.unsqueeze(1))
+    of_tokens = (chosen - log_total).squeeze(1).tolist()
+    ranks = (logits >= chosen).sum(dim=1).tolist() if ranked else [0] * len(logits)
+    values, top_tokens = scans.top(logits, min(max(1, *counts), logits.shape[1]))
     top_values, top_ids = (values - log_total).tolist(), top_tokens.tolist()
     return [
-        TokenLogprobs(token, logprob, list(zip(ids[:count], top[:count], strict=True)))
-        for token, logprob, ids, top, count in zip(
-            tokens.tolist(), of_tokens, top_ids, top_values, counts, strict=True
+        TokenLogprobs(token, logprob, list(zip(ids[:count], top[:count], strict=True)), rank)
+        for token, logprob, rank, ids, top, count in zip(
+            tokens.tolist(), of_tokens, ranks, top_ids, top_values, counts, strict=True
         )
     ]

@@ -131,6 +131,30 @@ class Tokenizer:
             if token.special or (token.content.startswith("<") and token.content.endswith(">"))
         }
 
+    def description(self) -> dict[str, Any]:
+        """What a tokenizer_config.json says of it."""
+        tokenizer = self._tokenizer
+        added = {
+            str(token_id): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
+        }
+        special = {
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            **special,
+            "added_tokens_decoder": added,
+            "chat_template": self.chat_template.source,
+        }
+
     @property
     def has_response_template(self) -> bool:
         """Whether it says itself how answers are read."""

@@ -73,6 +73,8 @@ class ChatWording(ChunkedWording):
         self._model = conversation.model
         self._body = body
         self._prompt = conversation.prompt
+        self._has_begun = False
+        """Whether a chunk of the stream is out."""
         self._scored: list[TokenLogprobs] = []
         self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
         echoed = body.messages[-1].text if body.echo and body.continue_final_message else ""
@@ -144,6 +146,7 @@ class ChatWording(ChunkedWording):
         )
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> ChatCompletionChunk:
+        is_first, self._has_begun = not self._has_begun, True
         return ChatCompletionChunk(
             id=self.id,
             object="chat.completion.chunk",
@@ -151,6 +154,7 @@ class ChatWording(ChunkedWording):
             model=self._model,
             choices=choices,
             usage=usage,
+            prompt_token_ids=self._prompt if is_first and self._body.return_token_ids else UNSET,
         )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
@@ -203,7 +207,7 @@ class _Voice:
             case Content(text):
                 return ChatDelta(content=text)
             case Reasoning(text):
-                return ChatDelta(reasoning_content=text)
+                return ChatDelta(reasoning=text, reasoning_content=text)
             case CallBegun(index, name):
                 self._called.append(name)
                 if name in self._custom_tools:
@@ -233,6 +237,7 @@ class _Voice:
                     calls[index] = name, before + text
         return ChatMessage(
             content=content if content or not calls else None,
+            reasoning=reasoning or UNSET,
             reasoning_content=reasoning or UNSET,
             tool_calls=[self._call(*call) for call in calls] or UNSET,
         )

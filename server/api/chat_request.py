@@ -10,10 +10,10 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from server.api.fields import SAID, Body, CheckedBody, Count, Hint, ShortText, described, only
+from server.api.fields import SAID, Body, CheckedBody, Hint, Length, ShortText, described, only
 from server.api.requests import GenerationRequest
 from server.api.synonyms import THINKING, thinking_in_our_words
-from server.api.tool_kinds import INPUT, ToolName, as_function, without_hosted
+from server.api.tool_kinds import INPUT, NO_PARAMETERS, ToolName, as_function, without_hosted
 from server.parsing.call_grammar import Tool
 
 CONTENT = "a string or a list of text parts"
@@ -126,7 +126,7 @@ class FunctionDefinition(Body):
 
     name: ToolName
     description: str = ""
-    parameters: Json = {}
+    parameters: Json = NO_PARAMETERS
     strict: bool = False
 
 
@@ -140,9 +140,12 @@ class ToolDefinition(Body):
 
     def for_template(self) -> Json:
         """As templates know it, whatever it is."""
-        function = self.function.model_dump(exclude_defaults=True)
-        if self.type == "custom":
-            function["parameters"] = self.parameters
+        function: Json = {"name": self.function.name}
+        if self.function.description:
+            function["description"] = self.function.description
+        function["parameters"] = self.parameters
+        if self.function.strict:
+            function["strict"] = True
         return {"type": "function", "function": function}
 
 
@@ -182,9 +185,10 @@ class ChatRequest(GenerationRequest):
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool = False
-    max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_completion_tokens: Length | None = None
+    max_tokens: Length | None = None
+    top_logprobs: Length | None = None
+    """-1 is as many as the server allows (`--max-logprobs`)."""
     prediction: Prediction | None = None
     reasoning_effort: ReasoningEffort | None = None
     """For templates of models that think; `none` turns thinking off."""
@@ -231,7 +235,7 @@ class ChatRequest(GenerationRequest):
     def _translated(cls, values: Json) -> Json:
         return thinking_in_our_words(super()._translated(values), cls.model_fields)
 
-    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
+    def sampling_params(self, defaults: Mapping[str, float], max_logprobs: int) -> SamplingParams:
         """Raises `InvalidRequestError` for what the fields, each right by itself, do not make together."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true", "top_logprobs")
@@ -247,8 +251,10 @@ class ChatRequest(GenerationRequest):
             )
         return self._sampling_params(
             defaults,
+            max_logprobs,
             max_tokens=max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            field="top_logprobs",
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from server.api.fields import Count, TokenIds, described
+from server.api.fields import Length, TokenIds, described
 from server.api.requests import GenerationRequest
 
 MAX_SEQUENCES = 2048
@@ -36,12 +36,13 @@ class CompletionRequest(GenerationRequest):
     """So many are sampled, and the `n` whose tokens are likeliest on average are the answer."""
     echo: bool = False
     """The answer begins with the prompt."""
-    logprobs: Count | None = None
-    max_tokens: Count = 16
+    logprobs: Length | None = None
+    """-1 is as many as the server allows (`--max-logprobs`)."""
+    max_tokens: Length = 16
     suffix: str = ""
     """What comes after the answer, for models that fill in the middle."""
 
-    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
+    def sampling_params(self, defaults: Mapping[str, float], max_logprobs: int) -> SamplingParams:
         """Raises `InvalidRequestError` for what the fields, each right by itself, do not make together."""
         if not self.prompt:
             raise InvalidRequestError("prompt is empty", "prompt")
@@ -59,6 +60,7 @@ class CompletionRequest(GenerationRequest):
         is_chosen = best_of > self.n and not self.use_beam_search  # by its logprobs
         return self._sampling_params(
             defaults,
+            max_logprobs,
             max_tokens=self.max_tokens,
             n=best_of,
             logprobs=0 if self.logprobs is None and is_chosen else self.logprobs,

@@ -25,7 +25,7 @@ from server.api.reading import read
 from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.shape import check_completion
 from server.api.wording import ChunkedWording
-from server.app_keys import ENGINE, LIMITS
+from server.app_keys import CONFIG, ENGINE, LIMITS
 from server.http.record import RequestRecord
 
 
@@ -40,7 +40,7 @@ def understand_completion(app: web.Application, record: RequestRecord, content: 
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = read(app, record, content, CompletionRequest)
     model = served_model(app, body.model)
-    params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
+    params = with_phrases(body.sampling_params(info.sampling_defaults, app[CONFIG].max_logprobs), tokenizer)
     prompts: list[Prompt] = []
     for prompt in body.prompt:
         if not isinstance(prompt, str):
@@ -50,7 +50,7 @@ def understand_completion(app: web.Application, record: RequestRecord, content: 
         else:
             special = body.add_special_tokens is not False
             token_ids = tokenizer.encode(prompt, special, longest=longest, cut=bool(body.truncate_prompt_tokens))
-        kept = truncated(body, token_ids, longest - (params.max_tokens or 0))
+        kept = truncated(body, token_ids, longest - (1 if params.max_tokens is None else params.max_tokens))
         text = ""
         if body.echo:
             text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)

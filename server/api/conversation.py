@@ -72,7 +72,7 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
             "--trust-request-chat-template",
             "chat_template",
         )
-    params = with_phrases(body.sampling_params(info.sampling_defaults), tokenizer)
+    params = with_phrases(body.sampling_params(info.sampling_defaults, config.max_logprobs), tokenizer)
     template = body.chat_template or tokenizer.chat_template.source
     tools = body.usable_tools
     messages = [message.for_template() for message in body.messages]

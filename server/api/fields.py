@@ -61,6 +61,12 @@ def only(*neutral: Any) -> Only:
     return Only(validate)
 
 
+def _above_zero(length: int) -> int:
+    if length == 0:
+        raise PydanticCustomError("length", "should be 1 or more, or -1 for as many as there is room for")
+    return length
+
+
 class NoEffect:
     """Marks a field that is accepted and changes nothing in the answer."""
 
@@ -70,6 +76,9 @@ Hint = Annotated[T, NoEffect()]
 """For a parameter that says something which other servers have a use for."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+Length = Annotated[int, Field(ge=-1, lt=2**31)]
+"""Tokens; -1 is as many as there is room for."""
+LengthAboveZero = Annotated[Length, AfterValidator(_above_zero)]
 TokenIds = Annotated[list[Count], Field(fail_fast=True)]
 ShortText = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 

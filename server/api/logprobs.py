@@ -59,15 +59,14 @@ class LogprobWords:
         return encode(named)
 
     def of_prompt(self, entries: Sequence[TokenLogprobs]) -> list[msgspec.Raw]:
-        """By number, as JSON: rank 1 is the likeliest; it is not known of a token that is none of the
-        likeliest."""
+        """By number, as JSON: rank 1 is the likeliest."""
         worded = []
         for entry in entries:
             found = {
                 str(token_id): PromptLogprob(finite(logprob), rank, self._tokenizer.token_text(token_id))
                 for rank, (token_id, logprob) in enumerate(entry.top, 1)
             }
-            chosen = PromptLogprob(finite(entry.logprob), None, self._tokenizer.token_text(entry.token_id))
+            chosen = PromptLogprob(finite(entry.logprob), entry.rank, self._tokenizer.token_text(entry.token_id))
             found.setdefault(str(entry.token_id), chosen)
             worded.append(msgspec.Raw(msgspec.json.encode(found)))
         return worded

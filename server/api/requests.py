@@ -17,6 +17,7 @@ from server.api.fields import (
     CheckedBody,
     Count,
     Hint,
+    Length,
     ShortText,
     TokenIds,
     described,
@@ -31,6 +32,17 @@ def _token_keys(biases: Any) -> Any:
     if not isinstance(biases, dict):
         return biases
     return {int(key) if isinstance(key, str) and key.isdecimal() else key: biases[key] for key in biases}
+
+
+def _count(count: int | None, field: str, most: int) -> int | None:
+    """How many logprobs a request gets. Raises `InvalidRequestError`."""
+    if count == -1:
+        return most
+    if count is not None and count > most:
+        raise InvalidRequestError(
+            f"{field} must be between 0 and {most}, or -1 for as many, got {count} (--max-logprobs)", field
+        )
+    return count
 
 
 class StreamOptions(CheckedBody):
@@ -144,7 +156,8 @@ class GenerationRequest(SampledRequest):
     # Beyond OpenAI's API, named as in other servers.
     explain: bool = False
     """With each choice, what happened at each step (`ExplainedStep`)."""
-    prompt_logprobs: Count | None = None
+    prompt_logprobs: Length | None = None
+    """-1 is as many as the server allows (`--max-logprobs`)."""
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     use_beam_search: bool = False
@@ -192,13 +205,15 @@ class GenerationRequest(SampledRequest):
     def _sampling_params(
         self,
         defaults: Mapping[str, float],
+        max_logprobs: int,
         *,
         max_tokens: int | None,
         n: int | None = None,
         logprobs: int | None,
+        field: str = "logprobs",
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
-        """`defaults` are the model's own. Raises `InvalidRequestError`."""
+        """`defaults` are the model's own; `field`: what says how many `logprobs`. Raises `InvalidRequestError`."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options are for stream: true only", "stream_options")
         chosen = {
@@ -208,16 +223,20 @@ class GenerationRequest(SampledRequest):
         form = self.form()
         chosen["top_k"] = max(0, int(chosen["top_k"]))  # -1 turns it off in other servers
         return SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=None if max_tokens == -1 else max_tokens,
             min_tokens=self.min_tokens,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=frozenset(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            logprobs=NUM_LIKELIEST if self.explain and logprobs is None else logprobs,
+            logprobs=_count(NUM_LIKELIEST if self.explain and logprobs is None else logprobs, field, max_logprobs),
             context_shift=self.context_shift,
             explain=self.explain,
-            prompt_logprobs=self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
+            prompt_logprobs=_count(
+                self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
+                "prompt_logprobs" if prompt_logprobs is None else field,
+                max_logprobs,
+            ),
             n=self.n if n is None else n,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,

@@ -79,7 +79,7 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
 
 class PromptLogprob(msgspec.Struct, frozen=True):
     logprob: float
-    rank: int | None
+    rank: int
     decoded_token: str
 
 
@@ -155,7 +155,9 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str | None
     """Null where tools are called and nothing is said."""
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+    """The same, by its older name."""
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
@@ -180,6 +182,7 @@ class ChatDelta(msgspec.Struct, frozen=True):
     role: str | UnsetType = UNSET
     """In a choice's first chunk only."""
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
@@ -198,6 +201,8 @@ class ChatCompletionChunk(Answer, frozen=True, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     """Null before the last chunk, and there only if the client asked for it."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """In the first chunk only."""
 
 
 # /v1/models

@@ -16,6 +16,7 @@ from server.api.models import longest_sequence, served_model
 from server.api.reading import read
 from server.api.shape import LIST, TEXT, check_fields
 from server.app_keys import ENGINE
+from server.http.json import encode
 from server.http.record import RequestRecord
 
 
@@ -48,6 +49,13 @@ class Tokens(msgspec.Struct, frozen=True):
 
 class Text(msgspec.Struct, frozen=True):
     prompt: str
+
+
+async def describe_tokenizer(request: web.Request) -> web.Response:
+    """What vLLM tells at /tokenizer_info: the model's tokenizer_config.json, as it is used here."""
+    engine = request.app[ENGINE]
+    said = engine.tokenizer.description() | {"model_max_length": engine.info.max_model_len}
+    return web.Response(body=encode(said), content_type="application/json")
 
 
 async def tokenize(request: web.Request) -> web.Response:

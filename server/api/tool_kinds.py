@@ -22,6 +22,9 @@ INPUT: Json = {
 }
 """The parameters of a custom tool."""
 
+NO_PARAMETERS: Json = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Of a function that is defined without any: it is called with {}."""
+
 MAX_TOLD = 100
 
 logger = logging.getLogger(__name__)

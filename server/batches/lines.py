@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -92,6 +93,8 @@ def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     number = 0
     while content := file.readline(MAX_LINE_BYTES + 1):
         number += 1
+        if number == 1:
+            content = content.removeprefix(codecs.BOM_UTF8)
         rest = content
         while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
             pass

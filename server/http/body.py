@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -85,8 +86,8 @@ def body_limit(engine: AsyncEngine) -> int:
 
 @asynccontextmanager
 async def body_of(request: web.Request) -> AsyncIterator[bytes]:
-    """The body as it was sent, which has its place among all others within this. Raises `ApiError` if it is too
-    long, does not come, or has no place."""
+    """The body as it was sent, but for a mark of its byte order. It has its place among all others within this.
+    Raises `ApiError` if it is too long, does not come, or has no place."""
     limit = body_limit(request.app[ENGINE])
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
@@ -103,7 +104,7 @@ async def _read(request: web.Request, place: BodyPlace, limit: int) -> bytes:
         body += chunk
         if len(body) > limit:
             raise _too_large(limit)
-    return bytes(body)
+    return bytes(body.removeprefix(codecs.BOM_UTF8))
 
 
 @asynccontextmanager

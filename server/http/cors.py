@@ -17,6 +17,10 @@ METHODS = "GET, POST, DELETE, OPTIONS"
 SECONDS = "600"
 """How long a browser may remember the answer."""
 
+PRIVATE_NETWORK = "Private-Network"
+"""What browsers ask for a page of the internet that calls a server on this machine, or near it (the draft of
+private network access)."""
+
 
 class CrossOrigin:
     """For the origins in `named`, with commas between them; `*` is all."""
@@ -38,15 +42,14 @@ class CrossOrigin:
                 return await handler(request)
             if self._allows(request) is None:
                 raise ApiError(403, "pages of this origin may not call this server: see --cors-origins")
-            wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
-            return web.Response(
-                status=204,
-                headers={
-                    hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS,
-                    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: wanted,
-                    hdrs.ACCESS_CONTROL_MAX_AGE: SECONDS,
-                },
-            )
+            headers = {
+                hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS,
+                hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ""),
+                hdrs.ACCESS_CONTROL_MAX_AGE: SECONDS,
+            }
+            if request.headers.get(f"Access-Control-Request-{PRIVATE_NETWORK}") == "true":
+                headers[f"Access-Control-Allow-{PRIVATE_NETWORK}"] = "true"
+            return web.Response(status=204, headers=headers)
 
         return answer_preflights
 

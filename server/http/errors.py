@@ -156,7 +156,7 @@ def _told(error: Exception, request: web.Request) -> ApiError:
                 headers={"Allow": error.headers["Allow"]},
             )
         case web.HTTPNotFound():
-            return ApiError(404, f"there is nothing at {request.path}", code="not_found")
+            return ApiError(404, f"there is nothing at {_path(request)}{_meant(request)}", code="not_found")
         case web.HTTPException():
             return ApiError(error.status, error.reason)
         case web.RequestPayloadError():
@@ -167,6 +167,23 @@ def _told(error: Exception, request: web.Request) -> ApiError:
             logger.error("%s %s failed [%s]", request.method, path, request_id, exc_info=error)
             message = f"internal error; the server's log has it under request id {request_id}"
             return ApiError(500, message, type="server_error", code="internal_error")
+
+
+def _path(request: web.Request) -> str:
+    """As it was asked for: what begins with two slashes would else be read as a host's name."""
+    return request.raw_path.partition("?")[0][:200]
+
+
+def _meant(request: web.Request) -> str:
+    """The path that was likely meant: without slashes too many, and with no prefix twice."""
+    plain = re.sub(r"/+", "/", _path(request)).rstrip("/")
+    plain = re.sub(r"^(.*?)(/v1)+(?=/|$)", r"\1/v1", plain)
+    if plain == _path(request):
+        return ""
+    for resource in request.app.router.resources():
+        if resource._match(plain) is not None:
+            return f"; did you mean {plain}?"
+    return ""
 
 
 @web.middleware

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -10,7 +11,7 @@ from aiohttp import web
 _encoder = msgspec.json.Encoder()
 
 
-def encode(body: msgspec.Struct | Mapping[str, float]) -> bytes:
+def encode(body: msgspec.Struct | Mapping[str, Any]) -> bytes:
     return _encoder.encode(body)
 
 

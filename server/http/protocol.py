@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
+import socket
 import ssl
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
 from server.http.connections import Connections
 from server.http.errors import ApiError, error_response
 from server.http.json import json_response
+from server.http.sse import EVENTS
 
 _PROBE = re.compile(r"(/[^?#]*)?/(health(/live|/ready)?|ping)")
 """Paths that are answered where no connection is left: who looks after the server must not take it for dead."""
@@ -118,7 +121,57 @@ class _Handshake(SSLProtocol):
             self._plain.abort()
 
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""An interim response, which says nothing here and which any client of HTTP/1.1 reads past (RFC 9110, 15.2)."""
+
+SILENT_SECONDS = 0.5
+"""How long a client that sends nothing more is sent nothing, before it is found out whether it still reads."""
+
+LOOK_SECONDS = 0.1
+"""Between two looks whether it answered with a reset."""
+
+
 class _Connection(RequestHandler):
+    def eof_received(self) -> bool:
+        """The client sends nothing more. It may still read, or be gone: that looks the same until something is
+        sent to it, which one that is gone answers with a reset. So one that waits for an answer keeps its
+        connection, and is sent something."""
+        transport, request = self.transport, self._current_request
+        if transport is None or transport.get_extra_info("sslcontext") is not None or not self._is_busy():
+            return False  # asyncio's TLS ends both ways at once
+        if request is not None and (request.version < HttpVersion11 or not request.content.is_eof()):
+            return False
+        self.close()  # after this answer
+        self._loop.call_later(SILENT_SECONDS, self._probe)
+        return True
+
+    def _is_busy(self) -> bool:
+        """Whether a request was read and is not answered yet."""
+        if self._messages or self._current_request is not None:
+            return True
+        if self._waiter is not None or self._task_handler is None:
+            return False
+        return inspect.getcoroutinestate(self._task_handler.get_coro()) == inspect.CORO_SUSPENDED
+
+    def _probe(self) -> None:
+        request, transport = self._current_request, self.transport
+        if request is None or transport is None:
+            return
+        if (events := request.get(EVENTS)) is not None:
+            events.comment()
+        elif request.writer.output_size == 0:
+            transport.write(CONTINUE)
+        self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """asyncio reads no more, and would see a reset only when it writes again."""
+        if (transport := self.transport) is None or self._current_request is None:
+            return
+        if transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            transport.abort()
+        else:
+            self._loop.call_later(LOOK_SECONDS, self._look)
+
     def force_close(self) -> None:
         """At once: what is not sent yet is for somebody who does not read, and would be waited for."""
         transport = self.transport

@@ -43,20 +43,18 @@ class EventStream:
         self._response = response
         self._patience = request.app[CONFIG].stalled_stream_seconds
         self._last_sent = time.monotonic()
+        self._comments: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, request: web.Request) -> Self:
         """Send the headers: from here on the status is 200, whatever happens."""
-        return await cls._opened(
-            request,
-            web.StreamResponse(
-                headers={
-                    "Content-Type": "text/event-stream; charset=utf-8",
-                    "Cache-Control": "no-cache",
-                    "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
-                }
-            ),
-        )
+        headers = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
+        }
+        request[EVENTS] = events = await cls._opened(request, web.StreamResponse(headers=headers))
+        return events
 
     @classmethod
     async def whole(cls, request: web.Request, body: msgspec.Struct) -> web.StreamResponse:
@@ -111,7 +109,20 @@ class EventStream:
         while True:
             await asyncio.sleep(max(0.0, self._last_sent + PULSE_SECONDS - time.monotonic()))
             if time.monotonic() - self._last_sent >= PULSE_SECONDS:
-                await self._write(b": %b\n\n" % _progress(record_of(self._request)).encode())
+                await self._comment()
+
+    async def _comment(self) -> None:
+        await self._write(b": %b\n\n" % _progress(record_of(self._request)).encode())
+
+    def comment(self) -> None:
+        """Send something that says nothing, now."""
+
+        async def send() -> None:
+            with contextlib.suppress(ConnectionError):
+                await self._comment()
+
+        self._comments.add(task := asyncio.create_task(send()))
+        task.add_done_callback(self._comments.discard)
 
     async def _write(self, data: bytes | memoryview) -> None:
         self._last_sent = time.monotonic()
@@ -140,3 +151,7 @@ def _progress(record: RequestRecord) -> str:
     if 0 < record.computed_tokens < record.prompt_tokens:
         return f"{record.computed_tokens} of {record.prompt_tokens} tokens of the prompt are computed"
     return "waiting"
+
+
+EVENTS = web.RequestKey("events", EventStream)
+"""Of a request whose answer is a stream."""

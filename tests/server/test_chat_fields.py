@@ -157,6 +157,31 @@ def test_system_turns_may_stand_anywhere(templated: OpenAI, tokenizer: Tokenizer
     assert text == "<system>0\n\n1<user>2\n\n3"
 
 
+def test_a_stream_has_the_prompts_tokens_once(client: OpenAI) -> None:
+    asks: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 3, "stream": True}
+    whole = prompt_of(chat(client))
+    first, *others = client.chat.completions.create(**asks, n=2, extra_body={"return_token_ids": True})
+    assert first.prompt_token_ids == whole
+    assert not any(hasattr(chunk, "prompt_token_ids") for chunk in others)
+    assert not any(hasattr(chunk, "prompt_token_ids") for chunk in client.chat.completions.create(**asks))
+
+
+def test_as_many_tokens_and_logprobs_as_there_may_be(client: OpenAI) -> None:
+    for field in ("max_tokens", "max_completion_tokens"):
+        answer = chat(client, **({"max_tokens": None} | {field: -1}))
+        assert answer.choices[0].finish_reason == "stop"
+    text = client.completions.create(model=MODEL, prompt="One two", max_tokens=-1, temperature=0, stop="five")
+    assert text.usage is not None
+    assert text.usage.completion_tokens != 16
+    answer = chat(client, logprobs=True, top_logprobs=-1, max_tokens=1)
+    assert answer.choices[0].logprobs is not None
+    assert answer.choices[0].logprobs.content is not None
+    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 20
+    with pytest.raises(openai.BadRequestError, match="between 0 and 20") as refused:
+        chat(client, logprobs=True, top_logprobs=21)
+    assert refused.value.param == "top_logprobs"
+
+
 def test_a_template_that_fails_is_the_requests_fault(templated: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"template refuses these messages: .*zero") as refused:
         chat(templated, chat_template_kwargs={"divide": True})

@@ -130,7 +130,8 @@ def test_prompt_logprobs_by_token(client: OpenAI, model: PreTrainedModel, ids: l
         for row, (token, entry) in enumerate(zip(long[1:], others, strict=True)):
             found = entry[str(token)]
             assert found["logprob"] == pytest.approx(expected[row, token].item(), abs=1e-3)
-            assert (found["rank"] == 1) == (expected[row].argmax().item() == token)
+            better = int((expected[row] > expected[row, token] + 1e-3).sum())
+            assert better < found["rank"] <= 1 + int((expected[row] > expected[row, token] - 1e-3).sum())
     assert complete(client).choices[0].prompt_logprobs is None  # type: ignore[attr-defined]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -80,3 +83,43 @@ def test_who_does_not_read_makes_room_without_a_word(tmp_path: Path, model_path:
                 assert answer.status == 200
     assert "Traceback" not in server.log
     assert "ERROR" not in server.log
+
+
+def asked(server: Server, **fields: Any) -> socket.socket:
+    """A connection on which an answer was asked for, whose client has ended its own side."""
+    body = json.dumps({"prompt": "One", "max_tokens": 200, "ignore_eos": True, **fields}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(head.encode() + body)
+    connection.shutdown(socket.SHUT_WR)
+    return connection
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200])
+def test_who_sends_nothing_more_gets_the_answer(server: Server, max_tokens: int) -> None:
+    with asked(server, max_tokens=max_tokens) as connection:
+        reader = http.client.HTTPResponse(connection)
+        reader.begin()
+        assert reader.status == 200
+        assert json.loads(reader.read())["usage"]["completion_tokens"] == max_tokens
+        assert connection.recv(1) == b""  # nothing more can come, so the server ends it too
+    with asked(server, max_tokens=max_tokens, stream=True) as connection:
+        assert b"data: [DONE]" in connection.makefile("rb").read()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_is_gone_is_found_out(server: Server, stream: bool) -> None:
+    connection = asked(server, max_tokens=8000, stream=stream)
+    await server.until("carousel_requests_running", 1)
+    connection.close()
+    await server.until_idle()
+
+
+def test_half_a_request_is_none(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    for sent in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{", b"GET /hea"):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100) == b""

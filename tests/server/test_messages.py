@@ -61,6 +61,19 @@ def test_an_answer_in_one_piece(claude: Anthropic) -> None:
     assert stopped.content[0].text == "The capital"
 
 
+def test_what_the_cache_takes_in_is_told_where_that_is_asked_for(claude: Anthropic) -> None:
+    system: Any = [{"type": "text", "text": "Rivers and lakes. " * 20, "cache_control": {"type": "ephemeral"}}]
+    plain = ask(claude, system="Mountains and hills. " * 20, max_tokens=1).usage
+    assert plain.input_tokens > 60
+    assert plain.cache_creation_input_tokens == 0
+    first, second = (ask(claude, system=system, max_tokens=1).usage for _ in range(2))
+    assert first.cache_creation_input_tokens > 60
+    assert second.cache_creation_input_tokens == 0
+    assert second.cache_read_input_tokens == first.cache_creation_input_tokens + first.cache_read_input_tokens
+    for usage in (first, second):
+        assert 0 < usage.input_tokens <= 16
+
+
 def test_a_stream_has_their_events_in_their_order(claude: Anthropic) -> None:
     events = list(ask(claude, stream=True))
     assert [event.type for event in events if event.type != "content_block_delta"] == [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import http.client
+import json
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,6 +120,56 @@ async def test_a_browsers_preflight(dressed_server: Server, server: Server) -> N
             assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
     async with aiohttp.ClientSession(server.url) as session, session.options(chat, headers=asks) as response:
         assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_a_page_may_ask_for_a_server_near_it(dressed_server: Server) -> None:
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "true"}
+    async with aiohttp.ClientSession(dressed_server.url) as session:
+        async with session.options("/v1/models", headers=asks | {"Origin": ORIGIN}) as response:
+            assert response.headers["Access-Control-Allow-Private-Network"] == "true"
+        async with session.options("/v1/models", headers=asks | {"Origin": "https://evil.example"}) as other:
+            assert other.status == 403
+            assert "Access-Control-Allow-Private-Network" not in other.headers
+
+
+async def test_what_the_tokenizer_is(server: Server, tokenizer: Tokenizer) -> None:
+    _, said = await server.get("/tokenizer_info")
+    assert said["tokenizer_class"]
+    assert said["model_max_length"] == 8192
+    assert said["chat_template"] == tokenizer.chat_template.source
+    for number, token in said["added_tokens_decoder"].items():
+        assert tokenizer.token_text(int(number)) == token["content"]
+        assert token["special"] is True
+    assert said["eos_token"] in [token["content"] for token in said["added_tokens_decoder"].values()]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1//chat///completions", "/v1/chat/completions"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/v1/completions/", "/v1/completions"),
+        ("/v1/nothing/", None),
+        ("/v2/chat/completions", None),
+    ],
+)
+def test_a_path_that_is_none_is_named(server: Server, path: str, meant: str | None) -> None:
+    address = urlsplit(server.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
+    connection.request("POST", path, body="{}", headers={"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    error = json.loads(answer.read())["error"]
+    assert answer.status == 404
+    assert error["message"] == f"there is nothing at {path}" + (f"; did you mean {meant}?" if meant else "")
+
+
+async def test_a_mark_of_the_byte_order_and_an_empty_model(server: Server) -> None:
+    body = codecs.BOM_UTF8 + b'{"prompt": "a", "max_tokens": 1, "model": ""}'
+    status, answer = await server.post("/v1/completions", body)
+    assert status == 200, answer
+    assert answer["model"] == MODEL
 
 
 async def test_head(server: Server) -> None:

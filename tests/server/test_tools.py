@@ -120,6 +120,21 @@ def test_even_the_default_model_gives_valid_calls_where_it_has_to(client: OpenAI
         jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
 
 
+def test_a_function_without_parameters_is_called_with_nothing(client: OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "now", "description": "The time"}}]
+    answer = ask(client, MODEL, tools=tools, tool_choice="required", temperature=1, seed=3, max_tokens=60)
+    for call in answer.choices[0].message.tool_calls or []:
+        assert json.loads(call.function.arguments) == {}  # type: ignore[union-attr]
+    body: Any = {
+        "tools": [{"type": "function", "name": "now"}],
+        "tool_choice": "required",
+        "max_output_tokens": 60,
+    }
+    (item, *_) = client.responses.create(model=MODEL, input="What time is it?", **body).output
+    assert item.type == "function_call"
+    assert json.loads(item.arguments) == {}
+
+
 REAL_TOOLS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "real_tools.json").read_text())
 """Schemas in the manner of tools that people give to models."""
 

@@ -47,8 +47,13 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 def _understand(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     _check(app, content, MessagesRequest)
     conversation = understand(app, read(app, record, content, MessagesRequest).as_chat())
-    wording = MessagesWording(conversation)
+    block_size = app[ENGINE].info.block_size if CACHES in content else None
+    wording = MessagesWording(conversation, block_size)
     return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+
+
+CACHES = b'"cache_control"'
+"""A key of requests that ask for what is cached here anyway: then it is told how much that is."""
 
 
 def _check(app: web.Application, content: bytes, model: type[CountRequest]) -> None:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.fields import MAX_STOPS, Body, CheckedBody, Hint, ShortText, only
+from server.api.fields import MAX_STOPS, Body, CheckedBody, Hint, LengthAboveZero, ShortText, only
 from server.api.messages_api.blocks import (
     CALL,
     RESULT,
@@ -25,7 +25,7 @@ from server.api.messages_api.blocks import (
 )
 from server.api.requests import SampledRequest
 from server.api.synonyms import THINKING, sampling_synonyms, thinking_in_our_words
-from server.api.tool_kinds import ToolName, without_hosted
+from server.api.tool_kinds import NO_PARAMETERS, ToolName, without_hosted
 
 Json = dict[str, Any]
 BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n*")
@@ -49,7 +49,7 @@ class Turn(Body):
 class ToolDefinition(Body):
     name: ToolName
     description: str = ""
-    input_schema: Json = {}
+    input_schema: Json = NO_PARAMETERS
     type: Literal["custom"] = "custom"
     strict: bool = False
 
@@ -164,7 +164,7 @@ class CountRequest(CheckedBody):
 class MessagesRequest(CountRequest, SampledRequest):
     synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_tokens") | CountRequest.synonyms
 
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+    max_tokens: LengthAboveZero
     stop_sequences: Annotated[list[ShortText], Field(max_length=MAX_STOPS)] = []
     stream: bool = False
 

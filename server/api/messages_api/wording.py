@@ -91,15 +91,16 @@ class MessageStop(msgspec.Struct, frozen=True):
 
 
 class MessagesWording:
-    """Words the answers of /v1/messages."""
+    """Words the answers of /v1/messages. `block_size`: that of the prefix cache, if what it takes in is told."""
 
     names_events: ClassVar[bool] = True
     ends_with_done: ClassVar[bool] = False
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, block_size: int | None = None) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
         self._model = conversation.model
         self._num_prompt_tokens = len(conversation.prompt)
+        self._block_size = block_size
         self._max_tokens = conversation.params.max_tokens
         self._parser = conversation.new_parser()
         self._said: list[Event] = []
@@ -119,7 +120,7 @@ class MessagesWording:
         return said
 
     def closing(self, usage: Usage) -> Sequence[msgspec.Struct]:
-        return [*self._close(), MessageDelta(self._reason(usage), _usage(usage)), MessageStop()]
+        return [*self._close(), MessageDelta(self._reason(usage), self._usage(usage)), MessageStop()]
 
     def failure(self, error: ApiError) -> msgspec.Struct:
         return in_anthropics_words(error)
@@ -141,13 +142,25 @@ class MessagesWording:
                     blocks.append(ContentBlock(type="tool_use", id=_call_id(), name=name, input={}))
                 case Arguments(_, text):
                     blocks[-1] = msgspec.structs.replace(blocks[-1], input=_object(text))
-        return self._answer(blocks, _usage(usage), self._reason(usage))
+        return self._answer(blocks, self._usage(usage), self._reason(usage))
 
     def _reason(self, usage: Usage) -> Stopped:
         """An answer that was cut before it had all the tokens that it may have was cut by the context's end."""
         if self._stopped.stop_reason == "max_tokens" and usage.completion_tokens != self._max_tokens:
             return Stopped("model_context_window_exceeded", None)
         return self._stopped
+
+    def _usage(self, usage: Usage) -> MessagesUsage:
+        cached, created = usage.prompt_tokens_details.cached_tokens, 0
+        if self._block_size is not None:
+            whole = usage.prompt_tokens - usage.prompt_tokens % self._block_size
+            created = max(0, whole - cached)
+        return MessagesUsage(
+            usage.prompt_tokens - cached - created,
+            usage.completion_tokens,
+            cache_read_input_tokens=cached,
+            cache_creation_input_tokens=created,
+        )
 
     def _answer(self, blocks: list[ContentBlock], usage: MessagesUsage, stopped: Stopped | None) -> MessageAnswer:
         return MessageAnswer(
@@ -198,11 +211,6 @@ class MessagesWording:
             return []
         self._open = None
         return [BlockStop(self._index)]
-
-
-def _usage(usage: Usage) -> MessagesUsage:
-    cached = usage.prompt_tokens_details.cached_tokens
-    return MessagesUsage(usage.prompt_tokens - cached, usage.completion_tokens, cached)
 
 
 def _call_id() -> str:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.sampling_params import InvalidRequestError
 from server.api.chat_request import ChatRequest, ReasoningEffort
-from server.api.fields import Body, CheckedBody, Count, Hint, ShortText, described, only
+from server.api.fields import Body, CheckedBody, Count, Hint, Length, LengthAboveZero, ShortText, described, only
 from server.api.requests import SampledRequest
 from server.api.responses_api.items import ToolItem, tool_messages
 from server.api.responses_api.tools import FlatTool, Tools, flat_name
@@ -103,7 +103,7 @@ class ResponsesRequest(SampledRequest):
         str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items")
     ] = ""
     instructions: str = ""
-    max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_output_tokens: LengthAboveZero | None = None
     parallel_tool_calls: bool = True
     previous_response_id: str | None = None
     reasoning: ReasoningOptions | None = None
@@ -115,7 +115,8 @@ class ResponsesRequest(SampledRequest):
         described("none, auto, required, a function, or allowed_tools"),
     ] = "auto"
     tools: Tools = []
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Length | None = None
+    """-1 is as many as the server allows (`--max-logprobs`)."""
 
     # Beyond OpenAI's API, named as in other servers.
     chat_template_kwargs: Json = {}

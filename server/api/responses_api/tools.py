@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from server.api.fields import Body
-from server.api.tool_kinds import SERVED, ToolName, told_of_format, without_hosted
+from server.api.tool_kinds import NO_PARAMETERS, SERVED, ToolName, told_of_format, without_hosted
 
 Json = dict[str, Any]
 
@@ -23,7 +23,7 @@ class OneTool(Body):
     type: Literal["function", "custom"] = "function"
     name: ToolName
     description: str = ""
-    parameters: Json = {}
+    parameters: Json = NO_PARAMETERS
     """Of a function."""
     strict: bool = False
     format: Json = {}
