@@ -26,7 +26,8 @@ from server.api.models import (
     retrieve_model,
 )
 from server.api.reading import UNKNOWN
-from server.api.responses_api.endpoint import create_response, delete_response, get_response
+from server.api.responses_api.endpoint import create_response, delete_response, get_response, list_input_items
+from server.api.responses_api.recent import RECENT, RecentItems
 from server.api.responses_api.store import RESPONSES, ResponseStore, store_lifetime
 from server.api.tokens import describe_tokenizer, detokenize, tokenize
 from server.api.trace import AT_ONCE, TRACES, record_trace
@@ -95,6 +96,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[STARTED] = int(time.time())
     app[OTHER_MODELS] = Once()
     app[UNKNOWN] = Once()
+    app[RECENT] = RecentItems()
     add_specification(app)
     app[WORKER] = new_worker()
     app[BODIES] = BodyRoom()
@@ -121,6 +123,7 @@ def _add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_post(f"{root}/v1/responses", create_response, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/responses/{{id}}", get_response)
     router.add_delete(f"{root}/v1/responses/{{id}}", delete_response)
+    router.add_get(f"{root}/v1/responses/{{id}}/input_items", list_input_items)
     router.add_post(f"{root}/v1/messages", create_message, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/messages/count_tokens", count_tokens, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/files", upload_file, expect_handler=refuse_expectations)

@@ -37,6 +37,7 @@ WITHOUT_BODIES: dict[tuple[str, str], str] = {
     ("get", "/v1/usage"): "What the caller used, day by day",
     ("get", "/v1/responses/{id}"): "A response that was kept (--store)",
     ("delete", "/v1/responses/{id}"): "Forget a response",
+    ("get", "/v1/responses/{id}/input_items"): "What was said before it (--store)",
     ("get", "/v1/files"): "The caller's files (--batches)",
     ("get", "/v1/files/{id}"): "What is known of a file",
     ("get", "/v1/files/{id}/content"): "A file itself",

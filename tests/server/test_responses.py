@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
+from server.api.responses_api.recent import LIFETIME_SECONDS, RecentItems
 from tests.server.conftest import MODEL, QWEN
 from tests.server.serving import Server
 from tests.server.test_tools import TIME, WEATHER
+from tests.server.users_server import UsersServer
 
 QUESTION = "What is the capital of France?"
 TOOLS: Any = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
@@ -161,7 +164,6 @@ def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
     ("fields", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"input": "a", "background": True}, "background"),
         ({"input": "a", "tools": [{"type": "functoin", "name": "f"}]}, "tools[0].type"),
@@ -172,6 +174,122 @@ def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
 async def test_what_it_cannot_do(server: Server, fields: dict[str, Any], param: str) -> None:
     status, answer = await server.post("/v1/responses", fields)
     assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_items_of_earlier_answers_may_only_be_named(client: OpenAI, keeping: OpenAI, kept: bool) -> None:
+    server, model = (keeping, "fast") if kept else (client, MODEL)
+    asks: dict[str, Any] = {"model": model, "input": [{"role": "user", "content": QUESTION}]}
+    (item,) = (first := respond(server, **asks)).output
+    again: Any = [{"role": "user", "content": "And of Italy?"}]
+    named = [*asks["input"], {"type": "item_reference", "id": item.id}, *again]
+    said = [*asks["input"], {"role": "assistant", "content": first.output_text}, *again]
+    by_name = respond(server, model=model, input=named)
+    assert by_name.usage.input_tokens == respond(server, model=model, input=said).usage.input_tokens
+    (streamed,) = [
+        event.item for event in respond(server, **asks, stream=True) if event.type.endswith("item.done")
+    ]
+    assert respond(server, model=model, input=[{"id": streamed.id}, *again]).output_text
+    silent = respond(server, **asks, store=False).output[0].id
+    for unknown in ("x", item.id[:-1] + "f", f"msg_{'0' * 32}0", silent):
+        with pytest.raises(openai.NotFoundError, match="there is no item") as refused:
+            respond(server, model=model, input=[{"type": "item_reference", "id": unknown}, *again])
+        assert refused.value.param == "input"
+
+
+def test_items_are_their_users_own(users_server: UsersServer) -> None:
+    url = f"{users_server.url}/v1"
+    with (
+        OpenAI(base_url=url, api_key=users_server.keys["alice"]) as alice,
+        OpenAI(base_url=url, api_key=users_server.keys["bob"]) as bob,
+    ):
+        (item,) = respond(alice, input=QUESTION, max_output_tokens=4).output
+        named: Any = [{"type": "item_reference", "id": item.id}, {"role": "user", "content": "Go on"}]
+        assert respond(alice, input=named, max_output_tokens=4).output
+        with pytest.raises(openai.NotFoundError, match="there is no item"):
+            respond(bob, input=named, max_output_tokens=4)
+
+
+def test_what_is_kept_in_memory_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def items(number: int) -> list[dict[str, Any]]:
+        return [{"id": f"{number}", "text": "x" * 90}]
+
+    recent = RecentItems(max_bytes=1000)
+    recent.keep("bob", "resp_b", items(0))
+    for number in range(30):
+        recent.keep("alice", f"resp_{number}", items(number))
+    assert [number for number in range(30) if recent.find("alice", f"resp_{number}")] == [*range(22, 30)]
+    assert recent.find("bob", "resp_b") == items(0), "a flood pushes out its own"
+    assert recent.find("bob", "resp_29") is None
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + LIFETIME_SECONDS + 1)
+    assert recent.find("bob", "resp_b") is None
+    recent.keep("carol", "resp_c", items(1))
+    assert recent.find("carol", "resp_c") == items(1)
+    assert recent.num_bytes == len(json.dumps(items(1), separators=(",", ":")))
+
+
+def test_what_was_said_before_a_response_is_listed(keeping: OpenAI) -> None:
+    first = respond(keeping, model="fast", input=QUESTION)
+    second = respond(keeping, model="fast", input="And of Italy?", previous_response_id=first.id)
+    page = keeping.responses.input_items.list(second.id)
+    assert [item.type for item in page.data] == ["message"] * 3
+    texts = [item.content[0].text for item in page.data]  # type: ignore[union-attr]
+    assert texts == ["And of Italy?", first.output_text, QUESTION]
+    assert [item.role for item in page.data] == ["user", "assistant", "user"]  # type: ignore[union-attr]
+    ids = [item.id for item in page.data]
+    assert ids[1] == first.output[0].id
+    asked = keeping.responses.input_items.list(second.id, limit=1, order="asc")
+    assert [item.id for item in asked] == ids[::-1], "page by page"
+    assert asked.has_more
+    with pytest.raises(openai.NotFoundError):
+        keeping.responses.input_items.list("resp_none")
+    for query in ({"limit": 0}, {"limit": 101}, {"after": "x"}):
+        with pytest.raises(openai.BadRequestError):
+            keeping.responses.input_items.list(second.id, **query)  # type: ignore[arg-type]
+
+
+def test_the_oldest_turns_are_left_out_if_asked_for(client: OpenAI) -> None:
+    turns = [
+        {"role": role, "content": f"{number} " + "word " * 700}
+        for number in range(12)
+        for role in ("user", "assistant")
+    ]
+    asks: dict[str, Any] = {"instructions": "Be brief.", "max_output_tokens": 8}
+    last = {"role": "user", "content": QUESTION}
+    with pytest.raises(openai.BadRequestError, match="context length"):
+        respond(client, input=[*turns, last], **asks)
+    cut = respond(client, input=[*turns, last], truncation="auto", **asks)
+    assert cut.truncation == "auto"
+    fitting = next(
+        kept
+        for first in range(0, len(turns), 2)
+        if (kept := respond_if_it_fits(client, input=[*turns[first:], last], **asks)) is not None
+    )
+    assert cut.usage.input_tokens == fitting.usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match="context length"):
+        respond(client, input="word " * 9000, truncation="auto")
+
+
+def respond_if_it_fits(client: OpenAI, **fields: Any) -> Any:
+    try:
+        return respond(client, **fields)
+    except openai.BadRequestError:
+        return None
+
+
+def test_the_deltas_have_the_logprobs_of_their_tokens(client: OpenAI) -> None:
+    events = list(respond(client, input=QUESTION, stream=True, top_logprobs=2))
+    told = [each for event in events if event.type == "response.output_text.delta" for each in event.logprobs]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [each.token for each in told] == [each.token for each in done.logprobs][: len(told)]
+    assert "".join(each.token for each in told) == done.text
+    assert all(len(each.top_logprobs) == 2 for each in told)
+
+
+def test_more_of_what_chats_have(client: OpenAI) -> None:
+    answer = respond(client, input=QUESTION, stop=[" of"], chat_template_kwargs={"mood": "sad"})
+    assert answer.output_text == "The capital"
 
 
 def test_the_file_is_its_owners_only(keeping: OpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:

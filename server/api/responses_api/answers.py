@@ -84,7 +84,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, str] | None = None
     incomplete_details: dict[str, str] | None = None
     object: str = "response"
-    truncation: str = "disabled"
+    truncation: str
     background: bool = False
     service_tier: str = "default"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
@@ -120,3 +120,24 @@ def _text_of_part(part: Json) -> str:
         return "[image: this model reads text only]"
     said = part.get("text")
     return said if isinstance(said, str) else json.dumps(part, ensure_ascii=False)
+
+
+_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
+
+
+def input_items(response_id: str, items: Sequence[Json]) -> list[Json]:
+    """What was said before a response, as it is listed: with ids, and without fields that say nothing."""
+    number = response_id.removeprefix("resp_")
+    listed = []
+    for place, item in enumerate(items):
+        kind = item.get("type", "message")
+        said = {name: value for name, value in item.items() if value not in (None, "")}
+        said |= {"type": kind, "id": item.get("id") or f"{_PREFIXES.get(kind, 'item')}_{number}i{place:x}"}
+        if kind == "message":
+            part = "output_text" if item["role"] == "assistant" else "input_text"
+            content = item["content"]
+            texts = [{"text": content}] if isinstance(content, str) else content
+            said["content"] = [{"type": part, **{k: v for k, v in text.items() if v}} for text in texts]
+            said["status"] = "completed"
+        listed.append(said)
+    return listed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,9 +55,19 @@ class ReasoningItem(Body):
     summary: Parts = ""
 
 
+class ReferenceItem(Body):
+    """An item of an earlier answer, by its id."""
+
+    type: Literal["item_reference"] = "item_reference"
+    id: ShortText
+
+
 Item = Annotated[
-    MessageItem | CallItem | OutputItem | ReasoningItem | ToolItem,
-    described("a message, function_call, function_call_output or reasoning item, or a call or output of a tool"),
+    MessageItem | CallItem | OutputItem | ReasoningItem | ToolItem | ReferenceItem,
+    described(
+        "a message, function_call, function_call_output, reasoning item or item_reference, or a call or output of "
+        "a tool"
+    ),
 ]
 
 
@@ -102,6 +112,8 @@ class ResponsesRequest(SampledRequest):
     input: Annotated[
         str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items")
     ] = ""
+    include: list[str] = []
+    """Only `message.output_text.logprobs` is looked for."""
     instructions: str = ""
     max_output_tokens: LengthAboveZero | None = None
     parallel_tool_calls: bool = True
@@ -117,13 +129,14 @@ class ResponsesRequest(SampledRequest):
     tools: Tools = []
     top_logprobs: Length | None = None
     """-1 is as many as the server allows (`--max-logprobs`)."""
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """`auto` leaves out the oldest turns of a conversation that is too long."""
 
     # Beyond OpenAI's API, named as in other servers.
     chat_template_kwargs: Json = {}
     """More variables of the template."""
 
     # These change nothing in the answer.
-    include: list[str] = []
     max_tool_calls: Hint[Count | None] = None
     """Of tools that a server runs itself: there are none here."""
     metadata: Json = {}
@@ -133,7 +146,6 @@ class ResponsesRequest(SampledRequest):
     safety_identifier: Hint[str] = ""
     service_tier: Hint[str] = ""
     stream_options: Hint[Json] = {}
-    truncation: Annotated[str, only("disabled")] = "disabled"
 
     # Not implemented.
     background: Annotated[Any, only(False)] = False
@@ -148,11 +160,18 @@ class ResponsesRequest(SampledRequest):
         return thinking_in_our_words(values, cls.model_fields)
 
     @property
-    def items(self) -> list[Json]:
-        """The input as items, which can be kept."""
+    def referenced(self) -> list[str]:
+        """The ids of the items that are only named."""
+        items = [] if isinstance(self.input, str) else self.input
+        return [item.id for item in items if isinstance(item, ReferenceItem)]
+
+    def items(self, referenced: Mapping[str, Json]) -> list[Json]:
+        """The input as items, which can be kept. `referenced`: those that are only named, by their ids."""
         if isinstance(self.input, str):
             return [{"type": "message", "role": "user", "content": self.input}]
-        return [item.model_dump(exclude_unset=False) for item in self.input]
+        return [
+            referenced[item.id] if isinstance(item, ReferenceItem) else item.model_dump() for item in self.input
+        ]
 
     @cached_property
     def flat_tools(self) -> dict[str, FlatTool]:
@@ -160,10 +179,11 @@ class ResponsesRequest(SampledRequest):
         flat = (tool for each in self.tools for tool in each.each())
         return {tool.for_chat["function"]["name"]: tool for tool in flat}
 
-    def as_chat(self, before: Sequence[Json] = ()) -> ChatRequest:
-        """`before`: the items of the responses that this one follows. Raises `pydantic.ValidationError`."""
+    def as_chat(self, items: Sequence[Json]) -> ChatRequest:
+        """`items`: those of the responses that this one follows, and its own. Raises `InvalidRequestError` and
+        `pydantic.ValidationError`."""
         messages: list[Json] = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        messages += chat_messages([*before, *self.items])
+        messages += chat_messages(items)
         if not messages:
             raise InvalidRequestError("input is empty", "input")
         choice: Any = self.tool_choice

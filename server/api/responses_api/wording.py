@@ -60,6 +60,8 @@ class ResponsesWording:
         self._text = ""
         """Of the item that is open."""
         self._logprobs: list[msgspec.Raw] = []
+        self._num_logprobs_told = 0
+        """In the deltas."""
         self._is_open = False
         self._status = "completed"
         self._num_reasoning = 0
@@ -111,23 +113,27 @@ class ResponsesWording:
     def _worded(self, event: Event) -> list[StreamEvent]:
         match event:
             case Content(text):
-                new = Item(id=f"msg_{uuid.uuid4().hex}", type="message", role="assistant", content=[])
+                new = Item(id=self._item_id("msg"), type="message", role="assistant", content=[])
                 return [*self._begin(new), *self._piece(text)]
             case Reasoning(text):
-                new = Item(id=f"rs_{uuid.uuid4().hex}", type="reasoning", summary=[], content=[])
+                new = Item(id=self._item_id("rs"), type="reasoning", summary=[], content=[])
                 return [*self._begin(new), *self._piece(text)]
             case CallBegun(_, name):
                 return [*self._close(), *self._begin(self._call(name))]
             case Arguments(_, text):
                 return self._piece(text)
 
+    def _item_id(self, kind: str) -> str:
+        """It tells which response has the item: `recent.response_of`."""
+        return f"{kind}_{self.id.removeprefix('resp_')}{len(self._output):x}"
+
     def _call(self, name: str) -> Item:
         """`name`: the tool's, as the model knows it."""
         tool = self._body.flat_tools.get(name)
         if tool is not None and tool.type == "custom":
-            item = Item(id=f"ctc_{uuid.uuid4().hex}", type="custom_tool_call", call_id=call_id(), input="")
+            item = Item(id=self._item_id("ctc"), type="custom_tool_call", call_id=call_id(), input="")
         else:
-            item = Item(id=f"fc_{uuid.uuid4().hex}", type="function_call", call_id=call_id(), arguments="")
+            item = Item(id=self._item_id("fc"), type="function_call", call_id=call_id(), arguments="")
         item.name = name if tool is None else tool.name
         if tool is not None and tool.namespace:
             item.namespace = tool.namespace
@@ -153,7 +159,8 @@ class ResponsesWording:
         if item.type not in CALLS:
             fields["content_index"] = 0
         if item.type == "message":
-            fields["logprobs"] = []
+            fields["logprobs"] = self._logprobs[self._num_logprobs_told :]
+            self._num_logprobs_told = len(self._logprobs)
         return [self._of_item(f"response.{KINDS[item.type]}.delta", **fields)]
 
     def _close(self) -> list[StreamEvent]:
@@ -177,7 +184,7 @@ class ResponsesWording:
                 self._of_item(done, item_id=item.id, content_index=0, text=text, **logprobs),
                 self._of_item("response.content_part.done", item_id=item.id, content_index=0, part=part),
             ]
-            self._logprobs = []
+            self._logprobs, self._num_logprobs_told = [], 0
         return [*events, self._of_item("response.output_item.done", item=msgspec.Raw(encode(item)))]
 
     def _part(self) -> Part:
@@ -210,6 +217,7 @@ class ResponsesWording:
             reasoning={"effort": body.reasoning and body.reasoning.effort, "summary": None},
             store=self._is_stored,
             temperature=self._params.temperature,
+            truncation=body.truncation,
             text=body.text.model_dump(by_alias=True, exclude_unset=True) or {"format": {"type": "text"}},
             tool_choice=body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             tools=[tool.told for tool in body.tools],

@@ -1,0 +1,51 @@
+"""`truncation: auto`: of a conversation that is longer than the model's window the oldest turns are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from scheduler.sampling_params import PromptTooLongError
+from server.api.chat_request import ChatRequest, Message
+from server.api.conversation import Conversation, understand
+from server.api.models import longest_sequence
+from server.app_keys import ENGINE
+
+
+def understand_what_fits(app: web.Application, body: ChatRequest) -> Conversation:
+    """Without as many turns as it takes, the oldest first; never without what the system says, and the last turn.
+    Raises what `understand` raises."""
+    longest = longest_sequence(app[ENGINE].info)
+    beginning, starts = _turns(body.messages)
+
+    def attempt(start: int) -> Conversation | None:
+        kept = [*body.messages[:beginning], *body.messages[start:]]
+        try:
+            conversation = understand(app, body.model_copy(update={"messages": kept}))
+        except PromptTooLongError:
+            return None
+        return conversation if len(conversation.prompt) < longest else None
+
+    if not starts or (found := attempt(starts[0])) is not None:
+        return found if starts and found is not None else understand(app, body)
+    too_long, fits = 0, len(starts)
+    """Places in `starts`."""
+    while fits - too_long > 1:
+        middle = (too_long + fits) // 2
+        if (shorter := attempt(starts[middle])) is None:
+            too_long = middle
+        else:
+            fits, found = middle, shorter
+    return found if found is not None else understand(app, body)
+
+
+def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """How many messages of the system come first, and where the others may begin: with what a user says, so that
+    no result of a tool is without its call."""
+    beginning = 0
+    while beginning < len(messages) and messages[beginning].role in ("system", "developer"):
+        beginning += 1
+    starts = [beginning] if beginning < len(messages) else []
+    starts += [place for place in range(beginning + 1, len(messages)) if messages[place].role == "user"]
+    return beginning, starts
