@@ -32,6 +32,8 @@ class Completion:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    error: str | None = None
+    """Why it ended before its end."""
 
 
 @dataclass(slots=True)
@@ -101,13 +103,13 @@ class LLM:
             )
             for request in requests
         }
+        self._check_grammars(requests)
         for request in requests:
             if logits_processors:
                 self.engine.executor.steerings.processors[request.request_id] = list(logits_processors)
-            if request.params.grammar is not None and not self._is_taught:
-                self.engine.learn_tokenizer(self.tokenizer.definition())
-                self._is_taught = True
-            self.engine.add(request)
+            for output in self.engine.add(request):
+                streams[request.request_id].push(output)
+                results[request.request_id].completions[output.index].error = output.error
         with tqdm(total=len(prompts), desc="generating", unit="prompt", disable=not progress) as bar:
             try:
                 self._run(streams, results, bar)
@@ -133,6 +135,16 @@ class LLM:
             raise InvalidRequestError("this model does not say how it makes embeddings: choose one", "pooling")
         results = self.generate(prompts, SamplingParams(max_tokens=0, pooling=pooling), progress=progress)
         return np.stack([each.embedding.vector(normalize=normalize) for each in results if each.embedding])
+
+    def _check_grammars(self, requests: Sequence[Request]) -> None:
+        """Raises `InvalidRequestError` for one that cannot be compiled."""
+        for grammar in dict.fromkeys(request.params.grammar for request in requests):
+            if grammar is None:
+                continue
+            if not self._is_taught:
+                self.engine.learn_tokenizer(self.tokenizer.definition())
+                self._is_taught = True
+            self.engine.check_grammar(grammar)
 
     def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -160,6 +172,7 @@ class LLM:
                 if delta.finish_reason is not None:
                     completion.finish_reason = delta.finish_reason
                     completion.stop_reason = delta.stop_reason
+                    completion.error = delta.error
                     if output.finish_reason is None:  # met a stop string
                         self.engine.abort(output.request_id, output.index, FinishReason.STOP)
                 if stream.finished:

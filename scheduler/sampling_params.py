@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -40,6 +39,10 @@ MAX_ITEMS = 1024
 
 MAX_LOGPROBS = 1000
 """Of the alternatives to each token."""
+
+MAX_REPETITION_PENALTY = 100.0
+"""And its inverse is the least: logits stay numbers whose differences float32 can tell, also over the lowest
+temperature."""
 
 MODEL_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What a model's generation config may say, where a request does not."""
@@ -136,7 +139,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         check(1 <= self.n <= 128, "n", "between 1 and 128")
         for param in ("presence_penalty", "frequency_penalty"):
             check(-2.0 <= getattr(self, param) <= 2.0, param, "between -2 and 2")
-        check(0.0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0")
+        check(
+            1 / MAX_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY,
+            "repetition_penalty",
+            f"between {1 / MAX_REPETITION_PENALTY:g} and {MAX_REPETITION_PENALTY:g}",
+        )
         check(all(self.bad_words), "bad_words", "made of non-empty strings")
         for param in ("stop_token_ids", "logit_bias", "bad_words", "allowed_token_ids"):
             if len(getattr(self, param)) > MAX_ITEMS:

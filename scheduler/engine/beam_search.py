@@ -81,7 +81,8 @@ class BeamSearch:
     @property
     def best(self) -> list[Beam]:
         """The answers, best first. What has not ended counts where it must not go on."""
-        is_whole = len(self._ended) == self._width and len(self.live[0].tokens) < self._max_tokens
+        must_end = bool(self.live) and len(self.live[0].tokens) == self._max_tokens
+        is_whole = len(self._ended) == self._width and not must_end
         return self._ended if is_whole else self._best([*self._ended, *self.live])
 
     def _best(self, beams: list[Beam]) -> list[Beam]:

@@ -17,6 +17,7 @@ from scheduler.engine.mask_turns import MaskTurns
 from scheduler.engine.outputs import output_of, part_of, refused, view_of
 from scheduler.engine.parts import drafter_of, make_policy, runner_of, speculation_of, window_of
 from scheduler.engine.stopwatch import Stopwatch
+from scheduler.grammar_spec import GrammarSpec
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
     Draft,
@@ -144,6 +145,10 @@ class EngineCore:
     def learn_tokenizer(self, definition: str) -> None:
         """As `Tokenizer.definition` has it: needed before the first request that has a grammar."""
         self._compiling.learn(definition)
+
+    def check_grammar(self, grammar: GrammarSpec) -> None:
+        """For who can wait. Raises `InvalidRequestError` for one that cannot be compiled."""
+        self._compiling.check(grammar)
 
     def add(self, request: Request, progress: list[Progress] | None = None) -> list[SequenceOutput]:
         """Queue a request, or the rest of one that was lost with another engine. If it can never be served, or not

@@ -184,12 +184,18 @@ class ChatRequest(GenerationRequest):
     synonyms: ClassVar[dict[str, str]] = GenerationRequest.synonyms | THINKING
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    """The conversation so far."""
     logprobs: bool = False
+    """With the log-probability of each token."""
     max_completion_tokens: Length | None = None
+    """Tokens that the answer may have; -1 is as many as there is room for."""
     max_tokens: Length | None = None
+    """The older name of max_completion_tokens."""
     top_logprobs: Length | None = None
-    """-1 is as many as the server allows (`--max-logprobs`)."""
+    """With the logprobs of so many likeliest tokens in the place of each; -1 is as many as the server allows
+    (`--max-logprobs`)."""
     prediction: Prediction | None = None
+    """What the answer will be for the most part: it comes in fewer steps, and is the same."""
     reasoning_effort: ReasoningEffort | None = None
     """For templates of models that think; `none` turns thinking off."""
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -200,24 +206,30 @@ class ChatRequest(GenerationRequest):
         BeforeValidator(without_hosted),
         Field(max_length=MAX_TOOLS),
     ] = []
+    """What the model may call."""
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | Annotated[NamedTool, BeforeValidator(as_function)] | ToolSubset,
         described("none, auto, required, a function's name, or allowed_tools"),
     ] = "auto"
+    """Whether it has to, and what."""
     parallel_tool_calls: bool = True
+    """Whether an answer may have more than one call."""
 
     # Beyond OpenAI's API, named as in other servers.
     add_generation_prompt: bool = True
     """The template begins the assistant's turn."""
     chat_template: str | None = None
+    """A template of the request's own (--trust-request-chat-template)."""
     chat_template_kwargs: Json = {}
     """More variables of the template."""
     continue_final_message: bool = False
     """The last message is not ended: the answer goes on with it."""
     documents: list[Json] = []
+    """For templates that know of them."""
     echo: bool = False
     """The answer begins with the message that it goes on with."""
     include_reasoning: bool = True
+    """Whether the answer has what the model thought."""
 
     # These change nothing in the answer.
     store: Hint[bool] = False

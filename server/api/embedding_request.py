@@ -16,6 +16,7 @@ class EmbeddingRequest(ServedRequest):
     encoding_format: Literal["float", "base64"] = "float"
     """Base64 is of the bytes of little-endian float32 numbers."""
     dimensions: Count | None = None
+    """Only as many as the model has."""
 
     # Beyond OpenAI's API.
     pooling: Pooling | None = None

@@ -13,12 +13,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MAX_STOPS = 16
 MAX_BAD_WORDS = 128
@@ -48,17 +49,25 @@ def described(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-class Only(AfterValidator):
-    """For a parameter that is not implemented: every value that asks for something is refused."""
+class Only:
+    """Marks a parameter that is not implemented."""
 
+    def __init__(self, *neutral: Any) -> None:
+        self.neutral = neutral
+        """The values that ask for nothing."""
 
-def only(*neutral: Any) -> Only:
-    def validate(value: Any) -> Any:
-        if value not in neutral:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if value not in self.neutral:
             raise PydanticCustomError("not_implemented", "is not implemented by Carousel")
         return value
 
-    return Only(validate)
+
+def only(*neutral: Any) -> Only:
+    """For a parameter that is not implemented: refuse every value that asks for something."""
+    return Only(*neutral)
 
 
 def _above_zero(length: int) -> int:
@@ -87,7 +96,7 @@ class Body(BaseModel):
     """A JSON object of a request, without its nulls. What it has besides its fields is left out, and named to who
     sent it (`server.api.reading`): programs put keys of their own everywhere."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
 
     synonyms: ClassVar[dict[str, str]] = {}
     """Other servers' names, which `_translated` knows, and the fields here that they mean."""

@@ -57,12 +57,14 @@ class ServedRequest(CheckedBody):
     """What every request has that the engine serves."""
 
     model: str | None = None
+    """One of the names at /v1/models; by default the model that is served."""
 
     # Beyond OpenAI's API, named as in other servers.
     add_special_tokens: bool | None = None
     """Put the tokenizer's own tokens around the prompt; by default everywhere but around a chat's, whose template
     has put them in."""
     cache_salt: str = ""
+    """Prompts share what is cached only with those that have the same."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Among the user's own class: lower goes earlier."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -100,8 +102,8 @@ class SampledRequest(ServedRequest, StructuredFields):
             f"a string or a list of at most {MAX_STOPS} strings, of at most {MAX_STOP_CHARACTERS} characters each"
         ),
     ] = []
-    frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: Annotated[
         dict[Count, float], BeforeValidator(_token_keys), described("an object of token ids and numbers")
     ] = {}
@@ -150,16 +152,22 @@ class GenerationRequest(SampledRequest):
     """What the endpoints share whose answers are text."""
 
     n: Count = 1
+    """How many answers there are to each prompt."""
     stream: bool = False
+    """Send the answer as it comes, as server-sent events."""
     stream_options: StreamOptions | None = None
+    """What a stream says besides."""
 
     # Beyond OpenAI's API, named as in other servers.
     explain: bool = False
     """With each choice, what happened at each step (`ExplainedStep`)."""
     prompt_logprobs: Length | None = None
-    """-1 is as many as the server allows (`--max-logprobs`)."""
+    """With the log-probabilities of the prompt's tokens, and of so many likeliest ones in their places; -1 is as many
+    as the server allows (`--max-logprobs`)."""
     return_token_ids: bool = False
+    """With the numbers of the tokens of prompt and answer."""
     return_tokens_as_token_ids: bool = False
+    """Logprobs name tokens by their numbers, as token_id:5."""
     use_beam_search: bool = False
     """Search for the likeliest answers as wholes, with `n` beams; temperature and truncation do not count."""
     early_stopping: bool = False

@@ -24,7 +24,9 @@ class JsonSchemaFormat(CheckedBody):
     name: Hint[str] = ""
     description: Hint[str] = ""
     schema_: Annotated[Schema, Field(alias="schema")] = {}
+    """The schema."""
     strict: bool = False
+    """Refuse keywords that cannot be enforced; without it they are ignored."""
 
 
 class ResponseFormat(CheckedBody):
@@ -33,7 +35,9 @@ class ResponseFormat(CheckedBody):
     model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"]
+    """What the answer is."""
     json_schema: JsonSchemaFormat | None = None
+    """The schema that it follows."""
     schema_: Annotated[Schema | None, Field(alias="schema")] = None
     """The schema itself, as llama.cpp and others have it, also beside `json_object`."""
 
@@ -42,10 +46,15 @@ class StructuredOutputs(CheckedBody):
     """vLLM's; only one of them may be given."""
 
     json_: Annotated[SchemaText | None, Field(alias="json")] = None
+    """A JSON schema that the answer follows."""
     regex: str | None = None
+    """A regular expression that the whole answer matches."""
     choice: Choices | None = None
+    """Texts of which the answer is one."""
     grammar: str | None = None
+    """A context-free grammar of the answer, in Lark's notation or in GBNF."""
     json_object: bool = False
+    """The answer is a JSON object."""
     disable_any_whitespace: bool = False
     """No white space between the parts of JSON."""
     disable_additional_properties: bool = False
@@ -67,11 +76,17 @@ class StructuredFields(CheckedBody):
     """Of the endpoints whose answers may be held to a form."""
 
     response_format: ResponseFormat | None = None
+    """JSON, or JSON that a schema accepts."""
     structured_outputs: StructuredOutputs | None = None
+    """The form of the answer in vLLM's words."""
     guided_json: SchemaText | None = None
+    """A JSON schema that the answer follows, as an older vLLM has it."""
     guided_regex: str | None = None
+    """A regular expression that the whole answer matches."""
     guided_choice: Choices | None = None
+    """Texts of which the answer is one."""
     guided_grammar: str | None = None
+    """A context-free grammar of the answer, in Lark's notation or in GBNF."""
     guided_decoding_backend: Hint[str] = ""
     guided_whitespace_pattern: ShortText | None = None
     """What may stand between the parts of JSON, as a regular expression."""

@@ -24,20 +24,31 @@ class TokenizeRequest(CheckedBody):
     """A text, or a conversation."""
 
     model: str | None = None
+    """One of the names at /v1/models; by default the model that is served."""
     prompt: str | None = None
+    """A text."""
     add_special_tokens: bool | None = None
+    """Put the tokenizer's own tokens around it; by default around a text."""
     return_token_strs: bool = False
+    """With what the tokens are called."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    """A conversation, in place of a text."""
     add_generation_prompt: bool = True
+    """The template begins the assistant's turn."""
     continue_final_message: bool = False
+    """The last message is not ended."""
     chat_template_kwargs: dict[str, Any] = {}
+    """More variables of the template."""
     tools: list[dict[str, Any]] = []
+    """Those that the template tells of."""
 
 
 class DetokenizeRequest(CheckedBody):
     model: str | None = None
+    """One of the names at /v1/models; by default the model that is served."""
     tokens: TokenIds
+    """Their numbers."""
 
 
 class Tokens(msgspec.Struct, frozen=True):

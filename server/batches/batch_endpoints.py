@@ -28,9 +28,13 @@ MAX_REQUESTS, MAX_LINES = 50_000, 1_000_000
 
 class BatchRequest(CheckedBody):
     input_file_id: str
+    """The file of requests."""
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    """Where they would have been sent."""
     completion_window: Literal["24h"]
+    """How long they may take."""
     metadata: dict[str, str] | None = None
+    """Is in the batch again."""
 
 
 async def create_batch(request: web.Request) -> web.Response:

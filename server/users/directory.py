@@ -101,7 +101,7 @@ class UserSettings(_Entry):
     """What the file says of one user."""
 
     keys: list[KeyHash] = []
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Share of the engine, relative to the other users'."""
     priority: Priority = "normal"
     disabled: bool = False

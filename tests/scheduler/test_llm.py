@@ -70,6 +70,16 @@ def test_one_bad_prompt_is_refused_before_anything_runs(llm: LLM) -> None:
     assert not llm.engine.has_work
 
 
+@pytest.mark.parametrize(
+    "form", [GrammarSpec(GrammarKind.REGEX, "(a"), GrammarSpec(GrammarKind.LARK, "start: nowhere")]
+)
+def test_a_broken_grammar_is_refused_before_anything_runs(llm: LLM, form: GrammarSpec) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match="grammar"):
+            llm.generate(["fine", "broken"], [SamplingParams(), SamplingParams(grammar=form)], progress=False)
+        assert not llm.engine.has_work
+
+
 def test_a_grammar(llm: LLM) -> None:
     form = GrammarSpec(GrammarKind.REGEX, "(red|green|blue), [0-9]{3}")
     params = SamplingParams(grammar=form, temperature=1.5, max_tokens=20, n=8, seed=0)

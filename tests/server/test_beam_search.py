@@ -10,6 +10,7 @@ import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from scheduler.engine.beam_search import BeamOptions, BeamSearch
 from scheduler.text.tokenizer import Tokenizer
 from tests.server.conftest import MODEL
 
@@ -86,3 +87,25 @@ def test_the_best_of_more_beams_and_in_a_chat(client: OpenAI) -> None:
         model=MODEL, messages=[{"role": "user", "content": "Name a colour."}], n=2, max_tokens=5, extra_body=search
     )
     assert len({choice.message.content for choice in said.choices}) == 2
+
+
+def test_all_that_may_follow_ends_the_answer(client: OpenAI) -> None:
+    asks: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+    likely = client.completions.create(**asks, logprobs=20, extra_body={"return_tokens_as_token_ids": True})
+    assert likely.choices[0].logprobs is not None
+    assert likely.choices[0].logprobs.top_logprobs is not None
+    ends = [int(name.removeprefix("token_id:")) for name in likely.choices[0].logprobs.top_logprobs[0]]
+    search = {"use_beam_search": True, "stop_token_ids": ends}
+    answer = client.completions.create(**(asks | {"max_tokens": 9}), n=3, extra_body=search)
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 3
+    assert {choice.stop_reason for choice in answer.choices} == set(ends[:3])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_beams_that_all_end_are_as_many_as_are_wanted(width: int) -> None:
+    search = BeamSearch(width, 9, frozenset({7, 8}), BeamOptions())
+    search.advance([[(5, -0.5), (7, -1.0), (8, -2.0)]])
+    while not search.is_done:
+        search.advance([[(7, -0.1), (8, -0.2)] for _ in search.live])
+    assert len(search.best) == width
+    assert all(beam.has_ended for beam in search.best)

@@ -14,7 +14,7 @@ from scheduler.messages import StepPart
 from scheduler.text.tokenizer import Tokenizer
 from server.api.explanation import Explainer
 from tests.server.conftest import MODEL
-from tests.server.serving import carousel
+from tests.server.serving import Server, carousel
 
 PROMPT = "apple, pear, plum, cherry, apple, pear, plum, cherry, apple, pear,"
 
@@ -92,6 +92,29 @@ def test_a_chat_is_explained_as_it_is_streamed(client: OpenAI) -> None:
 def test_beams_are_not_explained(client: OpenAI) -> None:
     with pytest.raises(Exception, match="not explained"):
         explained(client, use_beam_search=True, n=2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.1e-5, 1.0, 100.0])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0, "frequency_penalty": -2.0, "presence_penalty": -2.0},
+        {"logit_bias": {"28": 100.0, "284": -100.0}, "repetition_penalty": 0.01, "frequency_penalty": 2.0},
+        {"top_p": 0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 0.01},
+        {"top_p": 1e-9, "repetition_penalty": 100.0},
+        {"min_p": 1.0},
+    ],
+)
+async def test_at_the_ends_of_what_may_be_asked(
+    server: Server, fields: dict[str, Any], temperature: float
+) -> None:
+    asks = {"prompt": PROMPT, "max_tokens": 6, "explain": True, "ignore_eos": True, "temperature": temperature}
+    status, answer = await server.post("/v1/completions", asks | fields)
+    assert status == 200, answer
+    tokens = [token for step in answer["choices"][0]["explanation"] for token in step["tokens"]]
+    assert len(tokens) == 6
+    assert all(0 <= token["chosen_with"] <= 1 for token in tokens)
 
 
 @pytest.mark.prove

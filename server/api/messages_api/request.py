@@ -85,12 +85,19 @@ class CountRequest(CheckedBody):
     synonyms: ClassVar[dict[str, str]] = THINKING
 
     model: str | None = None
+    """One of the names at /v1/models; by default the model that is served."""
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
+    """The conversation so far."""
     system: Text = ""
+    """What comes before it."""
     tools: Annotated[list[ToolDefinition], BeforeValidator(_own_tools), Field(max_length=256)] = []
+    """What the model may call."""
     tool_choice: ToolChoice = ToolChoice(type="auto")
+    """Whether it has to, and what."""
     thinking: Thinking | None = None
+    """For templates of models that think."""
     output_config: OutputConfig | None = None
+    """The form of the answer, and how much is thought."""
 
     # These change nothing in the answer.
     betas: Hint[list[str]] = []
@@ -165,8 +172,11 @@ class MessagesRequest(CountRequest, SampledRequest):
     synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_tokens") | CountRequest.synonyms
 
     max_tokens: LengthAboveZero
+    """Tokens that the answer may have; -1 is as many as there is room for."""
     stop_sequences: Annotated[list[ShortText], Field(max_length=MAX_STOPS)] = []
+    """The answer ends before the first of these strings."""
     stream: bool = False
+    """Send the answer as it comes, as server-sent events."""
 
     # These change nothing in the answer.
     metadata: Hint[Json] = {}

@@ -112,23 +112,35 @@ class ResponsesRequest(SampledRequest):
     input: Annotated[
         str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items")
     ] = ""
+    """A text, or the items of the conversation so far."""
     include: list[str] = []
     """Only `message.output_text.logprobs` is looked for."""
     instructions: str = ""
+    """What comes before it."""
     max_output_tokens: LengthAboveZero | None = None
+    """Tokens that the answer may have; -1 is as many as there is room for."""
     parallel_tool_calls: bool = True
+    """Whether an answer may have more than one call."""
     previous_response_id: str | None = None
+    """The response that this one follows (--store)."""
     reasoning: ReasoningOptions | None = None
+    """For templates of models that think."""
     store: bool | None = None
+    """Keep the response (--store). false keeps nothing of it, not even for minutes."""
     stream: bool = False
+    """Send the answer as it comes, as server-sent events."""
     text: TextOptions = TextOptions()
+    """The form of the answer."""
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
         described("none, auto, required, a function, or allowed_tools"),
     ] = "auto"
+    """Whether the model has to call something, and what."""
     tools: Tools = []
+    """What the model may call."""
     top_logprobs: Length | None = None
-    """-1 is as many as the server allows (`--max-logprobs`)."""
+    """With the logprobs of so many likeliest tokens in the place of each; -1 is as many as the server allows
+    (`--max-logprobs`)."""
     truncation: Literal["auto", "disabled"] = "disabled"
     """`auto` leaves out the oldest turns of a conversation that is too long."""
 
@@ -140,6 +152,7 @@ class ResponsesRequest(SampledRequest):
     max_tool_calls: Hint[Count | None] = None
     """Of tools that a server runs itself: there are none here."""
     metadata: Json = {}
+    """Is in the response again."""
     prompt_cache_key: Hint[str] = ""
     prompt_cache_options: Hint[Json] = {}
     prompt_cache_retention: Hint[str] = ""
