@@ -107,16 +107,16 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app.cleanup_ctx.append(EventLoopWatch(registry).lifetime)
     app.on_shutdown.append(end_pages)
     app.on_response_prepare.extend([name_response, tell_limits])
-    _add_routes(app.router, "")
+    add_routes(app.router, "")
     if config.root_path:
-        _add_routes(app.router, config.root_path)
+        add_routes(app.router, config.root_path)
         app.router.add_get(config.root_path, get_page)
     if config.metrics_port is None:
         add_metrics(app, registry if config.users is None else without_names(registry))
     return app
 
 
-def _add_routes(router: web.UrlDispatcher, root: str) -> None:
+def add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_post(f"{root}/v1/completions", create_completion, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/chat/completions", create_chat_completion, expect_handler=refuse_expectations)
     router.add_post(f"{root}/v1/embeddings", create_embeddings, expect_handler=refuse_expectations)

@@ -51,6 +51,7 @@ WITHOUT_BODIES: dict[tuple[str, str], str] = {
     ("get", "/health/ready"): "Whether requests are served at once",
     ("get", "/version"): "Of Carousel",
     ("get", "/ping"): "Whether anybody is there",
+    ("post", "/ping"): "The same",
     ("get", "/load"): "How many requests are being answered or wait",
     ("get", "/metrics"): "For Prometheus",
 }

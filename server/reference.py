@@ -27,9 +27,9 @@ INTRODUCTION = """\
 <!-- Made by `python -m server.reference > docs/api.md`; a test holds it to the models that validate requests. -->
 
 A field that is null counts as not given. A field that is not known here is left out, and named in the answer's
-header `X-Carousel-Ignored` (at most 1 KiB) and once in the log. One that is up to two letters away from a known one
-is a misspelt one, and the request is refused with status 400. `--unknown-fields refuse` refuses all. In messages,
-parts, items and tools, where programs put keys of their own, nothing is taken for misspelt, nor refused.
+header `X-Carousel-Ignored` (at most 1 KiB) and once in the log. One that is up to two letters away from a known
+one is a misspelt one, and the request is refused with status 400. `--unknown-fields refuse` refuses all. In
+messages, parts, items and tools, where programs put keys of their own, nothing is taken for misspelt, nor refused.
 
 Headers of a request: `Authorization: Bearer KEY` (or `x-api-key`), `X-Request-Id` (it is the answer's too),
 `X-Request-Timeout` (seconds, as the field `timeout`).
@@ -98,7 +98,7 @@ def _table(model: type[Body], fields: dict[str, FieldInfo]) -> list[str]:
     for name, info in fields.items():
         known_as = info.alias or name
         kind = "" if _mark(info, Only) else _kind(schema[known_as])
-        rows.append(f"| `{known_as}` | {kind} | {_meaning(name, info)} |")
+        rows.append(f"| `{known_as}` | {kind} | {meaning(name, info)} |")
     return rows
 
 
@@ -106,7 +106,7 @@ def _mark(info: FieldInfo, kind: type) -> Any:
     return next((mark for mark in info.metadata if isinstance(mark, kind)), None)
 
 
-def _meaning(name: str, info: FieldInfo) -> str:
+def meaning(name: str, info: FieldInfo) -> str:
     said = " ".join((info.description or OF_SAMPLING.get(name, "")).split())
     if (only := _mark(info, Only)) is not None:
         words = " or ".join(f"`{json.dumps(value)}`" for value in only.neutral)

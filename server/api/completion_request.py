@@ -37,8 +37,8 @@ class CompletionRequest(GenerationRequest):
     echo: bool = False
     """The answer begins with the prompt."""
     logprobs: Length | None = None
-    """With the log-probability of each token, and of so many likeliest ones in its place; -1 is as many as the server
-    allows (`--max-logprobs`)."""
+    """With the log-probability of each token, and of so many likeliest ones in its place; -1 is as many as the
+    server allows (`--max-logprobs`)."""
     max_tokens: Length = 16
     """Tokens that the answer may have; -1 is as many as there is room for, 0 computes the prompt alone."""
     suffix: str = ""

@@ -162,8 +162,8 @@ class GenerationRequest(SampledRequest):
     explain: bool = False
     """With each choice, what happened at each step (`ExplainedStep`)."""
     prompt_logprobs: Length | None = None
-    """With the log-probabilities of the prompt's tokens, and of so many likeliest ones in their places; -1 is as many
-    as the server allows (`--max-logprobs`)."""
+    """With the log-probabilities of the prompt's tokens, and of so many likeliest ones in their places; -1 is as
+    many as the server allows (`--max-logprobs`)."""
     return_token_ids: bool = False
     """With the numbers of the tokens of prompt and answer."""
     return_tokens_as_token_ids: bool = False

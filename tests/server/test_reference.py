@@ -8,7 +8,7 @@ from aiohttp import web
 
 from server import reference
 from server.api.fields import Body
-from server.app import _add_routes
+from server.app import add_routes
 from server.openapi import BODIES
 
 PAGE = Path(reference.__file__).parents[1] / "docs" / "api.md"
@@ -24,14 +24,14 @@ def test_every_field_of_a_request_is_explained() -> None:
     for model, _ in BODIES.values():
         assert issubclass(model, Body)
         for name, info in model.model_fields.items():
-            meaning = reference._meaning(name, info)
-            assert len(meaning) > len("**Required.** "), (model.__name__, name)
+            meaning = reference.meaning(name, info)
+            assert meaning.removeprefix("**Required.** "), (model.__name__, name)
             assert f"| `{name}` |" in page
 
 
 def test_every_route_is_named() -> None:
     router = web.UrlDispatcher()
-    _add_routes(router, "")
+    add_routes(router, "")
     page = reference.page()
     for route in router.routes():
         assert route.resource is not None
