@@ -9,6 +9,7 @@ import ast
 import inspect
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -37,6 +38,8 @@ Headers of a request: `Authorization: Bearer KEY` (or `x-api-key`), `X-Request-I
 GROUPS = (ServedRequest, StructuredFields, SampledRequest, GenerationRequest)
 """What several endpoints share."""
 
+APIS = {"messages_api": "Messages", "responses_api": "Responses"}
+
 
 def page() -> str:
     """In Markdown."""
@@ -53,14 +56,32 @@ def page() -> str:
 def _endpoints() -> str:
     rows = ["## Endpoints\n", "| | |", "| --- | --- |"]
     for path, (model, summary) in BODIES.items():
-        rows.append(f"| `POST {path}` | {summary}: {_link(model.__name__)} |")
+        rows.append(f"| `POST {path}` | {summary}: {_link(model)} |")
     rows.append("| `POST /v1/files` | Send a file of requests: a form with `purpose` and `file` (--batches) |")
     rows += [f"| `{method.upper()} {path}` | {summary} |" for (method, path), summary in WITHOUT_BODIES.items()]
     return "\n".join(rows) + "\n"
 
 
-def _link(name: str) -> str:
-    return f"[{name}](#{name.lower()})"
+def _link(model: type[Body]) -> str:
+    title = _title(model)
+    return f"[{title}](#{title.lower().replace(' ', '-')})"
+
+
+def _title(model: type[Body]) -> str:
+    """Its name; with that of its API, where two have objects of one name."""
+    is_one_of_several = sum(model.__name__ == other.__name__ for other in _nested()) > 1
+    return f"{model.__name__} of {_api(model)}" if is_one_of_several and _api(model) else model.__name__
+
+
+def _api(model: type[Body]) -> str:
+    """What has a folder of its own."""
+    return next((name for folder, name in APIS.items() if f".{folder}." in model.__module__), "")
+
+
+def _named(name: str, near: type[Body]) -> type[Body]:
+    """The object of this name that a model has."""
+    found = [model for model in _nested() if model.__name__ == name]
+    return next((model for model in found if _api(model) == _api(near)), found[0])
 
 
 def _section(model: type[Body], told: list[type[Body]]) -> str:
@@ -72,7 +93,7 @@ def _section(model: type[Body], told: list[type[Body]]) -> str:
     said = [f"The body of `POST {path}`." for path, (body, _) in BODIES.items() if body is model]
     said = said or [_said_of(model)]
     if others:
-        said.append(f"It has the fields of {', '.join(_link(other.__name__) for other in others)} too.")
+        said.append(f"It has the fields of {', '.join(_link(other) for other in others)} too.")
     lines = [f"## {model.__name__}\n", " ".join(filter(None, said)), "", *_table(model, own)]
     synonyms = {name: ours for name, ours in model.synonyms.items() if name not in (ours, *model.model_fields)}
     for other in others:
@@ -84,7 +105,7 @@ def _section(model: type[Body], told: list[type[Body]]) -> str:
 
 
 def _object(model: type[Body]) -> str:
-    return "\n".join([f"### {model.__name__}\n", _said_of(model), "", *_table(model, model.model_fields)]) + "\n"
+    return "\n".join([f"### {_title(model)}\n", _said_of(model), "", *_table(model, model.model_fields)]) + "\n"
 
 
 def _said_of(model: type[Body]) -> str:
@@ -97,7 +118,7 @@ def _table(model: type[Body], fields: dict[str, FieldInfo]) -> list[str]:
     rows = ["| field | type | |", "| --- | --- | --- |"]
     for name, info in fields.items():
         known_as = info.alias or name
-        kind = "" if _mark(info, Only) else _kind(schema[known_as])
+        kind = "" if _mark(info, Only) else _kind(schema[known_as], model)
         rows.append(f"| `{known_as}` | {kind} | {meaning(name, info)} |")
     return rows
 
@@ -121,19 +142,21 @@ def meaning(name: str, info: FieldInfo) -> str:
     return said.replace("|", "\\|").strip()
 
 
-def _kind(schema: Json) -> str:
-    """A JSON schema in a few words."""
+def _kind(schema: Json, model: type[Body]) -> str:
+    """A JSON schema in a few words, of a field of a model."""
     match schema:
         case {"$ref": name}:
-            return _link(name.rpartition("__")[2])
+            return _link(_named(name.rpartition("__")[2], model))
         case {"anyOf": members}:
-            return " or ".join(dict.fromkeys(_kind(member) for member in members if member.get("type") != "null"))
+            return " or ".join(
+                dict.fromkeys(_kind(member, model) for member in members if member.get("type") != "null")
+            )
         case {"const": value}:
             return f"`{json.dumps(value)}`"
         case {"enum": values}:
             return ", ".join(f"`{json.dumps(value)}`" for value in values)
         case {"type": "array"}:
-            inner = _kind(schema.get("items", {}))
+            inner = _kind(schema.get("items", {}), model)
             return f"list of {inner}" + (f", at most {schema['maxItems']}" if "maxItems" in schema else "")
         case {"type": "integer" | "number" as kind}:
             least = schema.get("minimum", schema.get("exclusiveMinimum"))
@@ -145,19 +168,25 @@ def _kind(schema: Json) -> str:
     return "anything"
 
 
-def _nested() -> Iterator[type[Body]]:
+@cache
+def _nested() -> list[type[Body]]:
     """The objects in bodies."""
     bodies = {model for model, _ in BODIES.values()}
+    found = dict.fromkeys(_below(Body))
+    return [
+        model
+        for model in found
+        if model is not CheckedBody
+        and model not in bodies
+        and not issubclass(model, GROUPS)
+        and model.__module__.startswith("server.")
+    ]
 
-    def below(model: type[Body]) -> Iterator[type[Body]]:
-        for each in model.__subclasses__():
-            yield each
-            yield from below(each)
 
-    for model in dict.fromkeys(below(Body)):
-        is_request = model in bodies or issubclass(model, GROUPS)
-        if model is not CheckedBody and not is_request and model.__module__.startswith("server."):
-            yield model
+def _below(model: type[Body]) -> Iterator[type[Body]]:
+    for each in model.__subclasses__():
+        yield each
+        yield from _below(each)
 
 
 def _attribute_docstrings(source: str, name: str) -> dict[str, str]:

@@ -132,7 +132,7 @@ LOOK_SECONDS = 0.1
 
 
 class _Connection(RequestHandler):
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more. It may still read, or be gone: that looks the same until something is
         sent to it, which one that is gone answers with a reset. So one that waits for an answer keeps its
         connection, and is sent something."""
