@@ -11,7 +11,8 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
 from server.http.connections import Connections
@@ -132,14 +133,21 @@ LOOK_SECONDS = 0.1
 
 
 class _Connection(RequestHandler):
+    _last_body: StreamReader = EMPTY_PAYLOAD
+    """Of the last request that came."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            self._last_body = self._messages[-1][1]
+
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more. It may still read, or be gone: that looks the same until something is
         sent to it, which one that is gone answers with a reset. So one that waits for an answer keeps its
         connection, and is sent something."""
-        transport, request = self.transport, self._current_request
-        if transport is None or transport.get_extra_info("sslcontext") is not None or not self._is_busy():
-            return False  # asyncio's TLS ends both ways at once
-        if request is not None and (request.version < HttpVersion11 or not request.content.is_eof()):
+        if self.transport is None or not (self._is_busy() and self._last_body.is_eof()):
+            return False
+        if self.transport.get_extra_info("sslcontext") is not None:  # asyncio ends TLS both ways at once
             return False
         self.close()  # after this answer
         self._loop.call_later(SILENT_SECONDS, self._probe)
@@ -159,7 +167,7 @@ class _Connection(RequestHandler):
             return
         if (events := request.get(EVENTS)) is not None:
             events.comment()
-        elif request.writer.output_size == 0:
+        elif request.version >= HttpVersion11 and request.writer.output_size == 0:
             transport.write(CONTINUE)
         self._loop.call_later(LOOK_SECONDS, self._look)
 
