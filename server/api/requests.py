@@ -57,7 +57,7 @@ class ServedRequest(CheckedBody):
     """What every request has that the engine serves."""
 
     model: str | None = None
-    """One of the names at /v1/models; by default the model that is served."""
+    """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
 
     # Beyond OpenAI's API, named as in other servers.
     add_special_tokens: bool | None = None

@@ -24,7 +24,7 @@ class TokenizeRequest(CheckedBody):
     """A text, or a conversation."""
 
     model: str | None = None
-    """One of the names at /v1/models; by default the model that is served."""
+    """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
     prompt: str | None = None
     """A text."""
     add_special_tokens: bool | None = None
@@ -46,7 +46,7 @@ class TokenizeRequest(CheckedBody):
 
 class DetokenizeRequest(CheckedBody):
     model: str | None = None
-    """One of the names at /v1/models; by default the model that is served."""
+    """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
     tokens: TokenIds
     """Their numbers."""
 

@@ -85,7 +85,7 @@ class CountRequest(CheckedBody):
     synonyms: ClassVar[dict[str, str]] = THINKING
 
     model: str | None = None
-    """One of the names at /v1/models; by default the model that is served."""
+    """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     """The conversation so far."""
     system: Text = ""
