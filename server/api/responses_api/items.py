@@ -137,7 +137,9 @@ def input_items(response_id: str, items: Sequence[Json]) -> list[Json]:
             part = "output_text" if item["role"] == "assistant" else "input_text"
             content = item["content"]
             texts = [{"text": content}] if isinstance(content, str) else content
-            said["content"] = [{"type": part, **{k: v for k, v in text.items() if v}} for text in texts]
+            said["content"] = [
+                {"type": part, **{name: value for name, value in text.items() if value != ""}} for text in texts
+            ]
             said["status"] = "completed"
         listed.append(said)
     return listed
