@@ -159,7 +159,8 @@ class _Connection(RequestHandler):
             return True
         if self._waiter is not None or self._task_handler is None:
             return False
-        return inspect.getcoroutinestate(self._task_handler.get_coro()) == inspect.CORO_SUSPENDED
+        serving: Any = self._task_handler.get_coro()
+        return inspect.getcoroutinestate(serving) == inspect.CORO_SUSPENDED
 
     def _probe(self) -> None:
         request, transport = self._current_request, self.transport

@@ -27,8 +27,11 @@ def understand_what_fits(app: web.Application, body: ChatRequest) -> Conversatio
             return None
         return conversation if len(conversation.prompt) < longest else None
 
-    if not starts or (found := attempt(starts[0])) is not None:
-        return found if starts and found is not None else understand(app, body)
+    if not starts:
+        return understand(app, body)
+    if (whole := attempt(starts[0])) is not None:
+        return whole
+    found: Conversation | None = None
     too_long, fits = 0, len(starts)
     """Places in `starts`."""
     while fits - too_long > 1:
