@@ -83,11 +83,10 @@ def measure(layers: list[int], sizes: list[int], rounds: int, max_tokens: int) -
                 counter.num_drafted = counter.num_accepted = 0
                 speeds: dict[str, list[float]] = {"off": [], "model": []}
                 for turn in range(rounds):
-                    order = ("off", "model") if turn % 2 == 0 else ("model", "off")
-                    found = {mode: load.run(mode, size, turn) for mode in order}
+                    found = load.run(size, turn)
                     assert found["off"].answers == found["model"].answers, "guesses changed an answer"
-                    for mode in order:
-                        speeds[mode].append(found[mode].speed)
+                    for mode, run in found.items():
+                        speeds[mode].append(run.speed)
                     bar.update()
                 ratios = [with_draft / off for off, with_draft in zip(*speeds.values(), strict=True)]
                 rows.append(
