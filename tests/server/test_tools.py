@@ -122,15 +122,14 @@ def test_even_the_default_model_gives_valid_calls_where_it_has_to(client: OpenAI
 
 def test_a_function_without_parameters_is_called_with_nothing(client: OpenAI) -> None:
     tools = [{"type": "function", "function": {"name": "now", "description": "The time"}}]
-    answer = ask(client, MODEL, tools=tools, tool_choice="required", temperature=1, seed=3, max_tokens=60)
-    for call in answer.choices[0].message.tool_calls or []:
-        assert json.loads(call.function.arguments) == {}  # type: ignore[union-attr]
-    body: Any = {
-        "tools": [{"type": "function", "name": "now"}],
-        "tool_choice": "required",
-        "max_output_tokens": 60,
-    }
-    (item, *_) = client.responses.create(model=MODEL, input="What time is it?", **body).output
+    fields: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
+    answer = ask(client, MODEL, tools=tools, temperature=1, seed=3, max_tokens=60, **fields)
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert json.loads(call.function.arguments) == {}
+    create: Any = client.responses.create
+    flat = [{"type": "function", "name": "now"}]
+    (item,) = create(model=MODEL, input="What time is it?", tools=flat, max_output_tokens=60, **fields).output
     assert item.type == "function_call"
     assert json.loads(item.arguments) == {}
 
