@@ -8,19 +8,19 @@ from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.api.chat_request import ChatRequest
 from server.api.completion_request import CompletionRequest
 from server.api.embedding_request import EmbeddingRequest
+from server.api.fields import Body
 from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, TokenizeRequest
 from server.app_keys import CONFIG
 from server.batches.batch_endpoints import BatchRequest
 
-BODIES: dict[str, tuple[type[BaseModel], str]] = {
+BODIES: dict[str, tuple[type[Body], str]] = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/chat/completions": (ChatRequest, "Continue a conversation"),
     "/v1/embeddings": (EmbeddingRequest, "Texts as vectors"),

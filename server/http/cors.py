@@ -42,7 +42,7 @@ class CrossOrigin:
                 return await handler(request)
             if self._allows(request) is None:
                 raise ApiError(403, "pages of this origin may not call this server: see --cors-origins")
-            headers = {
+            headers: dict[str, str] = {
                 hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS,
                 hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ""),
                 hdrs.ACCESS_CONTROL_MAX_AGE: SECONDS,

@@ -181,7 +181,7 @@ def _meant(request: web.Request) -> str:
     if plain == _path(request):
         return ""
     for resource in request.app.router.resources():
-        if resource._match(plain) is not None:
+        if isinstance(resource, web.Resource) and resource._match(plain) is not None:
             return f"; did you mean {plain}?"
     return ""
 

@@ -53,7 +53,8 @@ class EventStream:
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
         }
-        request[EVENTS] = events = await cls._opened(request, web.StreamResponse(headers=headers))
+        events = await cls._opened(request, web.StreamResponse(headers=headers))
+        request[EVENTS] = events
         return events
 
     @classmethod

@@ -232,21 +232,22 @@ def test_what_is_kept_in_memory_has_bounds(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_was_said_before_a_response_is_listed(keeping: OpenAI) -> None:
     first = respond(keeping, model="fast", input=QUESTION)
     second = respond(keeping, model="fast", input="And of Italy?", previous_response_id=first.id)
-    page = keeping.responses.input_items.list(second.id)
+    listed: Any = keeping.responses.input_items.list
+    page = listed(second.id)
     assert [item.type for item in page.data] == ["message"] * 3
-    texts = [item.content[0].text for item in page.data]  # type: ignore[union-attr]
+    texts = [item.content[0].text for item in page.data]
     assert texts == ["And of Italy?", first.output_text, QUESTION]
-    assert [item.role for item in page.data] == ["user", "assistant", "user"]  # type: ignore[union-attr]
+    assert [item.role for item in page.data] == ["user", "assistant", "user"]
     ids = [item.id for item in page.data]
     assert ids[1] == first.output[0].id
-    asked = keeping.responses.input_items.list(second.id, limit=1, order="asc")
+    asked = listed(second.id, limit=1, order="asc")
     assert [item.id for item in asked] == ids[::-1], "page by page"
     assert asked.has_more
     with pytest.raises(openai.NotFoundError):
-        keeping.responses.input_items.list("resp_none")
+        listed("resp_none")
     for query in ({"limit": 0}, {"limit": 101}, {"after": "x"}):
         with pytest.raises(openai.BadRequestError):
-            keeping.responses.input_items.list(second.id, **query)  # type: ignore[arg-type]
+            listed(second.id, **query)
 
 
 def test_the_oldest_turns_are_left_out_if_asked_for(client: OpenAI) -> None:

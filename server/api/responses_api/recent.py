@@ -59,7 +59,8 @@ class RecentItems:
         return sum(self._held.values())
 
     def find(self, user: str, response_id: str) -> list[Json] | None:
-        said = self._said.get(user, {}).get(response_id)
+        of_user = self._said.get(user)
+        said = None if of_user is None else of_user.get(response_id)
         if said is None or said.until < time.monotonic():
             return None
         items: list[Json] = msgspec.json.decode(said.items)
