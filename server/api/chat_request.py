@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from server.api.fields import SAID, Body, CheckedBody, Hint, Length, ShortText, described, only
+from server.api.fields import Body, CheckedBody, Hint, Length, ShortText, described, only
 from server.api.requests import GenerationRequest
 from server.api.synonyms import THINKING, thinking_in_our_words
 from server.api.tool_kinds import INPUT, NO_PARAMETERS, ToolName, as_function, without_hosted
+from server.api.unread import in_place_of
 from server.parsing.call_grammar import Tool
 
 CONTENT = "a string or a list of text parts"
@@ -21,33 +21,37 @@ CONTENT = "a string or a list of text parts"
 Json = dict[str, Any]
 
 
-def _only_text(part: Any) -> Any:
-    """What else a part can be has a sentence of its own."""
-    if isinstance(part, dict) and isinstance(kind := part.get("type"), str) and kind not in TEXT_PARTS:
-        raise PydanticCustomError(
-            SAID, "has a part of type {kind}: this model reads text only", {"kind": kind[:40]}
-        )
-    return part
-
-
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
-class TextPart(Body):
-    """Of a message. Other keys are hints for other servers, like `cache_control`."""
+class Part(Body):
+    """Of a message. Other keys are hints for other servers, like `cache_control`, or what is no text."""
 
-    type: Literal["text", "input_text", "output_text", "refusal"]
+    type: ShortText
     text: str = ""
     refusal: str = ""
 
+    @property
+    def is_text(self) -> bool:
+        return self.type in TEXT_PARTS
 
-Content = Annotated[str | list[Annotated[str | TextPart, BeforeValidator(_only_text)]], described(CONTENT)]
+    @property
+    def said(self) -> str:
+        return self.text or self.refusal if self.is_text else in_place_of(self.type)
 
 
-def _text_of(content: str | list[str | TextPart]) -> str:
+Content = Annotated[str | list[str | Part], described(CONTENT)]
+
+
+def _text_of(content: str | list[str | Part]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part if isinstance(part, str) else part.text or part.refusal for part in content)
+    return "".join(part if isinstance(part, str) else part.said for part in content)
+
+
+def _unread(content: str | list[str | Part]) -> str | None:
+    parts = [] if isinstance(content, str) else content
+    return next((part.type for part in parts if isinstance(part, Part) and not part.is_text), None)
 
 
 class Prediction(CheckedBody):
@@ -102,6 +106,10 @@ class Message(Body):
     @property
     def text(self) -> str:
         return _text_of(self.content)
+
+    @property
+    def unread(self) -> str | None:
+        return _unread(self.content)
 
     def for_template(self) -> Json:
         """As chat templates know it: text in one piece, and roles by their older names."""

@@ -22,6 +22,7 @@ from server.api.chat_request import ChatRequest
 from server.api.generation import truncated
 from server.api.models import longest_sequence, served_model
 from server.api.structured import Form
+from server.api.unread import check_question
 from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
 from server.parsing.call_grammar import call_grammar, can_hold, held_grammar, written_format
@@ -72,6 +73,7 @@ def understand(app: web.Application, body: ChatRequest) -> Conversation:
             "--trust-request-chat-template",
             "chat_template",
         )
+    check_question(enumerate(body.messages), "messages")
     params = with_phrases(body.sampling_params(info.sampling_defaults, config.max_logprobs), tokenizer)
     template = body.chat_template or tokenizer.chat_template.source
     tools = body.usable_tools

@@ -20,8 +20,10 @@ class Reader(Protocol):
     status: Status
     name: str | None
     """The tool's, once it is certain that this is a call."""
-    is_likely: bool
-    """Whether it is nearly certain: the name, or some of it, is a tool's."""
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether it is nearly certain: the name, or some of it, is a tool's."""
 
     def read(self, text: str) -> int:
         """Read on. Returns how many characters of the text are part of the call."""

@@ -160,11 +160,25 @@ def test_where_they_are_not_it_is_said(client: OpenAI) -> None:
         client.responses.retrieve("resp_1")
 
 
+def test_an_image_that_was_seen_before_is_said_to_be_there(client: OpenAI) -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}
+    after = [{"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Sure?"}]
+    said = {"role": "user", "content": "[input_image: this model reads text only]"}
+    num_tokens = respond(client, input=[{"role": "user", "content": [image]}, *after]).usage.input_tokens
+    assert num_tokens == respond(client, input=[said, *after]).usage.input_tokens
+    call = {"type": "function_call", "call_id": "x", "name": "look", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "x", "output": [image]}
+    assert respond(client, input=[{"role": "user", "content": "Look."}, call, output]).output
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            "input[0].content",
+        ),
         ({"input": "a", "background": True}, "background"),
         ({"input": "a", "tools": [{"type": "functoin", "name": "f"}]}, "tools[0].type"),
         ({"input": "a", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),

@@ -169,7 +169,7 @@ def strict(tool: dict[str, Any], **parameters: Any) -> dict[str, Any]:
     return {"type": "function", "function": {**function, "strict": True, "parameters": schema}}
 
 
-EAGER = {"logit_bias": {"151657": 100, "198": 50}}
+EAGER: dict[str, Any] = {"logit_bias": {"151657": 100, "198": 50}}
 """Qwen's <tool_call>, and the line break that stands between two calls."""
 
 
@@ -194,13 +194,24 @@ def test_no_second_call_begins_where_one_is_wanted(qwen: OpenAI) -> None:
         assert calls == [{"name": "get_weather", "arguments": call.function.arguments}]  # type: ignore[union-attr]
 
 
-def test_who_is_not_asked_to_call_says_what_it_would(client: OpenAI) -> None:
-    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+def test_who_does_not_call_says_what_it_would(qwen: OpenAI) -> None:
+    begun: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    begun.append({"role": "assistant", "content": "Of course I know that. The capital of France"})
+    goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+    create: Any = qwen.chat.completions.create
     unheld, held = (
-        ask(client, MODEL, messages=question, tools=[TIME], max_tokens=24, parallel_tool_calls=several)
+        create(
+            model=QWEN,
+            messages=begun,
+            tools=[TIME],
+            temperature=0,
+            max_tokens=24,
+            parallel_tool_calls=several,
+            extra_body=goes_on,
+        )
         for several in (True, False)
     )
-    assert held.choices[0].message.content
+    assert "Paris" in held.choices[0].message.content
     assert held.choices[0].message == unheld.choices[0].message
 
 

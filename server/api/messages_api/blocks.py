@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from server.api.fields import SAID, Body, ShortText, described
+from server.api.unread import in_place_of
 
 Json = dict[str, Any]
 
@@ -65,7 +66,8 @@ class OtherBlock(Body):
     def text(self) -> str:
         """What it says; of what cannot be read, that it cannot be."""
         if not self.is_readable:
-            return f"[{self.type}: this model reads text only]"
+            return in_place_of(self.type)
+        parts: list[Any]
         match self.type:
             case "tool_reference":
                 parts = [self.tool_name]

@@ -26,6 +26,7 @@ from server.api.messages_api.blocks import (
 from server.api.requests import SampledRequest
 from server.api.synonyms import THINKING, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import NO_PARAMETERS, ToolName, without_hosted
+from server.api.unread import check_question
 
 Json = dict[str, Any]
 BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n*")
@@ -38,7 +39,7 @@ class Turn(Body):
     content: Blocks = ""
 
     @property
-    def unreadable(self) -> str | None:
+    def unread(self) -> str | None:
         """The type of a block in it that this model cannot read."""
         blocks = [] if isinstance(self.content, str) else self.content
         return next(
@@ -114,11 +115,7 @@ class CountRequest(CheckedBody):
 
     def _conversation(self) -> Json:
         """The fields of a `ChatRequest`."""
-        last = self.messages[-1]
-        if last.role == "user" and (kind := last.unreadable) is not None:
-            raise InvalidRequestError(
-                f"messages has a block of type {kind}: this model reads text only", "messages"
-            )
+        check_question(enumerate(self.messages), "messages")
         messages: list[Json] = []
         if system := _system(self.system):
             messages.append({"role": "system", "content": system})

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from server.api.fields import SAID, Body, ShortText
 from server.api.responses_api.tools import flat_name
+from server.api.unread import in_place_of
 
 Json = dict[str, Any]
 
@@ -117,7 +118,7 @@ def text_of(value: Any) -> str:
 def _text_of_part(part: Json) -> str:
     kind = str(part.get("type"))
     if "image" in kind or "screenshot" in kind:
-        return "[image: this model reads text only]"
+        return in_place_of(kind)
     said = part.get("text")
     return said if isinstance(said, str) else json.dumps(part, ensure_ascii=False)
 

@@ -16,23 +16,33 @@ from server.api.responses_api.items import ToolItem, tool_messages
 from server.api.responses_api.tools import FlatTool, Tools, flat_name
 from server.api.synonyms import THINKING, sampling_in_our_words, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import without_hosted
+from server.api.unread import check_question, in_place_of
 
 Json = dict[str, Any]
 
 
-class TextPart(Body):
-    type: Literal["input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"]
+TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
+
+
+class Part(Body):
+    type: ShortText
     text: str = ""
     refusal: str = ""
 
 
-Parts = Annotated[str | list[TextPart], described("a string or a list of text parts: this model reads text only")]
+Parts = Annotated[str | list[Part], described("a string or a list of parts")]
 
 
 class MessageItem(Body):
     type: Literal["message"] = "message"
     role: ShortText
     content: Parts = ""
+
+    @property
+    def unread(self) -> str | None:
+        """The type of a part in it that this model cannot read."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return next((part.type for part in parts if part.type not in TEXT_PARTS), None)
 
 
 class CallItem(Body):
@@ -195,6 +205,8 @@ class ResponsesRequest(SampledRequest):
     def as_chat(self, items: Sequence[Json]) -> ChatRequest:
         """`items`: those of the responses that this one follows, and its own. Raises `InvalidRequestError` and
         `pydantic.ValidationError`."""
+        given = enumerate([] if isinstance(self.input, str) else self.input)
+        check_question(((place, item) for place, item in given if isinstance(item, MessageItem)), "input")
         messages: list[Json] = [{"role": "system", "content": self.instructions}] if self.instructions else []
         messages += chat_messages(items)
         if not messages:
@@ -262,4 +274,10 @@ def chat_messages(items: Sequence[Json]) -> list[Json]:
 def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or part.get("refusal") or "" for part in content)
+    return "".join(_text_of_part(part) for part in content)
+
+
+def _text_of_part(part: Json) -> str:
+    if part["type"] not in TEXT_PARTS:
+        return in_place_of(part["type"])
+    return part.get("text") or part.get("refusal") or ""
