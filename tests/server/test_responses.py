@@ -303,7 +303,8 @@ def test_the_deltas_have_the_logprobs_of_their_tokens(client: OpenAI) -> None:
 
 
 def test_more_of_what_chats_have(client: OpenAI) -> None:
-    answer = respond(client, input=QUESTION, stop=[" of"], chat_template_kwargs={"mood": "sad"})
+    more = {"stop": [" of"], "chat_template_kwargs": {"mood": "sad"}}
+    answer = respond(client, input=QUESTION, extra_body=more)
     assert answer.output_text == "The capital"
 
 
