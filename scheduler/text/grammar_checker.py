@@ -218,12 +218,14 @@ def _walk(grammar: Grammar, rng: random.Random, *, goes_on: bool) -> None:
     grammar leads nowhere, takes too much work, or is one that cannot forget."""
     matcher = grammar.matcher()
     mask = np.zeros(matcher.num_words, np.uint32)
+    ends = list(grammar.end_token_ids)
     num_tokens = 0
     while num_tokens < LONGEST_WALK and not matcher.is_finished:
         matcher.fill(mask)
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
-        going_on = [token for token in allowed if token not in grammar.end_token_ids] if goes_on else []
-        matcher.advance([rng.choice(going_on or allowed)])
+        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+        going_on = allowed[~np.isin(allowed, ends)] if goes_on else allowed
+        options = going_on if len(going_on) else allowed  # of free text, all of a vocabulary
+        matcher.advance([int(options[rng.randrange(len(options))])])
         num_tokens += 1
     matcher.rollback(num_tokens)
 
