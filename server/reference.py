@@ -45,7 +45,8 @@ def page() -> str:
     """In Markdown."""
     told: list[type[Body]] = []
     parts = [INTRODUCTION, _endpoints()]
-    for model in (*GROUPS, *dict.fromkeys(model for model, _ in BODIES.values())):
+    models: list[type[Body]] = [*GROUPS, *(model for model, _ in BODIES.values())]
+    for model in dict.fromkeys(models):
         parts.append(_section(model, told))
     parts.append("## Objects\n")
     parts += [_object(model) for model in sorted(_nested(), key=lambda model: (model.__name__, model.__module__))]

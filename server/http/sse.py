@@ -154,5 +154,5 @@ def _progress(record: RequestRecord) -> str:
     return "waiting"
 
 
-EVENTS = web.RequestKey("events", EventStream)
+EVENTS: web.RequestKey[EventStream] = web.RequestKey("events", EventStream)
 """Of a request whose answer is a stream."""
