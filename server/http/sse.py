@@ -46,14 +46,14 @@ class EventStream:
         self._comments: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(cls, request: web.Request) -> Self:
+    async def open(cls, request: web.Request) -> EventStream:
         """Send the headers: from here on the status is 200, whatever happens."""
         headers = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
         }
-        events = await cls._opened(request, web.StreamResponse(headers=headers))
+        events: EventStream = await cls._opened(request, web.StreamResponse(headers=headers))
         request[EVENTS] = events
         return events
 
