@@ -117,8 +117,8 @@ class ObjectReader:
             self._arguments = "{}"
 
 
-_NAME_BEFORE_ARGUMENTS = re.compile(r"([A-Za-z0-9_.-]+)(?:\[CALL_ID\][A-Za-z0-9]+)?(?:\[ARGS\])?[ \n]*(?=\{)")
-_NAME_SO_FAR = re.compile(r"[A-Za-z0-9_.\[\]-]{0,200}[ \n]*")
+_NAME_BEFORE_ARGUMENTS = re.compile(r"([A-Za-z0-9_.:-]+)(?:\[CALL_ID\][A-Za-z0-9]+)?(?:\[ARGS\])?[ \n]*(?=\{)")
+_NAME_SO_FAR = re.compile(r"[A-Za-z0-9_.:\[\]-]{0,200}[ \n]*")
 
 
 class NamedReader:
