@@ -31,7 +31,7 @@ SMALL: dict[str, Json] = {
     "/detokenize": {"tokens": [7]},
     "/v1/batches": {"input_file_id": "none", "endpoint": "/v1/completions", "completion_window": "24h"},
 }
-BODYLESS = {"/v1/trace", "/v1/batches/{id}/cancel"}
+BODYLESS = {"/ping", "/v1/trace", "/v1/batches/{id}/cancel"}
 FORM = "multipart/form-data; boundary=b"
 
 

@@ -218,7 +218,7 @@ def test_add_makes_the_file_and_prints_the_key_last(tmp_path: Path) -> None:
         (["add", "alice"], "alice is there already"),
         (["add", "a b"], "1 to 64 letters, digits"),
         (["add", "anonymous"], "reserved"),
-        (["add", "x", "--weight", "0"], "users.x.weight should be greater than or equal to 1e-06, got 0.0"),
+        (["add", "x", "--weight", "0"], "users.x.weight should be greater than or equal to 0.000001, got 0.0"),
         (["add", "x", "--max-running", "0"], "users.x.limits.max_running should be greater than or equal to 1"),
         (["disable", "bob"], "there is no user bob; there are: alice"),
     ],
