@@ -76,8 +76,8 @@ async def test_leaving_the_loop_early_aborts_the_request(engine: AsyncEngine) ->
 
 
 async def test_a_refusal_comes_before_the_first_token(engine: AsyncEngine) -> None:
-    with pytest.raises(InvalidRequestError, match="9000 in the answer"):
-        await anext(engine.generate([1, 2, 3], SamplingParams(max_tokens=9000)))
+    with pytest.raises(InvalidRequestError, match="9000 in the prompt, 1 in the answer"):
+        await anext(engine.generate([1] * 9000, SamplingParams(max_tokens=9000)))
 
 
 async def test_the_same_request_id_twice_is_no_conflict(engine: AsyncEngine) -> None:
