@@ -74,7 +74,7 @@ def test_a_bad_line_gets_its_error_once_and_stops_no_other(server: Server, tmp_p
         line("good", prompt="Again"),
         line("elsewhere", url="/v1/moderations"),
         line("streamed", stream=True),
-        line("refused", max_tokens=-1),
+        line("refused", max_tokens=-2),
         '{"custom_id": "empty", "method": "POST", "url": "/v1/completions"}',
     ]
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}

@@ -100,7 +100,7 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
 
         lines = [
             line("good", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": 2}},
-            line("bad", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": -1}},
+            line("bad", "/v1/responses") | {"body": {"input": "Hi", "max_output_tokens": -2}},
             line("elsewhere"),
             line("other", "/v1/responses") | {"body": {"input": "Hi", "model": "gpt-5"}},
         ]

@@ -75,7 +75,8 @@ def test_what_the_windows_end_is_called_in_other_apis(client: OpenAI, claude: An
         streamed = stream.get_final_message()
     for message in (streamed, claude.messages.create(max_tokens=20_000, **fields)):
         assert message.stop_reason == "model_context_window_exceeded"
-        assert message.usage.input_tokens + message.usage.output_tokens == WINDOW
+        usage = message.usage
+        assert (usage.cache_read_input_tokens or 0) + usage.input_tokens + usage.output_tokens == WINDOW
     assert claude.messages.create(max_tokens=5, **fields).stop_reason == "max_tokens"
     response = client.responses.create(
         model=DEFAULT_MODEL, input=asked[0]["content"], max_output_tokens=20_000, temperature=0
