@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from server.once import Once
+
 Json = dict[str, Any]
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
@@ -25,10 +27,8 @@ INPUT: Json = {
 NO_PARAMETERS: Json = {"type": "object", "properties": {}, "additionalProperties": False}
 """Of a function that is defined without any: it is called with {}."""
 
-MAX_TOLD = 100
-
 logger = logging.getLogger(__name__)
-_told: set[str] = set()
+_told = Once(100)
 """Kinds that the log knows of."""
 
 
@@ -42,15 +42,9 @@ def without_hosted(tools: Any, served: tuple[str, ...] = SERVED) -> Any:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if not isinstance(kind, str) or kind in served or get_close_matches(kind, served, 1, 0.65):
             kept.append(tool)
-        else:
-            _tell(kind[:64])
+        elif _told.is_new(kind[:64]):
+            logger.warning("tools of the kind %r are run by hosted APIs and left out here", kind[:64])
     return kept
-
-
-def _tell(kind: str) -> None:
-    if kind not in _told and len(_told) < MAX_TOLD:
-        _told.add(kind)
-        logger.warning("tools of the kind %r are run by hosted APIs and left out here", kind)
 
 
 def as_function(value: Any) -> Any:
