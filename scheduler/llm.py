@@ -97,7 +97,9 @@ class LLM:
             request.request_id: Result(
                 request.prompt_token_ids,
                 [Completion() for _ in range(request.params.n)],
-                embedding=Embedding(request.params.pooling, len(request.prompt_token_ids))
+                embedding=Embedding(
+                    request.params.pooling, len(request.prompt_token_ids), self.engine.info.embedding_layers
+                )
                 if request.params.pooling is not None
                 else None,
             )
@@ -127,7 +129,7 @@ class LLM:
         normalize: bool = True,
         progress: bool = True,
     ) -> npt.NDArray[np.float32]:
-        """A vector for each prompt, [prompts, hidden size]: the mean of its tokens' last hidden states, or the
+        """A vector for each prompt, [prompts, dimensions]: the mean of its tokens' last hidden states, or the
         last token's, as `pooling` or else the model's folder says. Raises `InvalidRequestError` if a prompt cannot
         be served."""
         pooling = pooling or self.engine.info.pooling

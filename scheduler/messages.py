@@ -235,8 +235,10 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     """How many sequences at most share a step."""
     eos_token_ids: list[int] = []
     """The tokens that end an answer."""
-    hidden_size: int = 0
+    embedding_size: int = 0
     """Dimensions of an embedding."""
+    embedding_layers: list[str] = []
+    """Folders of the dense layers that make it of what pooling gives."""
     pooling: Pooling | None = "mean"
     """How embeddings are made where a request does not say it; None: a request has to."""
     context_shift: bool = False

@@ -20,6 +20,7 @@ from scheduler.engine.in_flight import Computed
 from scheduler.engine.stream import Delta, Ownership, make_request
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
 
 NUM_CANDIDATES = 20
 """Of each beam, that are looked at."""
@@ -144,12 +145,17 @@ async def search_beams(
         num_charged += len(deltas)
         yield _step(len(deltas), num_cached_tokens)
         search.advance([delta.logprobs[0].top if delta.logprobs else () for delta in deltas])
+    decoder = decoder_for(
+        engine.tokenizer,
+        skip_special_tokens=params.skip_special_tokens,
+        spaces_between=params.spaces_between_special_tokens,
+    )
     num_left = sum(len(beam.tokens) for beam in search.best) - num_charged
     for index, beam in enumerate(search.best):
         said = beam.tokens[:-1] if beam.has_ended else beam.tokens
         yield Delta(
             index=index,
-            text=engine.tokenizer.decode(list(said), skip_special_tokens=params.skip_special_tokens),
+            text=IncrementalDetokenizer(decoder, prompt=prompt_token_ids).push(said, last=True),
             token_ids=list(beam.tokens),
             logprobs=None,
             finish_reason=FinishReason.STOP if beam.has_ended else FinishReason.LENGTH,

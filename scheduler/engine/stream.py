@@ -14,7 +14,7 @@ from scheduler.messages import EngineInfo, Progress, SequenceOutput, StepPart
 from scheduler.request import FinishReason, Request, check_fits, longest_of
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import Choice, TokenLogprobs
-from scheduler.text.detokenizer import Decoder, IncrementalDetokenizer, SpecialTokensShown
+from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
 from scheduler.text.tokenizer import Tokenizer
 
 
@@ -122,11 +122,18 @@ class RequestStream:
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.request = request
         params = request.params
-        decoder: Decoder = tokenizer
-        if not params.skip_special_tokens:
-            decoder = SpecialTokensShown(tokenizer, params.spaces_between_special_tokens)
+        decoder = decoder_for(
+            tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between=params.spaces_between_special_tokens,
+        )
         self._detokenizers = [
-            IncrementalDetokenizer(decoder, params.stop, include_stop=params.include_stop_str_in_output)
+            IncrementalDetokenizer(
+                decoder,
+                params.stop,
+                prompt=request.prompt_token_ids,
+                include_stop=params.include_stop_str_in_output,
+            )
             for _ in range(params.n)
         ]
         self._num_tokens = [0] * params.n

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +16,9 @@ from transformers import (
     PretrainedConfig,
 )
 
-from scheduler.sampling_params import MODEL_DEFAULTS, Pooling
+from scheduler.models.files.embedding_layout import EmbeddingLayout, embedding_layout
+from scheduler.models.files.end_tokens import tokenizers_end
+from scheduler.sampling_params import MODEL_DEFAULTS
 
 
 class UnsupportedModelError(ValueError):
@@ -34,9 +36,7 @@ class ModelConfig:
     quantization: dict[str, Any] | None
     """How its weights are quantized, where they are. The configuration itself says nothing of it: they are made
     floats."""
-    pooling: Pooling | None
-    """Of what the model makes embeddings, as sentence-transformers writes it beside one that was trained for them;
-    the mean where it says nothing, None where it says what Carousel does not do."""
+    embeddings: EmbeddingLayout
 
     @property
     def text(self) -> PretrainedConfig:
@@ -84,6 +84,9 @@ def read_config(path: str) -> ModelConfig:
     none."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except StrictDataclassError as error:  # a value of a wrong type
+        said = " ".join(str(error).split())[:300]
+        raise UnsupportedModelError(f"its config cannot be read: {said}") from error
     except ValueError as error:  # a type that transformers does not know, or whose code is in the model's folder
         raise UnsupportedModelError(f"code from a model's folder is never run: {error}") from error
     _refuse(config)
@@ -98,7 +101,11 @@ def read_config(path: str) -> ModelConfig:
     if ids is None:
         ids = getattr(config.get_text_config(decoder=True), "eos_token_id", None)
     end_tokens = frozenset([ids] if isinstance(ids, int) else ids or [])
-    return ModelConfig(config, end_tokens, defaults, quantization, _pooling(path))
+    if not all(isinstance(token_id, int) for token_id in end_tokens):
+        raise UnsupportedModelError(f"the tokens that end its answers (eos_token_id) are {ids!r}, and no numbers")
+    if (tokenizers := tokenizers_end(Path(path))) is not None:
+        end_tokens |= {tokenizers}
+    return ModelConfig(config, end_tokens, defaults, quantization, embedding_layout(Path(path)))
 
 
 def _take_quantization(config: PretrainedConfig) -> dict[str, Any] | None:
@@ -108,17 +115,6 @@ def _take_quantization(config: PretrainedConfig) -> dict[str, Any] | None:
             del part.quantization_config
             return dict(found) if isinstance(found, dict) else dict(found.to_dict())
     return None
-
-
-def _pooling(path: str) -> Pooling | None:
-    try:
-        found = json.loads((Path(path) / "1_Pooling" / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return "mean"
-    modes = {name for name, wanted in found.items() if name.startswith("pooling_mode_") and wanted}
-    if modes == {"pooling_mode_lasttoken"}:
-        return "last"
-    return "mean" if modes == {"pooling_mode_mean_tokens"} else None
 
 
 def _refuse(config: PretrainedConfig) -> None:

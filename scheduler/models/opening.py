@@ -15,13 +15,14 @@ from scheduler.config import EngineConfig
 from scheduler.execution.kv_cache import choose_kv_dtype
 from scheduler.kernels.native import kernels
 from scheduler.models.checks.quantization import CONTEXT, choose_mode, perplexity, text_tokens
-from scheduler.models.checks.weights_check import TOLERANCE, VERSION
+from scheduler.models.checks.second_reader import second_ends
+from scheduler.models.checks.weights_check import VERSION
 from scheduler.models.files.checkpoint import CheckpointError
-from scheduler.models.files.gguf_file import GgufError
+from scheduler.models.files.gguf_split import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
 from scheduler.models.modules.sequential_model import ModulesAttention
 from scheduler.models.products import PLAIN_MODES, Mode
-from scheduler.models.remembered import model_version, remembered
+from scheduler.models.remembered import Facts, model_version, remembered
 from scheduler.models.sources import FusedSource, Packed, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ def open_model(
 ) -> OpenedModel:
     """Raises `UnsupportedModelError`, `BackendError`, or transformers' OSError."""
     model_config = read_config(model_path)
+    ends = remembered("ends", (VERSION, model_path, model_version(model_path)), lambda: _ends(model_path))["ids"]
+    if lost := set(ends) - model_config.eos_token_ids:
+        raise UnsupportedModelError(f"tokens that end its answers were not read from its files: {sorted(lost)}")
     if (Path(model_path) / ADAPTER).is_file():
         logger.warning("there is an adapter beside the model (%s), and it is not applied", ADAPTER)
     try:
@@ -78,9 +82,13 @@ def open_model(
     return open_model(modules, model_path, device=device, dtype=dtype, num_threads=num_threads)
 
 
+def _ends(model_path: str) -> Facts:
+    return {"ids": sorted(second_ends(model_path))}
+
+
 def _fault(source: Source, packed: Packed, backend: AttentionBackend, mode: Mode, model_path: str) -> str | None:
     """What is wrong with packed weights, if anything is. What was found out about a checkpoint is remembered."""
-    if (measure := packed.difference) is None:
+    if (find := packed.fault) is None:
         return None
     versions = (
         VERSION,
@@ -90,15 +98,8 @@ def _fault(source: Source, packed: Packed, backend: AttentionBackend, mode: Mode
         kernels().__name__,
     )
     facts = (model_path, *versions, type(source).__name__, mode, backend.name)
-    found = remembered("weights", facts, lambda: {"difference": measure(backend)})
-    difference: float = found["difference"]
-    logger.debug("the logits of the packed weights differ by %.3g from those of transformers' modules", difference)
-    if difference <= TOLERANCE[mode]:
-        return None
-    return (
-        f"with its weights packed for {mode} products the logits differ by {difference:.3g} of their size from "
-        f"those of transformers' modules, where at most {TOLERANCE[mode]:g} is rounding"
-    )
+    fault: str | None = remembered("weights", facts, lambda: {"fault": find(backend)})["fault"]
+    return fault
 
 
 def _choose_products(

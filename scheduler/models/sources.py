@@ -4,9 +4,9 @@ transformers' modules over the block pool, or through these one sequence after t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,20 +15,29 @@ from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.execution.step_model import OwnState, StepModel
 from scheduler.models.checks.probe import fused_obstacle
+from scheduler.models.checks.reference import NUM_SEQUENCES, reference, tried_tokens
+from scheduler.models.checks.second_reader import second_reader
 from scheduler.models.checks.weights_check import (
     CUT,
-    LENGTH,
-    in_sequences,
-    logits_of_modules,
-    tried_tokens,
-    typical_difference,
+    TOLERANCE,
+    VERSION,
+    difference_of_logits,
+    fused_fault,
+    reading_fault,
 )
-from scheduler.models.files.checkpoint import Checkpoint, ModuleCheckpoint, NamedWeights, TextCheckpoint
-from scheduler.models.files.quantized_checkpoint import open_weights
+from scheduler.models.files.checkpoint import (
+    BASE_EMBEDDING,
+    Checkpoint,
+    CheckpointError,
+    NamedWeights,
+    RenamedCheckpoint,
+)
+from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint, open_weights
 from scheduler.models.fused.fused_model import FusedModel, can_fuse, shift_obstacle
 from scheduler.models.fused.fused_weights import (
     FAMILIES,
     missing_weights,
+    pack_layer,
     pack_weights,
     unexpected_weights,
 )
@@ -40,14 +49,15 @@ from scheduler.models.modules.paged_model import PagedModel, apply_rope_factors,
 from scheduler.models.modules.plain_batch import run_packed
 from scheduler.models.modules.sequential_model import SequentialModel
 from scheduler.models.products import PLAIN_MODES, Mode, obstacle
+from scheduler.models.remembered import Facts, model_version, remembered
 
 logger = logging.getLogger(__name__)
 
 NOT_NATIVE = "this model is not run by the native decoder, which turns the positions of what stays"
 
 
-Difference = Callable[[AttentionBackend], float]
-"""Of logits, as `typical_difference` has it."""
+Fault = Callable[[AttentionBackend], str | None]
+"""Says what is wrong with weights that are packed, if anything is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +68,8 @@ class Packed:
     bits: float
     """Of one weight, on average."""
     model: Callable[[int], StepModel]
-    difference: Difference | None
-    """From transformers' modules with the same weights; None: it is these modules."""
+    fault: Fault | None
+    """None: they are transformers' modules as they are."""
 
 
 class Source(Protocol):
@@ -84,11 +94,19 @@ class FusedSource:
     obstacle: str | None = None
 
     def __init__(
-        self, config: ModelConfig, shape: PagedModel, checkpoint: Checkpoint, dtype: torch.dtype, num_threads: int
+        self,
+        path: str,
+        config: ModelConfig,
+        shape: PagedModel,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        num_threads: int,
     ) -> None:
         self.layers = shape.layers
         self.shift_obstacle = shift_obstacle(config.text, shape.layers)
         self.has_stored_weights = checkpoint.is_quantized
+        self._path = path
+        self._whole_config = config
         self._config = config.text
         self._shape = shape
         self._checkpoint = checkpoint
@@ -101,13 +119,24 @@ class FusedSource:
         def model(max_len: int) -> StepModel:
             return FusedModel(self._config, self._shape, weights, max_len=max_len, num_threads=self._num_threads)
 
-        def difference(backend: AttentionBackend) -> float:
-            ids = tried_tokens(self._config.vocab_size)
-            theirs = logits_of_modules(self._config, self._shape, self._checkpoint, ids)
-            ours = run_packed(model(LENGTH), backend, in_sequences(ids), (CUT,), dtype=torch.float32)
-            return typical_difference([logits[:, ids] for logits in ours], theirs)
+        def fault(backend: AttentionBackend) -> str | None:
+            try:
+                reader = second_reader(self._path, self._whole_config.quantization)
+                expected = reference(self._config, reader, self._whole_config.max_len)
+            except CheckpointError as error:
+                return str(error)
+            return fused_fault(
+                self._config,
+                self._shape,
+                weights,
+                expected,
+                mode=mode,
+                exact=lambda number: pack_layer(self._config, self._checkpoint, number, "f32"),
+                backend=backend,
+                num_threads=self._num_threads,
+            )
 
-        return Packed(weights.nbytes, weights.bits, model, difference)
+        return Packed(weights.nbytes, weights.bits, model, fault)
 
 
 class SequentialSource:
@@ -145,19 +174,26 @@ class ModuleSource:
             return _of_modules(self._paged)
         packed = pack_linears(self._paged, mode, self._num_threads)
 
-        def difference(backend: AttentionBackend) -> float:
-            sequences = in_sequences(tried_tokens(self._paged.config.vocab_size))
+        def fault(backend: AttentionBackend) -> str | None:
+            ids = tried_tokens(self._paged.config.vocab_size)
+            sequences = [ids[number::NUM_SEQUENCES] for number in range(NUM_SEQUENCES)]
             dtype = self._paged.module.dtype
             theirs = run_packed(self._paged, backend, sequences, dtype=dtype)
             ours = run_packed(packed, backend, sequences, (CUT,), dtype=dtype)
-            return typical_difference(ours, theirs)
+            found = difference_of_logits(torch.cat(ours), torch.cat(theirs))
+            if found <= TOLERANCE[mode]:
+                return None
+            return (
+                f"with its weights packed for {mode} products the logits differ by {found:.3g} of their size from "
+                f"those of transformers' modules, where at most {TOLERANCE[mode]:g} is rounding"
+            )
 
-        return _of_modules(packed, difference)
+        return _of_modules(packed, fault)
 
 
-def _of_modules(model: PagedModel | SequentialModel, difference: Difference | None = None) -> Packed:
+def _of_modules(model: PagedModel | SequentialModel, fault: Fault | None = None) -> Packed:
     nbytes = weights_bytes(model.module)
-    return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model, difference)
+    return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model, fault)
 
 
 def open_source(
@@ -179,11 +215,13 @@ def open_source(
         and obstacle(device, dtype) is None
     ):
         checkpoint = open_weights(path, model_config.quantization)
-        shape = outline(text) if checkpoint is not None else load_model(path, model_config, device)
-        if checkpoint is None:
-            checkpoint = ModuleCheckpoint(shape.module)
-        if text is not model_config.whole and isinstance(checkpoint, NamedWeights):
-            checkpoint = TextCheckpoint(checkpoint)
+        if checkpoint is None:  # transformers says what there is instead
+            load_model(path, model_config, device)
+            raise CheckpointError(f"{path} has no weights that can be read")
+        shape = outline(text)
+        is_part = text is not model_config.whole or BASE_EMBEDDING in checkpoint
+        if is_part and isinstance(checkpoint, NamedWeights):
+            checkpoint = RenamedCheckpoint(checkpoint)
         missing = missing_weights(shape, checkpoint)
         check_complete((), unexpected_weights(shape, checkpoint))
         if missing:
@@ -193,9 +231,23 @@ def open_source(
         ):
             if (reason := fused_obstacle(text)) is None:
                 apply_rope_factors(shape.module, checkpoint)
-                return FusedSource(model_config, shape, checkpoint, dtype, num_threads)
+                return FusedSource(path, model_config, shape, checkpoint, dtype, num_threads)
             logger.warning("not fused: %s", reason)
+    if model_config.quantization is not None:
+        _check_reading(path, model_config.quantization)
     found = open_module(path, model_config, device, dtype)
     return (
         SequentialSource(found) if isinstance(found, SequentialModel) else ModuleSource(found, dtype, num_threads)
     )
+
+
+def _check_reading(path: str, quantization: Mapping[str, Any]) -> None:
+    """Of weights that are made floats here and given to transformers' modules. Raises `CheckpointError`."""
+
+    def find() -> Facts:
+        return {
+            "fault": reading_fault(QuantizedCheckpoint.open(path, quantization), second_reader(path, quantization))
+        }
+
+    if fault := remembered("readings", (VERSION, path, model_version(path)), find)["fault"]:
+        raise CheckpointError(fault)

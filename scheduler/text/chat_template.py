@@ -7,13 +7,14 @@ places are hidden from the template, which puts special tokens of its own around
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.content_form import in_parts, wants_parts
 from scheduler.text.system_turns import SystemTurns, Turn, arranged, probe
 
 Json = Any
@@ -23,7 +24,15 @@ OPENING, CLOSING = "\ue000", "\ue001"
 
 
 KNOWN_TEMPLATES = 8
-"""That system turns were tried on: the model's, and those that requests bring along."""
+"""That were tried: the model's, and those that requests bring along."""
+
+
+class _Form(NamedTuple):
+    """Of the turns that a template takes."""
+
+    has_parts: bool
+    """A content is a list of parts, and no text."""
+    system_turns: SystemTurns
 
 
 class ChatTemplate:
@@ -33,7 +42,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._template = template
         self._special_in_text = special_in_text
-        self._system_turns = lru_cache(KNOWN_TEMPLATES)(self._probed)
+        self._form = lru_cache(KNOWN_TEMPLATES)(self._probed)
 
     @property
     def source(self) -> str:
@@ -58,11 +67,12 @@ class ChatTemplate:
         `InvalidRequestError` if there is no template, or if it refuses the messages."""
         if not (template or self.source):
             raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
-        messages = arranged(messages, self._system_turns(template))
+        form = self._form(template)
+        messages = arranged(messages, form.system_turns)
         hidden = Hidden(self._special_tokens if not self._special_in_text else None)
         try:
             text = self._tokenizer.apply_chat_template(
-                hidden.hide(messages),
+                hidden.hide(in_parts(messages) if form.has_parts else messages),
                 tools=hidden.hide(list(tools)) if tools else None,
                 chat_template=template or self._template,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
@@ -77,8 +87,8 @@ class ChatTemplate:
         assert isinstance(text, str)
         return self._encode(text, hidden) if hidden.places else text
 
-    def _probed(self, template: str | None) -> SystemTurns:
-        """Where a template, or the model's own, has system turns."""
+    def _probed(self, template: str | None) -> _Form:
+        """What a template, or the model's own, makes of turns."""
 
         def render(turns: list[Turn]) -> str:
             text: str = self._tokenizer.apply_chat_template(
@@ -86,21 +96,33 @@ class ChatTemplate:
             )
             return text
 
-        return probe(render)
+        if wants_parts(render):
+            return _Form(True, probe(lambda turns: render(in_parts(turns))))
+        return _Form(False, probe(render))
 
     def _encode(self, text: str, hidden: Hidden) -> list[int]:
-        """The template's special tokens as such, and what is between them as text."""
+        """The tokens of the whole, in which what was hidden is text: a mark within it keeps it from being more,
+        and the mark's own tokens are left out. So nobody else's tokens change."""
+        whole = hidden.restore(text, str)
+        mark = next(each for each in map(chr, range(0xE000, 0xF900)) if each not in whole)  # private characters
+        marked = hidden.restore(text, lambda place: self._broken(place, mark))
+        encoding = self._tokenizer(marked, add_special_tokens=False, return_offsets_mapping=True)
         token_ids: list[int] = []
-        end = 0
-        for special in self._special_tokens.finditer(text):
-            token_ids += self._encode_plain(hidden.restore(text[end : special.start()]))
-            token_ids.append(self._tokenizer.convert_tokens_to_ids(special[0]))
-            end = special.end()
-        return token_ids + self._encode_plain(hidden.restore(text[end:]))
-
-    def _encode_plain(self, text: str) -> list[int]:
-        token_ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            covered = marked[start:end]
+            if mark not in covered:
+                token_ids.append(token_id)
+            elif covered != mark:
+                token_ids += self._plain.encode(covered.replace(mark, ""), add_special_tokens=False).ids
         return token_ids
+
+    def _broken(self, text: str, mark: str) -> str:
+        """The text with marks, such that no special token can be found in it."""
+        found = self._special_tokens.search(text)
+        if found is None:
+            return text
+        cut = found.start() + 1
+        return text[:cut] + mark + self._broken(text[cut:], mark)
 
     @cached_property
     def _special_tokens(self) -> re.Pattern[str]:
@@ -140,5 +162,6 @@ class Hidden:
         self.places.append(found[0])
         return f"{OPENING}{len(self.places) - 1}{CLOSING}"
 
-    def restore(self, text: str) -> str:
-        return re.sub(f"{OPENING}([0-9]+){CLOSING}", lambda found: self.places[int(found[1])], text)
+    def restore(self, text: str, written: Callable[[str], str]) -> str:
+        """The text with each place as `written`."""
+        return re.sub(f"{OPENING}([0-9]+){CLOSING}", lambda found: written(self.places[int(found[1])]), text)

@@ -13,6 +13,10 @@ MAX_PENDING = 8
 """Tokens whose text is held back. A character has four bytes at most, so of more only the last ones are needed."""
 
 
+PROMPT_TAIL = 4
+"""Tokens of a prompt on which the text of what follows can depend."""
+
+
 class Decoder(Protocol):
     def decode(self, token_ids: Sequence[int], **options: bool) -> str: ...
 
@@ -36,22 +40,39 @@ class SpecialTokensShown:
         return False
 
 
+def decoder_for(decoder: Decoder, *, skip_special_tokens: bool, spaces_between: bool) -> Decoder:
+    """What shows special tokens, or leaves them out."""
+    return decoder if skip_special_tokens else SpecialTokensShown(decoder, spaces_between)
+
+
 class IncrementalDetokenizer:
     """Turns one sequence's tokens into text, piece by piece.
 
     Each piece is the difference between decoding a short window of tokens with and without the new ones, since a
     token's text can depend on the one before it. A window that ends in U+FFFD may end within a character and is
     held back, as far as it may. Text that could still become a stop string is held back too.
+
+    The text of an answer is that of `prompt` and answer without that of the prompt: a tokenizer may leave out the
+    space with which a text begins, and an answer is not where one begins.
     """
 
-    def __init__(self, decoder: Decoder, stop: Sequence[str] = (), *, include_stop: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        stop: Sequence[str] = (),
+        *,
+        prompt: Sequence[int] = (),
+        include_stop: bool = False,
+    ) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._longest_stop = max((len(string) for string in self._stop), default=1)
-        self._tokens: list[int] = []
+        self._tokens = [token_id for token_id in prompt[-PROMPT_TAIL:] if not decoder.is_silent(token_id)]
+        if decoder.decode(self._tokens).endswith(REPLACEMENT):  # what it ends within is no character yet
+            self._tokens = []
         self._window_start = 0
-        self._emitted = 0  # tokens whose text is out
+        self._emitted = len(self._tokens)  # tokens whose text is out
         self._held_back = ""
         self.stop_reason: str | None = None
         """The stop string that was met."""
@@ -95,9 +116,14 @@ class IncrementalDetokenizer:
 
     def _certain(self, whole: str) -> tuple[int, str]:
         """Of a window that ends in U+FFFD, whose text is `whole`: the end of the tokens before that, and their
-        text."""
-        for end in range(len(self._tokens) - 1, self._emitted, -1):
-            text = self._decoder.decode(self._tokens[self._window_start : end])
+        text. Tokens that are bytes are no text together until the last one has come, so what ends with a whole
+        character comes first."""
+        ends = range(len(self._tokens) - 1, self._emitted, -1)
+        texts = [(end, self._decoder.decode(self._tokens[self._window_start : end])) for end in ends]
+        for end, text in texts:
+            if not text.endswith(REPLACEMENT):
+                return end, text
+        for end, text in texts:
             if whole[:-1].startswith(text):
                 return end, text
         return self._emitted, ""

@@ -25,15 +25,15 @@ class EmbeddingRequest(ServedRequest):
     normalize: bool = True
     """Give embeddings the length 1, as OpenAI's have it."""
 
-    def pooling_params(self, hidden_size: int, default: Pooling | None) -> SamplingParams:
+    def pooling_params(self, size: int, default: Pooling | None) -> SamplingParams:
         """Raises `InvalidRequestError` for what the fields, each right by itself, do not make together."""
         if not self.input:
             raise InvalidRequestError("input is empty", "input")
         if len(self.input) > MAX_SEQUENCES:
             raise InvalidRequestError(f"input has {len(self.input)} items, {MAX_SEQUENCES} at most", "input")
-        if self.dimensions not in (None, hidden_size):
+        if self.dimensions not in (None, size):
             raise InvalidRequestError(
-                f"this model's embeddings have {hidden_size} dimensions, and lose their meaning when they are cut",
+                f"this model's embeddings have {size} dimensions, and lose their meaning when they are cut",
                 "dimensions",
             )
         if self.pooling is None and default is None:

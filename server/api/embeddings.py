@@ -35,7 +35,7 @@ def understand_embedding(app: web.Application, record: RequestRecord, content: b
     check_embedding(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = read(app, record, content, EmbeddingRequest)
     model = served_model(app, body.model)
-    params = body.pooling_params(info.hidden_size, info.pooling)
+    params = body.pooling_params(info.embedding_size, info.pooling)
 
     def tokens(item: str | list[int]) -> list[int]:
         if isinstance(item, str):
@@ -45,7 +45,7 @@ def understand_embedding(app: web.Application, record: RequestRecord, content: b
 
     prompts = list(map(tokens, body.input))
     assert params.pooling is not None
-    embeddings = [Embedding(params.pooling, len(prompt)) for prompt in prompts]
+    embeddings = [Embedding(params.pooling, len(prompt), info.embedding_layers) for prompt in prompts]
     wording = EmbeddingWording(model, body, embeddings)
     return Asked(body, prompts, params, wording, None)
 

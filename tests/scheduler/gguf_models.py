@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 """Where a file's name for a family is not transformers'."""
 
 
-def write_gguf(model: PreTrainedModel, file: Path, kinds: dict[str, str]) -> None:
+def write_gguf(
+    model: PreTrainedModel,
+    file: Path,
+    kinds: dict[str, str],
+    more: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> None:
     """Write `model`, its matrices quantized to `kinds[what the tensor's name ends with]`, or else to
-    `kinds[""]`."""
+    `kinds[""]`, and `more` tensors that are none of its weights."""
     config: Any = model.config
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(file, architecture)
@@ -55,6 +61,8 @@ def write_gguf(model: PreTrainedModel, file: Path, kinds: dict[str, str]) -> Non
             kind = next((kinds[end] for end in kinds if end and stored.endswith(end)), kinds[""])
         number = GGMLQuantizationType[kind]
         writer.add_tensor(stored, gguf.quants.quantize(data, number), raw_dtype=number)
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

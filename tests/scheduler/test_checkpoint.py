@@ -19,7 +19,8 @@ from scheduler.models.files.checkpoint import (
     gguf_file,
     open_checkpoint,
 )
-from scheduler.models.files.gguf_file import GgufError, GgufFile
+from scheduler.models.files.gguf_file import GgufFile
+from scheduler.models.files.gguf_split import GgufError
 from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 

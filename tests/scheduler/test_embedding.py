@@ -99,7 +99,7 @@ def test_what_is_no_number_ends_its_request_alone(tmp_path: Path) -> None:
 
 def test_the_models_folder_says_how(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
-    assert read_config(str(tmp_path)).pooling == "mean"
+    assert read_config(str(tmp_path)).embeddings.pooling == "mean"
     (tmp_path / "1_Pooling").mkdir()
     for modes, expected in (
         ({"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}, "last"),
@@ -107,4 +107,4 @@ def test_the_models_folder_says_how(tmp_path: Path) -> None:
         ({"pooling_mode_cls_token": True}, None),
     ):
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-        assert read_config(str(tmp_path)).pooling == expected
+        assert read_config(str(tmp_path)).embeddings.pooling == expected

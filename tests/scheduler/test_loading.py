@@ -223,7 +223,7 @@ def test_weights_that_are_packed_wrongly_are_not_served(
     monkeypatch.setattr(sources, "pack_weights", mistaken)
     core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
     assert isinstance(core.model, PagedModel)
-    assert "not fused: with its weights packed for f32 products the logits differ by" in caplog.text
+    assert "not fused: layer 0, packed for f32 products, differs by" in caplog.text
 
 
 @pytest.mark.parametrize("quantization", ["none", "int4"])

@@ -101,7 +101,8 @@ def test_all_of_the_weights_are_read_again_only_if_they_seem_to_have_changed(
     [
         ("./nowhere", "no such file or folder"),
         ("missing.gguf", "no such file or folder"),
-        ("{folder}", "has no config.json"),
+        ("{folder}/empty", "has no config.json"),
+        ("{folder}", "cannot read this GGUF file"),
         ("{folder}/notes.txt", r"expected a folder or a \.gguf file"),
         ("{folder}/broken.gguf", "cannot read this GGUF file"),
     ],
@@ -112,6 +113,7 @@ def test_a_wrong_name_gets_a_clear_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ModelNotFoundError, match=message):
         resolve_model(name.format(folder=tmp_path))
 

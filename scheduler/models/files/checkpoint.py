@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -42,6 +42,10 @@ TEXT_PREFIXES = {
 others; the second form is older."""
 
 
+BASE_EMBEDDING = "embed_tokens.weight"
+"""What the embedding is called in a checkpoint of a decoder without its head, as models for embeddings have it."""
+
+
 class CheckpointError(ValueError):
     """The weights cannot be read, or are not those of this model; the message says why."""
 
@@ -56,6 +60,11 @@ class StoredBlocks:
 
 
 Weight = Tensor | StoredBlocks
+
+
+def other_shape(name: str, stored: Sequence[int], expected: Sequence[int]) -> str:
+    """What to say of a weight whose shape is another than its model's configuration asks for."""
+    return f"{name} has the shape {list(stored)} in the file, and {list(expected)} by the config"
 
 
 class Checkpoint(Protocol):
@@ -204,15 +213,16 @@ class GgufCheckpoint:
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
-class TextCheckpoint:
-    """The decoder's weights in a checkpoint that also has those for images or sound, by the names that they have
-    in a checkpoint of the decoder alone."""
+class RenamedCheckpoint:
+    """The decoder's weights by the names that they have in a checkpoint of a decoder with its head: of one that
+    also has those for images or sound, or of one that was saved without a head."""
 
     is_quantized = False
 
     def __init__(self, whole: NamedWeights) -> None:
         self._whole = whole
-        self._names = dict(filter(None, map(_text_name, whole.names)))
+        rename = _with_base if BASE_EMBEDDING in whole else _text_name
+        self._names = dict(filter(None, map(rename, whole.names)))
 
     @property
     def names(self) -> list[str]:
@@ -234,6 +244,10 @@ def _text_name(name: str) -> tuple[str, str] | None:
         if name.startswith(prefix):
             return alone + name.removeprefix(prefix), name
     return None
+
+
+def _with_base(name: str) -> tuple[str, str]:
+    return name if name.startswith("lm_head.") else f"model.{name}", name
 
 
 class ModuleCheckpoint:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from scheduler.models.files.gguf_split import GgufError, split_files
+
 Bytes = npt.NDArray[np.uint8]
 
 _SCALARS = {
@@ -32,10 +34,6 @@ _SCALARS = {
 }
 
 
-class GgufError(ValueError):
-    """This is no GGUF file, or a damaged one; the message says which and why."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where a tensor lies in the file."""
@@ -44,7 +42,8 @@ class StoredTensor:
     """The rows first, as torch has it."""
     type: GGMLQuantizationType
     offset: int
-    """From the start of the file, in bytes."""
+    """From the start of its file, in bytes."""
+    path: Path
 
     @property
     def byte_shape(self) -> tuple[int, ...]:
@@ -54,19 +53,22 @@ class StoredTensor:
 
 
 class GgufFile:
-    """The metadata and the tensors of one file. Raises `GgufError`, or `OSError` if it cannot be read."""
+    """The metadata and the tensors of one file, or of all that it was split into, of which `path` is the first.
+    Raises `GgufError`, or `OSError` if it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
         """Arrays of strings (the vocabulary, its merges) are left out."""
         self.tensors: dict[str, StoredTensor] = {}
-        if path.stat().st_size < 24:
-            raise GgufError(f"{path} is no GGUF file: it is too short")
-        try:
-            self._read_header(memoryview(np.memmap(path, dtype=np.uint8, mode="r")))  # type: ignore[arg-type]
-        except (struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
-            raise error if isinstance(error, GgufError) else GgufError(f"{path} is damaged: {error}") from error
+        for part in split_files(path):
+            if part.stat().st_size < 24:
+                raise GgufError(f"{part} is no GGUF file: it is too short")
+            try:
+                self._read_header(part, memoryview(np.memmap(part, dtype=np.uint8, mode="r")))  # type: ignore[arg-type]
+            except (struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
+                damage = GgufError(f"{part} is damaged: {error}")
+                raise error if isinstance(error, GgufError) else damage from error
 
     @property
     def architecture(self) -> str:
@@ -81,38 +83,40 @@ class GgufFile:
         """One tensor's bytes, read into memory: [..., bytes of a row]."""
         tensor = self.tensors[name]
         count = math.prod(tensor.byte_shape)
-        data = np.fromfile(self.path, dtype=np.uint8, count=count, offset=tensor.offset)
+        data = np.fromfile(tensor.path, dtype=np.uint8, count=count, offset=tensor.offset)
         return data.reshape(tensor.byte_shape)
 
     def map(self, name: str) -> Bytes:
         """One tensor's bytes, left in the file until they are looked at."""
         tensor = self.tensors[name]
-        return np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=tensor.byte_shape)
+        return np.memmap(tensor.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=tensor.byte_shape)
 
-    def _read_header(self, data: memoryview) -> None:
+    def _read_header(self, path: Path, data: memoryview) -> None:
         magic, version, num_tensors, num_keys = struct.unpack_from("<4sIQQ", data)
         if magic != b"GGUF":
-            raise GgufError(f"{self.path} is no GGUF file")
+            raise GgufError(f"{path} is no GGUF file")
+        if version == 3 << 24:
+            raise GgufError(f"{path} is big-endian, made for another kind of processor: convert it again here")
         if version not in (2, 3):
-            raise GgufError(f"{self.path} has version {version} of GGUF; 2 and 3 can be read")
+            raise GgufError(f"{path} has version {version} of GGUF; 2 and 3 can be read")
         reader = _Reader(data, at=24)
         for _ in range(num_keys):
             key = reader.string()
             value = reader.value(GGUFValueType(reader.number("<I")))
             if value is not None:
-                self.metadata[key] = value
+                self.metadata.setdefault(key, value)
         found: dict[str, StoredTensor] = {}
         for _ in range(num_tensors):
             name = reader.string()
             shape = [reader.number("<Q") for _ in range(reader.number("<I"))]
             kind = GGMLQuantizationType(reader.number("<I"))
-            found[name] = StoredTensor(tuple(reversed(shape)), kind, reader.number("<Q"))
+            found[name] = StoredTensor(tuple(reversed(shape)), kind, reader.number("<Q"), path)
         alignment = self.metadata.get("general.alignment", 32)
         start = -(-reader.at // alignment) * alignment
         for name, tensor in found.items():
-            placed = StoredTensor(tensor.shape, tensor.type, start + tensor.offset)
+            placed = StoredTensor(tensor.shape, tensor.type, start + tensor.offset, path)
             if placed.offset + math.prod(placed.byte_shape) > len(data):
-                raise GgufError(f"{self.path} is cut off: {name} lies beyond its end")
+                raise GgufError(f"{path} is cut off: {name} lies beyond its end")
             self.tensors[name] = placed
 
 

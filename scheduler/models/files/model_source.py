@@ -24,12 +24,15 @@ import platformdirs
 
 from scheduler.config import EngineConfig
 from scheduler.models.files.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
+from scheduler.models.files.gguf_split import GgufError, split_files
 from scheduler.models.files.hub import hub_folder
 
 logger = logging.getLogger(__name__)
 
+GGUF = ".gguf"
+
 _MANIFEST = "carousel.json"
-_FORM = 2
+_FORM = 3
 """Of the folders written here; those of another form are written again."""
 
 
@@ -48,7 +51,7 @@ def resolve_model(name: str, flag: str = "--model") -> str:
     if (named := named_model(name)) is not None and not path.exists():
         return str(_named_folder(named))
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != GGUF:
             raise ModelNotFoundError(f"{flag} {name}: expected a folder or a .gguf file")
         return str(_linked_folder(path.resolve()))
     if path.is_dir():
@@ -58,9 +61,9 @@ def resolve_model(name: str, flag: str = "--model") -> str:
                 "(merge_and_unload of peft)"
             )
         if not (path / "config.json").is_file():
-            raise ModelNotFoundError(f"{flag} {name}: this folder has no config.json, so it is not a model")
+            return str(_linked_folder(_only_gguf(path, f"{flag} {name}").resolve()))
         return str(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".") and not name.endswith(".gguf"):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".") and not name.lower().endswith(GGUF):
         try:
             return hub_folder(name)
         except FetchError as error:
@@ -69,6 +72,19 @@ def resolve_model(name: str, flag: str = "--model") -> str:
         f"{flag} {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
         f"(owner/name), or one of {', '.join(model.name for model in NAMED_MODELS)}"
     )
+
+
+def _only_gguf(folder: Path, asked: str) -> Path:
+    """The GGUF file of a folder that has nothing else of a model: one, or the first of those it was split into."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == GGUF]
+    if not files:
+        raise ModelNotFoundError(f"{asked}: this folder has no config.json, so it is not a model")
+    try:
+        if files == split_files(files[0]):
+            return files[0]
+    except GgufError as error:
+        raise ModelNotFoundError(f"{asked}: {error}") from error
+    raise ModelNotFoundError(f"{asked}: this folder has {len(files)} GGUF files: give one of them")
 
 
 def with_draft_model(config: EngineConfig) -> EngineConfig:
@@ -136,10 +152,16 @@ def _linked_folder(file: Path) -> Path:
 
 
 def _link(file: Path, folder: Path) -> None:
-    """Make a folder that has a GGUF file and what transformers makes of it."""
+    """Make a folder that has a GGUF file, or all that it was split into, and what transformers makes of it."""
     partial = _new(folder)
-    (partial / file.name).symlink_to(file)
-    _describe(partial / file.name, partial)
+    try:
+        parts = split_files(file)
+    except GgufError as error:
+        raise ModelNotFoundError(str(error)) from error
+    links = [partial / part.with_suffix(GGUF).name for part in parts]
+    for link, part in zip(links, parts, strict=True):
+        link.symlink_to(part)
+    _describe(links[0], partial)
     _complete(partial, folder, {"source": str(file)})
 
 

@@ -160,11 +160,24 @@ class QuantizedCheckpoint:
         if scale.numel() == 1:
             return weight * scale.reshape(())
         scale = scale.view(scale.shape[0], -1)
-        height, width = self._config.get("weight_block_size") or (
-            -(-size // count) for size, count in zip(weight.shape, scale.shape, strict=True)
-        )
+        height, width = self._block_size(name, weight.shape, scale.shape)
         whole = scale.repeat_interleave(height, 0).repeat_interleave(width, 1)
         return weight * whole[: weight.shape[0], : weight.shape[1]]
+
+    def _block_size(self, name: str, weight: torch.Size, scale: torch.Size) -> tuple[int, int]:
+        """Rows and columns that share a factor: as stated, or such that a factor is for as many as any other."""
+        groups = self._config.get("config_groups") or {}
+        stated = [self._config.get("weight_block_size")]
+        stated += [(group.get("weights") or {}).get("block_structure") for group in groups.values()]
+        for height, width in filter(None, stated):
+            if (-(-weight[0] // height), -(-weight[1] // width)) == tuple(scale):
+                return height, width
+        if weight[0] % scale[0] or weight[1] % scale[1] or (any(stated) and tuple(scale) != (weight[0], 1)):
+            raise CheckpointError(
+                f"{name} has the shape {list(weight)} and factors {list(scale)}, and its config does not say for "
+                "which blocks these are"
+            )
+        return weight[0] // scale[0], weight[1] // scale[1]
 
     def _mxfp4(self, name: str) -> Tensor:
         blocks, scales = self._raw(f"{name}_blocks"), self._raw(f"{name}_scales")

@@ -23,13 +23,20 @@ from scheduler.step import SinkShift
 RopeTables = dict[str | None, tuple[Tensor, Tensor]]
 """By kind of rotary embedding: cosines and sines, each [positions, rotary_dim] float32."""
 
+MULTIPLE = 16
+"""Of numbers, that what a native product takes has."""
+
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def can_fuse(config: PretrainedConfig, layers: list[LayerSpec]) -> bool:
-    """Whether the native decoder runs this model: its family, its activation, one shape of attention."""
+    """Whether the native decoder runs this model: its family, its activation, one shape of attention, sizes that
+    fill registers."""
     shapes = {(spec.num_heads, spec.num_kv_heads, spec.key_dim, spec.scaling, spec.softcap) for spec in layers}
-    return config.model_type in FAMILIES and _activation(config) in _ACTIVATIONS and len(shapes) == 1
+    if config.model_type not in FAMILIES or _activation(config) not in _ACTIVATIONS or len(shapes) != 1:
+        return False
+    widths = (config.hidden_size, config.intermediate_size, layers[0].num_heads * layers[0].key_dim)
+    return all(width % MULTIPLE == 0 for width in widths)
 
 
 def shift_obstacle(config: PretrainedConfig, layers: list[LayerSpec]) -> str:
@@ -104,8 +111,11 @@ def rope_tables(config: PretrainedConfig, outline: PagedModel, max_len: int) -> 
     return {kind: _rope_table(outline, kind, max_len) for kind in kinds}
 
 
-def make_decoder(config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, ropes: RopeTables) -> Any:
-    """The native decoder over these weights, for contexts as long as the tables of its rotary embeddings."""
+def make_decoder(
+    config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, ropes: RopeTables, first: int = 0
+) -> Any:
+    """The native decoder over these weights, for contexts as long as the tables of its rotary embeddings. `first`:
+    which of the model's layers the first one here is."""
     spec = outline.layers[0]
     kinds = list(ropes)
     decoder = kernels().Decoder(
@@ -123,7 +133,7 @@ def make_decoder(config: PretrainedConfig, outline: PagedModel, weights: Decoder
         embedding_multiplier=config.hidden_size**0.5 if config.model_type.startswith("gemma") else 1.0,
         activation=_ACTIVATIONS[_activation(config)],
     )
-    for index, layer in enumerate(weights.layers):
+    for index, layer in enumerate(weights.layers, start=first):
         decoder.add_layer(
             **layer,
             sliding_window=outline.layers[index].sliding_window or 0,

@@ -28,6 +28,10 @@ COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 """What old checkpoints have, though it is no weight: it follows from the configuration."""
 
 
+DecoderLayer = dict[str, Any]
+"""Arguments of the native decoder's `add_layer`."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """All that the native decoder multiplies with."""
@@ -37,8 +41,7 @@ class DecoderWeights:
     head: Any
     """The kernels' PackedWeights, as the products of `layers` are."""
     final_norm: Tensor
-    layers: list[dict[str, Any]]
-    """Arguments of the decoder's `add_layer`."""
+    layers: list[DecoderLayer]
     nbytes: int
     bits: float
     """Of one weight in the products, with its part of the scales."""
@@ -55,6 +58,11 @@ def pack_weights(
     return _Packer(config, checkpoint, mode, plain).pack(num_threads)
 
 
+def pack_layer(config: PretrainedConfig, checkpoint: Checkpoint, number: int, mode: Mode) -> DecoderLayer:
+    """One layer alone. Raises `CheckpointError`."""
+    return _Packer(config, checkpoint, mode, mode).layer(number)
+
+
 class _Packer:
     def __init__(self, config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode) -> None:
         self._config = config
@@ -67,13 +75,12 @@ class _Packer:
 
     def pack(self, num_threads: int) -> DecoderWeights:
         # The head first: nothing that is read is larger, and nothing else is held yet.
-        (head,) = self._product(EMBEDDING if self._config.tie_word_embeddings else HEAD)
+        (head,) = self._product(HEAD if HEAD in self._checkpoint else EMBEDDING)
         embedding = self._embedding(self._read(EMBEDDING, stays_in_file=True))
         if head.out_features != self._config.vocab_size:
             raise CheckpointError(f"it has logits for {head.out_features} tokens, not {self._config.vocab_size}")
-        prefixes = [f"model.layers.{layer}." for layer in range(self._config.num_hidden_layers)]
         with ThreadPoolExecutor(num_threads) as threads:
-            layers = list(threads.map(self._layer, prefixes))
+            layers = list(threads.map(self.layer, range(self._config.num_hidden_layers)))
         packed, count = (sum(column) for column in zip(*self._products, strict=True))
         return DecoderWeights(
             _for_kernels(embedding),
@@ -84,12 +91,13 @@ class _Packer:
             bits=8 * packed / count,
         )
 
-    def _layer(self, prefix: str) -> dict[str, Any]:
+    def layer(self, number: int) -> DecoderLayer:
+        prefix = f"model.layers.{number}."
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         (output,) = self._product(f"{attention}o_proj.weight")
         (down,) = self._product(f"{mlp}down_proj.weight")
         (gate_up,) = self._product(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight", gated=True)
-        layer: dict[str, Any] = {
+        layer: DecoderLayer = {
             "qkv": self._product(*(f"{attention}{name}_proj.weight" for name in "qkv")),
             "output": output,
             "gate_up": gate_up,
@@ -193,5 +201,5 @@ def unexpected_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]
 
 
 def _names(outline: PagedModel) -> list[str]:
-    is_tied = outline.config.tie_word_embeddings
+    is_tied = outline.config.tie_word_embeddings  # a file that has a head all the same means it
     return [name for name in outline.module.state_dict() if not (is_tied and name == HEAD)]

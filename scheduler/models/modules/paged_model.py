@@ -25,7 +25,7 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
-from scheduler.models.files.checkpoint import Checkpoint, GgufCheckpoint, gguf_file
+from scheduler.models.files.checkpoint import Checkpoint, GgufCheckpoint, gguf_file, other_shape
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, auto_class
@@ -188,14 +188,19 @@ def load_modules(
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True if gguf is None else None,
+            ignore_mismatched_sizes=True,  # which says it in words, below
             output_loading_info=True,
         )
         if gguf is not None:
-            apply_rope_factors(model, GgufCheckpoint(GgufFile(gguf)))
+            file = GgufFile(gguf)
+            apply_rope_factors(model, GgufCheckpoint(file))
+            check_complete((), _left_out(model, file))
     # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF; a
     # package that is not installed; weights of other shapes; a file that is not whole
     except (ValueError, NotImplementedError, ImportError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(" ".join(str(error).split())) from error
+    for name, stored, expected in found.get("mismatched_keys", ()):
+        raise UnsupportedModelError(other_shape(name, stored, expected))
     check_complete(found["missing_keys"], found["unexpected_keys"])
     model.to(device)
     module: PreTrainedModel = model.eval()
@@ -208,6 +213,21 @@ def check_complete(missing: Iterable[str], unexpected: Iterable[str]) -> None:
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise UnsupportedModelError(f"the checkpoint {what} {', '.join(names[:SHOWN])}{more}")
+
+
+def _left_out(model: PreTrainedModel, file: GgufFile) -> list[str]:
+    """Tensors of a GGUF file that transformers does not read into a model, without a word."""
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    processor: Any = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
+    processor = processor(config=model.config.to_dict())
+    taken = get_gguf_hf_weights_map(model, processor)
+    names = [name for name in file.tensors if name != "rope_freqs.weight" and "_exps." not in name]
+    return [name for name in names if name not in taken]
 
 
 def _is_pickled(path: str) -> bool:
