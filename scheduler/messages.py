@@ -241,6 +241,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     """Folders of the dense layers that make it of what pooling gives."""
     pooling: Pooling | None = "mean"
     """How embeddings are made where a request does not say it; None: a request has to."""
+    has_head: bool = True
+    """Whether it makes text; else it makes embeddings alone."""
     context_shift: bool = False
     """Whether answers go on beyond the model's window where a request does not say it."""
     shifted_len: int = 0

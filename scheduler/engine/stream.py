@@ -92,6 +92,8 @@ def make_request(
     """A request that the engine described by `info` can serve. What the client left open becomes a number: the
     longest answer that fits, a random seed, the tokens of bad words. An answer that may be longer than what fits
     is cut to that. Raises `InvalidRequestError` if the prompt leaves no token to it."""
+    if params.pooling is None and not info.has_head:
+        raise InvalidRequestError("this model was saved without a head: it makes embeddings, and no text", "model")
     context_shift = info.context_shift if params.context_shift is None else params.context_shift
     if context_shift and info.shift_obstacle:
         raise InvalidRequestError(f"the context cannot be shifted: {info.shift_obstacle}", "context_shift")

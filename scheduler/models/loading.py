@@ -205,6 +205,7 @@ def _describe(
         embedding_size=model_config.embeddings.size or model_config.text.hidden_size,
         embedding_layers=model_config.embeddings.layers,
         pooling=model_config.embeddings.pooling,
+        has_head=model_config.has_head,
         context_shift=config.context_shift,
         shifted_len=shifted_len,
         shift_obstacle=shift_obstacle,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from scheduler.models.files.checkpoint import BASE_EMBEDDING, HEAD, SafetensorsCheckpoint, open_checkpoint
 from scheduler.models.files.embedding_layout import EmbeddingLayout, embedding_layout
 from scheduler.models.files.end_tokens import tokenizers_end
 from scheduler.sampling_params import MODEL_DEFAULTS
@@ -37,6 +38,8 @@ class ModelConfig:
     """How its weights are quantized, where they are. The configuration itself says nothing of it: they are made
     floats."""
     embeddings: EmbeddingLayout
+    has_head: bool = True
+    """Whether its checkpoint has logits; a model for embeddings may have been saved without them."""
 
     @property
     def text(self) -> PretrainedConfig:
@@ -106,6 +109,17 @@ def read_config(path: str) -> ModelConfig:
     if (tokenizers := tokenizers_end(Path(path))) is not None:
         end_tokens |= {tokenizers}
     return ModelConfig(config, end_tokens, defaults, quantization, embedding_layout(Path(path)))
+
+
+def with_what_is_stored(path: str, config: ModelConfig) -> ModelConfig:
+    """The same, of a checkpoint that may have no head. Raises what `open_checkpoint` does."""
+    checkpoint = open_checkpoint(path)
+    if not isinstance(checkpoint, SafetensorsCheckpoint) or config.text.tie_word_embeddings:
+        return config
+    if BASE_EMBEDDING not in checkpoint.names or HEAD in checkpoint.names:
+        return config
+    config.text.tie_word_embeddings = True  # nobody looks at what stands in for it
+    return replace(config, has_head=False)
 
 
 def _take_quantization(config: PretrainedConfig) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from scheduler.models.checks.second_reader import second_ends
 from scheduler.models.checks.weights_check import VERSION
 from scheduler.models.files.checkpoint import CheckpointError
 from scheduler.models.files.gguf_split import GgufError
-from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config
+from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config, with_what_is_stored
 from scheduler.models.modules.sequential_model import ModulesAttention
 from scheduler.models.products import PLAIN_MODES, Mode
 from scheduler.models.remembered import Facts, model_version, remembered
@@ -54,6 +54,7 @@ def open_model(
     if (Path(model_path) / ADAPTER).is_file():
         logger.warning("there is an adapter beside the model (%s), and it is not applied", ADAPTER)
     try:
+        model_config = with_what_is_stored(model_path, model_config)
         source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
         backend = (
             ModulesAttention()

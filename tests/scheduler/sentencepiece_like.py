@@ -29,5 +29,12 @@ def write_tokenizer(folder: Path, *, prepend: str = "always", chat_template: str
     tokenizer = Tokenizer.from_str(json.dumps(saved))
     tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True, normalized=False)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "TokenizersBackend", "eos_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": chat_template}))
+    settings = {
+        "tokenizer_class": "TokenizersBackend",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | ({"chat_template": chat_template} if chat_template else {}))
+    )

@@ -42,8 +42,10 @@ TEXT_PREFIXES = {
 others; the second form is older."""
 
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 BASE_EMBEDDING = "embed_tokens.weight"
-"""What the embedding is called in a checkpoint of a decoder without its head, as models for embeddings have it."""
+"""What the former is called in a checkpoint of a decoder without its head, as models for embeddings have it."""
 
 
 class CheckpointError(ValueError):

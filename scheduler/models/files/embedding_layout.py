@@ -44,12 +44,19 @@ def embedding_layout(folder: Path) -> EmbeddingLayout:
                 continue
             case "Pooling":
                 pooling = _pooling(config)
-            case "Dense" if str(config.get("activation_function")).endswith(ACTIVATIONS):
+            case "Dense" if _is_plain(config) and (path / "model.safetensors").is_file():
                 layers.append(str(path))
                 size = int(config["out_features"])
             case _:
                 return EmbeddingLayout(None)
     return EmbeddingLayout(pooling, layers, size)
+
+
+def _is_plain(config: dict[str, Any]) -> bool:
+    """Whether a dense layer is of the kind that is applied here: to a whole text's vector, and nothing added."""
+    activation = str(config.get("activation_function")).rpartition(".")[2]
+    takes = config.get("module_input_name", "sentence_embedding")
+    return activation in ACTIVATIONS and takes == "sentence_embedding" and not config.get("use_residual")
 
 
 def _pooling(config: dict[str, Any]) -> Pooling | None:

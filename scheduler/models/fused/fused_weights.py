@@ -16,13 +16,19 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from scheduler.kernels.native import kernels
-from scheduler.models.files.checkpoint import Checkpoint, CheckpointError, NamedWeights, StoredBlocks, Weight
+from scheduler.models.files.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    Checkpoint,
+    CheckpointError,
+    NamedWeights,
+    StoredBlocks,
+    Weight,
+)
 from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.products import PLAIN_MODES, Mode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 """What old checkpoints have, though it is no weight: it follows from the configuration."""
