@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import logging
 import math
 import os
@@ -79,6 +82,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
+    _give_back_memory()
     keeps_state = opened.source.own is not None
     if keeps_state:
         _check_speculation(config)
@@ -130,6 +134,13 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         keeps_state,
         pool.num_state_slots,
     )
+
+
+def _give_back_memory() -> None:
+    """What a first load took for its checks and has freed: glibc keeps it, and nothing needs as much again."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @dataclass(frozen=True, slots=True)

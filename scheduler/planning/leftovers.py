@@ -15,7 +15,7 @@ from scheduler.planning.rotation import Rotation
 from scheduler.planning.step_cost import StepCost
 from scheduler.request import Sequence
 
-LOW_SHARE = 0.05
+LOW_SHARE = 0.04
 """Of the engine's time, what all low users get together while others have work. Below the tenth that is promised,
 since an estimate pays it."""
 

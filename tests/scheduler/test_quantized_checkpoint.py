@@ -96,6 +96,68 @@ def rows_of_integers(weight: Tensor) -> tuple[Stored, Tensor]:
     return {"weight": numbers.to(torch.int8), "weight_scale": scale}, numbers * scale
 
 
+def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers [N, K] from 0 to 255, around 128, scales [N, groups], and what they stand for."""
+    blocks = weight.view(len(weight), -1, GROUP)
+    scale = (blocks.abs().amax(-1) / 127).half().float()
+    numbers = (blocks / scale.unsqueeze(-1)).round().clamp(-128, 127)
+    return (numbers + 128).flatten(1).int(), scale, (numbers * scale.unsqueeze(-1)).flatten(1)
+
+
+def four_bytes(numbers: Tensor) -> Tensor:
+    """Four neighbours of a row in each number."""
+    return numbers.to(torch.uint8).contiguous().view(torch.int32)
+
+
+def gptq_8(weight: Tensor) -> tuple[Stored, Tensor]:
+    numbers, scale, meant = in_eight_bits(weight)
+    stored = {
+        "qweight": four_bytes(numbers).T.contiguous(),
+        "qzeros": four_bytes(torch.full((scale.shape[1], len(weight)), 127)),
+        "scales": scale.T.half().contiguous(),
+    }
+    return stored, meant
+
+
+def packed_8(weight: Tensor) -> tuple[Stored, Tensor]:
+    numbers, scale, meant = in_eight_bits(weight)
+    shape = torch.tensor(weight.shape)
+    return {"weight_packed": four_bytes(numbers), "weight_scale": scale, "weight_shape": shape}, meant
+
+
+def rows_with_zeros(weight: Tensor) -> tuple[Stored, Tensor]:
+    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    scale = (high - low) / 255
+    zero = (-128 - low / scale).round()
+    numbers = (weight / scale + zero).round().clamp(-128, 127)
+    stored = {"weight": numbers.to(torch.int8), "weight_scale": scale, "weight_zero_point": zero.to(torch.int8)}
+    return stored, (numbers - zero) * scale
+
+
+def nvfp4(weight: Tensor) -> tuple[Stored, Tensor]:
+    """Sixteen neighbours share a factor."""
+    values = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    blocks = weight.view(len(weight), -1, 16)
+    whole = 448 * 6 / weight.abs().max()
+    factors = (blocks.abs().amax(-1) / 6 * whole).to(torch.float8_e4m3fn)
+    divided = blocks / (factors.float() / whole).unsqueeze(-1)
+    codes = (divided.unsqueeze(-1) - values).abs().argmin(-1).flatten(1)
+    stored = {
+        "weight_packed": (codes[:, 0::2] + 16 * codes[:, 1::2]).to(torch.uint8),
+        "weight_scale": factors,
+        "weight_global_scale": whole.reshape(1),
+    }
+    meant = values[codes].view(blocks.shape) * (factors.float() / whole).unsqueeze(-1)
+    return stored, meant.view(weight.shape)
+
+
+def bytes_of_rows(weight: Tensor) -> tuple[Stored, Tensor]:
+    """bitsandbytes, LLM.int8()."""
+    largest = weight.abs().amax(1)
+    numbers = (weight / largest.unsqueeze(1) * 127).round()
+    return {"weight": numbers.to(torch.int8), "SCB": largest}, numbers * largest.unsqueeze(1) / 127
+
+
 def rows_of_floats(weight: Tensor) -> tuple[Stored, Tensor]:
     scale = weight.abs().amax(1, keepdim=True) / 448
     numbers = (weight / scale).to(torch.float8_e4m3fn)
@@ -147,6 +209,18 @@ FORMATS: dict[str, tuple[Pack, dict[str, Any]]] = {
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True}),
     "compressed-tensors-4": (packed, {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
     "compressed-tensors-8": (rows_of_integers, {"quant_method": "compressed-tensors", "format": "int-quantized"}),
+    "gptq-8": (gptq_8, {"quant_method": "gptq", "bits": 8, "group_size": GROUP}),
+    "compressed-tensors-8-packed": (
+        packed_8,
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+        | {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "group_size": GROUP}}}},
+    ),
+    "compressed-tensors-8-zeros": (
+        rows_with_zeros,
+        {"quant_method": "compressed-tensors", "format": "int-quantized"},
+    ),
+    "nvfp4": (nvfp4, {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}),
+    "bitsandbytes-8": (bytes_of_rows, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "fbgemm_fp8": (rows_of_floats, {"quant_method": "fbgemm_fp8"}),
     "fp8": (blocks_of_floats, {"quant_method": "fp8", "weight_block_size": [16, 32]}),
     "bitsandbytes": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
@@ -210,7 +284,7 @@ def test_experts_in_four_bits(tmp_path: Path) -> None:
     [
         ({"quant_method": "foo"}, "quantized by 'foo'; what is read is gptq, awq"),
         ({"quant_method": "mxfp4"}, "says that its weights are quantized by mxfp4, and they are not"),
-        ({"quant_method": "gptq", "bits": 3}, "by gptq in 3 bits; 4 are read"),
+        ({"quant_method": "gptq", "bits": 3}, "by gptq in 3 bits; 4 and 8 are read"),
         ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "by gptq in a form that is not read: marlin"),
         ({"quant_method": "awq", "version": "GEMV"}, "by awq in a form that is not read: gemv"),
     ],
@@ -228,10 +302,10 @@ def test_what_is_not_read_is_refused(
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"weight": torch.zeros(128, 64, dtype=torch.int8), "SCB": torch.zeros(128)}, "is no floats"),
+        ({"weight": torch.zeros(128, 64, dtype=torch.int8), "what": torch.zeros(128)}, "is no floats"),
         (
             {
-                "weight_packed": torch.zeros(128, 16, dtype=torch.int32),
+                "weight_packed": torch.zeros(128, 12, dtype=torch.int32),
                 "weight_scale": torch.ones(128, 2),
                 "weight_shape": torch.tensor([128, 64]),
             },
@@ -241,18 +315,18 @@ def test_what_is_not_read_is_refused(
             {
                 "weight": torch.zeros(128, 64, dtype=torch.int8),
                 "weight_scale": torch.ones(128, 1),
-                "weight_zero_point": torch.ones(128, 1, dtype=torch.int8),
+                "weight_zero_point": torch.ones(128, 2, dtype=torch.int8),
             },
             "has zero points",
         ),
     ],
-    ids=["bitsandbytes-8", "compressed-tensors-8-packed", "compressed-tensors-8-zeros"],
+    ids=["bytes", "words", "zeros-of-groups"],
 )
 def test_numbers_of_another_meaning_are_refused(parts: Stored, message: str, tmp_path: Path) -> None:
     model = tiny_model("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4)
     name = "model.layers.0.mlp.up_proj"
     stored = {key: weight for key, weight in model.state_dict().items() if name not in key}
-    method = "bitsandbytes" if "SCB" in parts else "compressed-tensors"
+    method = "bitsandbytes" if "what" in parts else "compressed-tensors"
     stored |= {f"{name}.{end}": part for end, part in parts.items()}
     write(model, tmp_path, stored, {"quant_method": method})
     with pytest.raises(UnsupportedModelError, match=f"{name}.weight.* {message}"):

@@ -40,6 +40,7 @@ def check_whole(client: OpenAI, batch_id: str) -> None:
     assert len({answer["custom_id"] for answer in answers}) == len(answers) == NUM_LINES
 
 
+@pytest.mark.prove
 def test_a_locked_database_and_a_disabled_user_are_waited_for(batching: UsersServer, tmp_path: Path) -> None:
     with client_of(batching, "alice") as alice:
         batch = until(alice, start(alice, NUM_LINES, max_tokens=8), 3)
@@ -88,6 +89,7 @@ def fill(disk: Path) -> Callable[[], None]:
     return (disk / "filling").unlink
 
 
+@pytest.mark.prove
 def test_a_full_disk_is_waited_for(tmp_path: Path, model_path: str) -> None:
     with small_disk(tmp_path / "disk") as disk:
         flags = ["--batches", str(disk), "--max-num-seqs", "2", "--kv-cache-memory", "64MB"]

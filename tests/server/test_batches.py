@@ -128,6 +128,7 @@ def test_a_batch_survives_a_restart_and_is_its_users_own(tmp_path: Path, model_p
             alice.files.retrieve(batch.input_file_id)
 
 
+@pytest.mark.prove
 async def test_its_lines_do_not_count_in_the_queue_of_its_user(tmp_path: Path, model_path: str) -> None:
     """One seat is taken, and lines of Alice's batch wait for it: her own request may wait too."""
     flags = ["--batches", str(tmp_path / "batches"), "--max-num-seqs", "1", "--kv-cache-memory", "64MB"]

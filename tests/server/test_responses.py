@@ -264,6 +264,7 @@ def test_what_was_said_before_a_response_is_listed(keeping: OpenAI) -> None:
             listed(second.id, **query)
 
 
+@pytest.mark.prove
 def test_the_oldest_turns_are_left_out_if_asked_for(client: OpenAI) -> None:
     turns = [
         {"role": role, "content": f"{number} " + "word " * 700}

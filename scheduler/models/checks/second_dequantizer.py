@@ -72,7 +72,7 @@ def _by_rows(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     if packed.dtype == torch.uint8:
         return _pairs_of_floats(parts)
     rows, columns = (int(size) for size in parts["weight_shape"])
-    stated = {int(each["num_bits"]) for each in _weights_settings(settings)} or {4}
+    stated = [int(each["num_bits"]) for each in _weights_settings(settings) if "num_bits" in each] or [4, 8]
     bits = next(bits for bits in stated if packed.shape[1] == math.ceil(columns / (32 // bits)))
     half = 2 ** (bits - 1)
     numbers = _spread(packed, bits, 1)[:, :columns] - half
@@ -111,6 +111,8 @@ def _pairs_of_floats(parts: Parts) -> Tensor:
 def _scaled(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     """One factor for all, for a row, or for a block of the size that is stated."""
     weight = parts["weight"].float()
+    if "weight_zero_point" in parts:
+        weight = weight - parts["weight_zero_point"].float().reshape(-1, 1)
     scale = parts["weight_scale_inv"] if "weight_scale_inv" in parts else parts["weight_scale"]
     scale = scale.float()
     if scale.numel() == 1 or (scale.numel() == len(weight) and scale.shape[0] == len(weight)):
@@ -152,11 +154,18 @@ def _bitsandbytes(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     return (numbers[:count] * absmax.float()[block]).reshape(state["shape"])
 
 
+def _rows_of_bytes(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
+    """LLM.int8(): a row's numbers as parts of 127 of its largest."""
+    weight: Tensor = parts["weight"].double() * (parts["SCB"].double() / 127).reshape(-1, 1)
+    return weight.float()
+
+
 _BY_PART: dict[str, Callable[[Parts, Mapping[str, Any]], Tensor]] = {
     "qweight": _by_columns,
     "weight_packed": _by_rows,
     "_blocks": _microscaled,
     "weight.absmax": _bitsandbytes,
+    "SCB": _rows_of_bytes,
     "weight_scale_inv": _scaled,
     "weight_scale": _scaled,
 }

@@ -156,9 +156,9 @@ def _settings(own: Mapping[str, Any], architecture: str, names: frozenset[str]) 
 
 _PART = re.compile(
     r"(?P<stem>.+?)(?:"
-    r"\.(?P<of_weight>qweight|qzeros|scales|g_idx|weight_(?:packed|scale|scale_inv|shape|zero_point|g_idx|global_scale)"
-    r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__(?:nf4|fp4)|format))"
-    r"|\.(?:input_scale|input_scale_ub|input_global_scale|activation_scale|k_scale|v_scale)"
+    r"\.(?P<of_weight>qweight|qzeros|scales|g_idx|SCB|weight_(?:packed|scale|scale_inv|shape|zero_point|g_idx|global_scale)"
+    r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__(?:nf4|fp4)))"
+    r"|\.(?:weight_format|input_scale|input_scale_ub|input_global_scale|activation_scale|k_scale|v_scale)"
     r"|(?P<of_all>_blocks|_scales))"
 )
 """A tensor that is a part of a quantized weight, or of activations, which are not rounded."""

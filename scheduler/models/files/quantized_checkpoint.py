@@ -2,13 +2,16 @@
 
 What a format stores for a matrix `X.weight` of N rows and K columns, W:
 
-- `gptq` (Frantar et al., arXiv 2210.17323): X.qweight int32 [K / 8, N], eight 4-bit numbers of a column in each,
-  the lowest bits first; X.scales [groups, N]; X.qzeros int32 [groups, N / 8], one less than they are where the
-  checkpoint format is not gptq_v2; X.g_idx [K], each column's group. W = scale * (number - zero), transposed.
+- `gptq` (Frantar et al., arXiv 2210.17323): X.qweight int32 [K / 8, N], eight 4-bit numbers of a column in each, or
+  four of 8 bits, the lowest bits first; X.scales [groups, N]; X.qzeros int32 [groups, N / 8], one less than they are
+  where the checkpoint format is not gptq_v2; X.g_idx [K], each column's group. W = scale * (number - zero),
+  transposed.
 - `awq` (Lin et al., arXiv 2306.00978): X.qweight int32 [K, N / 8] and X.qzeros [groups, N / 8], eight neighbours
   in the order 0 2 4 6 1 3 5 7; X.scales [groups, N]. The same formula.
-- `compressed-tensors`: X.weight_packed int32 [N, K / 8], 4-bit numbers that have 8 added, X.weight_scale
-  [N, groups], X.weight_zero_point; or X.weight in 8 bits, integers or floats, with X.weight_scale.
+- `compressed-tensors`: X.weight_packed int32 [N, K / 8], 4-bit numbers that have 8 added, or [N, K / 4], 8-bit ones
+  that have 128 added, X.weight_scale [N, groups], X.weight_zero_point; or X.weight in 8 bits, integers or floats,
+  with X.weight_scale and perhaps X.weight_zero_point; or NVFP4: X.weight_packed uint8 [N, K / 2], two 4-bit floats
+  in each, the low bits first, X.weight_scale float8 [N, K / 16] and X.weight_global_scale, which divides those.
 - `fp8`, `fbgemm_fp8`: X.weight in float8, with X.weight_scale_inv for blocks of rows and columns, or with
   X.weight_scale.
 - `mxfp4` (OCP Microscaling Formats 1.0): X_blocks uint8 [..., N, K / 32, 16], two 4-bit floats in each, the low
@@ -16,7 +19,7 @@ What a format stores for a matrix `X.weight` of N rows and K columns, W:
   transposed.
 - `bitsandbytes` in 4 bits (Dettmers et al., arXiv 2305.14314): X.weight uint8 [N * K / 2, 1], the high bits
   first, each an index into X.weight.quant_map; blocks of numbers share a factor of X.weight.absmax, which may be
-  quantized itself.
+  quantized itself. In 8 bits (arXiv 2208.07339): X.weight int8 [N, K] and X.SCB [N], what 127 stands for.
 """
 
 from __future__ import annotations
@@ -41,11 +44,13 @@ METHODS = ("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "b
 FORMS = {"gptq": ("checkpoint_format", ("gptq", "gptq_v2")), "awq": ("version", ("gemm",))}
 """Of methods that have several: the setting that names it, and those that are read, the usual one first."""
 
+BITS = {"gptq": (4, 8), "awq": (4,)}
+
 BITSANDBYTES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 
 PARTS = (
     *(".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".weight_zero_point"),
-    *(".weight_shape", ".weight_g_idx", ".input_scale", ".input_scale_ub", ".activation_scale", ".k_scale"),
+    *(".weight_shape", ".weight_g_idx", ".weight_global_scale", ".input_global_scale", ".SCB", ".weight_format", ".input_scale", ".input_scale_ub", ".activation_scale", ".k_scale"),
     *(".v_scale", "_scales", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", *BITSANDBYTES),
 )
 """Ends of the names of what is no weight by itself. Scales of activations do not count: these are not rounded."""
@@ -66,8 +71,9 @@ class QuantizedCheckpoint:
         method = config.get("quant_method")
         if method not in METHODS:
             raise CheckpointError(f"its weights are quantized by {method!r}; what is read is {', '.join(METHODS)}")
-        if method in ("gptq", "awq") and config.get("bits", 4) != 4:
-            raise CheckpointError(f"its weights are quantized by {method} in {config['bits']} bits; 4 are read")
+        if method in BITS and (bits := config.get("bits", 4)) not in BITS[method]:
+            known_bits = " and ".join(map(str, BITS[method]))
+            raise CheckpointError(f"its weights are quantized by {method} in {bits} bits; {known_bits} are read")
         if method in FORMS:
             setting, known = FORMS[method]
             if (form := str(config.get(setting) or known[0]).lower()) not in known:
@@ -95,6 +101,8 @@ class QuantizedCheckpoint:
             return name.removesuffix("_blocks"), self._mxfp4
         if any(f"{name}{end}" in self._names for end in BITSANDBYTES):
             return name, self._bitsandbytes
+        if name.endswith(".weight") and f"{name.removesuffix('weight')}SCB" in self._names:
+            return name, self._rows_of_bytes
         if f"{name}_scale" in self._names or f"{name}_scale_inv" in self._names:
             return name, self._scaled
         if name.endswith(PARTS):
@@ -120,8 +128,9 @@ class QuantizedCheckpoint:
     def _gptq(self, name: str) -> Tensor:
         stem = name.removesuffix(".weight")
         scales = self._raw(f"{stem}.scales").float()
-        numbers = _nibbles(self._raw(f"{stem}.qweight").T).T  # [K, N]
-        zeros = _nibbles(self._raw(f"{stem}.qzeros"))
+        bits = self._config.get("bits", 4)
+        numbers = _numbers(self._raw(f"{stem}.qweight").T, bits).T  # [K, N]
+        zeros = _numbers(self._raw(f"{stem}.qzeros"), bits)
         if self._config.get("checkpoint_format") != "gptq_v2":
             zeros = zeros + 1
         size = self._group_size(numbers.shape[0])
@@ -132,31 +141,39 @@ class QuantizedCheckpoint:
 
     def _awq(self, name: str) -> Tensor:
         stem = name.removesuffix(".weight")
-        numbers, zeros = (_in_awq_order(_nibbles(self._raw(f"{stem}.{part}"))) for part in ("qweight", "qzeros"))
+        numbers, zeros = (_in_awq_order(_numbers(self._raw(f"{stem}.{part}"), 4)) for part in ("qweight", "qzeros"))
         groups = torch.arange(numbers.shape[0]) // self._group_size(numbers.shape[0])
         return (self._raw(f"{stem}.scales").float()[groups] * (numbers - zeros[groups])).T.contiguous()
 
     def _packed(self, name: str) -> Tensor:
-        rows, columns = self._raw(f"{name}_shape").tolist()
         packed = self._raw(f"{name}_packed")
-        if packed.dtype != torch.int32 or packed.shape != (rows, -(-columns // 8)):
-            raise CheckpointError(f"{name} is packed in another form than eight 4-bit numbers in 32 bits")
-        numbers = _nibbles(packed)[:, :columns] - 8
+        if packed.dtype == torch.uint8 and f"{name}_global_scale" in self._names:
+            return self._nvfp4(name, packed)
+        rows, columns = self._raw(f"{name}_shape").tolist()
+        forms = [bits for bits in (4, 8) if packed.shape == (rows, -(-columns // (32 // bits)))]
+        if packed.dtype != torch.int32 or not forms:
+            raise CheckpointError(f"{name} is packed in another form than numbers of 4 or 8 bits in 32")
+        (bits,) = forms
+        half = 1 << (bits - 1)
+        numbers = _numbers(packed, bits)[:, :columns] - half
         scales = self._raw(f"{name}_scale").float().view(rows, -1)
         groups = torch.arange(columns) // (columns // scales.shape[1])
         if f"{name}_g_idx" in self._names:
             groups = self._raw(f"{name}_g_idx").long()
         if f"{name}_zero_point" in self._names:
-            zeros = _nibbles(self._raw(f"{name}_zero_point").T).T[:rows] - 8
+            zeros = _numbers(self._raw(f"{name}_zero_point").T, bits).T[:rows] - half
             numbers = numbers - zeros[:, groups]
         return numbers * scales[:, groups]
 
     def _scaled(self, name: str) -> Tensor:
         """8 bits, and a factor for all, for each row, or for blocks of rows and columns."""
         end = "_scale_inv" if f"{name}_scale_inv" in self._names else "_scale"
-        if f"{name}_zero_point" in self._names:
-            raise CheckpointError(f"{name} has zero points, which are read of weights in 4 bits only")
         weight, scale = self._raw(name).float(), self._raw(f"{name}{end}").float()
+        if f"{name}_zero_point" in self._names:
+            zeros = self._raw(f"{name}_zero_point").float()
+            if zeros.numel() not in (1, len(weight)):
+                raise CheckpointError(f"{name} has zero points, which are read of whole rows only")
+            weight = weight - zeros.view(-1, 1)
         if scale.numel() == 1:
             return weight * scale.reshape(())
         scale = scale.view(scale.shape[0], -1)
@@ -179,12 +196,18 @@ class QuantizedCheckpoint:
             )
         return weight[0] // scale[0], weight[1] // scale[1]
 
+    def _nvfp4(self, name: str, packed: Tensor) -> Tensor:
+        factors = self._raw(f"{name}_scale").float() / self._raw(f"{name}_global_scale").float().reshape(())
+        return _floats(packed) * factors.repeat_interleave(16, 1)
+
+    def _rows_of_bytes(self, name: str) -> Tensor:
+        """bitsandbytes in 8 bits."""
+        return self._raw(name).float() * self._raw(f"{name.removesuffix('weight')}SCB").float().unsqueeze(1) / 127
+
     def _mxfp4(self, name: str) -> Tensor:
         blocks, scales = self._raw(f"{name}_blocks"), self._raw(f"{name}_scales")
-        halves = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2).long()
-        values = torch.tensor([*FP4, *(-value for value in FP4)])[halves]
         exponents = (scales.int() - 127).unsqueeze(-1)
-        return torch.ldexp(values, exponents).flatten(-2).transpose(-1, -2).contiguous()
+        return torch.ldexp(_floats(blocks), exponents).flatten(-2).transpose(-1, -2).contiguous()
 
     def _bitsandbytes(self, name: str) -> Tensor:
         kind = next(end for end in BITSANDBYTES if f"{name}{end}" in self._names)
@@ -210,10 +233,16 @@ class QuantizedCheckpoint:
         return columns if size == -1 else size
 
 
-def _nibbles(packed: Tensor) -> Tensor:
-    """[rows, columns] int32 to [rows, 8 * columns], the lowest four bits first."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    return ((packed.int().unsqueeze(-1) >> shifts) & 15).flatten(-2)
+def _numbers(packed: Tensor, bits: int) -> Tensor:
+    """[rows, columns] int32 to [rows, 32 / bits * columns], the lowest bits first."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    return ((packed.int().unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+
+
+def _floats(packed: Tensor) -> Tensor:
+    """Two 4-bit floats of each byte: [..., n] uint8 to [..., 2 n]."""
+    halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).long()
+    return torch.tensor([*FP4, *(-value for value in FP4)])[halves]
 
 
 def _in_awq_order(numbers: Tensor) -> Tensor:
