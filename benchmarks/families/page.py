@@ -43,13 +43,13 @@ compressed-tensors in 4 and 8 bits, in blocks of float8 and as NVFP4, FP8, MXFP4
 which are made floats again and then rounded as `--quantization` says) and from GGUF, also from files that were
 split.
 
-Nothing of this is taken on trust. When a checkpoint is first loaded, its weights are read a second time by code that
-shares nothing with the first, and each layer of what the native decoder will run is held against transformers'
-modules with those weights, on two short texts of which a part lies far into a context: in float32, where rounding is
-next to nothing, and as it will be served. Quantized weights that go to transformers' modules are compared number by
-number. A tensor that the model does not take, or lacks, or that has another shape than the config says is a refusal,
-in GGUF files too, which transformers would read without a word. `tests/scheduler/test_faults_put_in.py` puts some 60
-kinds of faults into the loader: each is found.
+Nothing of this is taken on trust. When a checkpoint is first loaded, its weights are read a second time by code
+that shares nothing with the first, and each layer of what the native decoder will run is held against
+transformers' modules with those weights, on two short texts of which a part lies far into a context: in
+float32, where rounding is next to nothing, and as it will be served. Quantized weights that go to transformers'
+modules are compared number by number. A tensor that the model does not take, or lacks, or that has another
+shape than the config says is a refusal, in GGUF files too, which transformers would read without a word.
+`tests/scheduler/test_faults_put_in.py` puts some 60 kinds of faults into the loader: each is found.
 
 {counts}.
 

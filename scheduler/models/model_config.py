@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     GenerationConfig,
     PretrainedConfig,
 )
@@ -90,8 +93,8 @@ def read_config(path: str) -> ModelConfig:
     except StrictDataclassError as error:  # a value of a wrong type
         said = " ".join(str(error).split())[:300]
         raise UnsupportedModelError(f"its config cannot be read: {said}") from error
-    except ValueError as error:  # a type that transformers does not know, or whose code is in the model's folder
-        raise UnsupportedModelError(f"code from a model's folder is never run: {error}") from error
+    except ValueError as error:
+        raise UnsupportedModelError(_why_unknown(path, error)) from error
     _refuse(config)
     quantization = _take_quantization(config)
     defaults: dict[str, float] = {}
@@ -109,6 +112,20 @@ def read_config(path: str) -> ModelConfig:
     if (tokenizers := tokenizers_end(Path(path))) is not None:
         end_tokens |= {tokenizers}
     return ModelConfig(config, end_tokens, defaults, quantization, embedding_layout(Path(path)))
+
+
+def _why_unknown(path: str, error: ValueError) -> str:
+    """Of a type that transformers does not know."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_bytes())
+        name, has_code = config.get("model_type"), "auto_map" in config
+    except (OSError, ValueError, AttributeError):
+        return f"its config cannot be read: {error}"
+    if has_code:
+        return (
+            f"its type {name!r} needs code from its folder (auto_map), and code from a model's folder is never run"
+        )
+    return f"transformers {transformers.__version__} does not know its type {name!r}"
 
 
 def with_what_is_stored(path: str, config: ModelConfig) -> ModelConfig:
@@ -136,5 +153,9 @@ def _refuse(config: PretrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise UnsupportedModelError("it is an encoder-decoder model: Carousel has no cross-attention")
     text = config.get_text_config(decoder=True)
+    if getattr(text, "is_decoder", None) is False and type(config) in AutoModelForMaskedLM._model_mapping:
+        raise UnsupportedModelError(
+            f"it is an encoder ({config.model_type}), which has no next token to give (is_decoder is false)"
+        )
     if getattr(text, "add_cross_attention", False):
         raise UnsupportedModelError("it has cross-attention")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,26 @@ def test_a_size_in_the_config_that_is_not_the_weights(fused: bool, tmp_path: Pat
     with pytest.raises(UnsupportedModelError, match=r"mlp\.\w+_proj\.weight") as refused:
         serve(tmp_path, fused=fused)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bert"}, "it is an encoder (bert), which has no next token to give"),
+        ({"model_type": "strange"}, "does not know its type 'strange'"),
+        (
+            {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config"}},
+            "code from a model's folder is never run",
+        ),
+    ],
+)
+def test_what_is_no_model_for_text_is_refused_in_a_sentence(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=re.escape(message)) as refused:
+        read_config(str(tmp_path))
+    assert len(str(refused.value)) < 200
 
 
 # What ends an answer -------------------------------------------------------------------------------------

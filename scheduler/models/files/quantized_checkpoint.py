@@ -2,16 +2,17 @@
 
 What a format stores for a matrix `X.weight` of N rows and K columns, W:
 
-- `gptq` (Frantar et al., arXiv 2210.17323): X.qweight int32 [K / 8, N], eight 4-bit numbers of a column in each, or
-  four of 8 bits, the lowest bits first; X.scales [groups, N]; X.qzeros int32 [groups, N / 8], one less than they are
-  where the checkpoint format is not gptq_v2; X.g_idx [K], each column's group. W = scale * (number - zero),
-  transposed.
+- `gptq` (Frantar et al., arXiv 2210.17323): X.qweight int32 [K / 8, N], eight 4-bit numbers of a column in each,
+  or four of 8 bits, the lowest bits first; X.scales [groups, N]; X.qzeros int32 [groups, N / 8], one less than
+  they are where the checkpoint format is not gptq_v2; X.g_idx [K], each column's group. W = scale * (number -
+  zero), transposed.
 - `awq` (Lin et al., arXiv 2306.00978): X.qweight int32 [K, N / 8] and X.qzeros [groups, N / 8], eight neighbours
   in the order 0 2 4 6 1 3 5 7; X.scales [groups, N]. The same formula.
-- `compressed-tensors`: X.weight_packed int32 [N, K / 8], 4-bit numbers that have 8 added, or [N, K / 4], 8-bit ones
-  that have 128 added, X.weight_scale [N, groups], X.weight_zero_point; or X.weight in 8 bits, integers or floats,
-  with X.weight_scale and perhaps X.weight_zero_point; or NVFP4: X.weight_packed uint8 [N, K / 2], two 4-bit floats
-  in each, the low bits first, X.weight_scale float8 [N, K / 16] and X.weight_global_scale, which divides those.
+- `compressed-tensors`: X.weight_packed int32 [N, K / 8], 4-bit numbers that have 8 added, or [N, K / 4], 8-bit
+  ones that have 128 added, X.weight_scale [N, groups], X.weight_zero_point; or X.weight in 8 bits, integers or
+  floats, with X.weight_scale and perhaps X.weight_zero_point; or NVFP4: X.weight_packed uint8 [N, K / 2], two
+  4-bit floats in each, the low bits first, X.weight_scale float8 [N, K / 16] and X.weight_global_scale, which
+  divides those.
 - `fp8`, `fbgemm_fp8`: X.weight in float8, with X.weight_scale_inv for blocks of rows and columns, or with
   X.weight_scale.
 - `mxfp4` (OCP Microscaling Formats 1.0): X_blocks uint8 [..., N, K / 32, 16], two 4-bit floats in each, the low
@@ -50,7 +51,18 @@ BITSANDBYTES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp
 
 PARTS = (
     *(".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".weight_zero_point"),
-    *(".weight_shape", ".weight_g_idx", ".weight_global_scale", ".input_global_scale", ".SCB", ".weight_format", ".input_scale", ".input_scale_ub", ".activation_scale", ".k_scale"),
+    *(
+        ".weight_shape",
+        ".weight_g_idx",
+        ".weight_global_scale",
+        ".input_global_scale",
+        ".SCB",
+        ".weight_format",
+        ".input_scale",
+        ".input_scale_ub",
+        ".activation_scale",
+        ".k_scale",
+    ),
     *(".v_scale", "_scales", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", *BITSANDBYTES),
 )
 """Ends of the names of what is no weight by itself. Scales of activations do not count: these are not rounded."""
@@ -141,7 +153,9 @@ class QuantizedCheckpoint:
 
     def _awq(self, name: str) -> Tensor:
         stem = name.removesuffix(".weight")
-        numbers, zeros = (_in_awq_order(_numbers(self._raw(f"{stem}.{part}"), 4)) for part in ("qweight", "qzeros"))
+        numbers, zeros = (
+            _in_awq_order(_numbers(self._raw(f"{stem}.{part}"), 4)) for part in ("qweight", "qzeros")
+        )
         groups = torch.arange(numbers.shape[0]) // self._group_size(numbers.shape[0])
         return (self._raw(f"{stem}.scales").float()[groups] * (numbers - zeros[groups])).T.contiguous()
 
