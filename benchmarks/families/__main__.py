@@ -24,6 +24,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.families.check import Found, check
+from benchmarks.families.gguf_files import TITLE
 from benchmarks.families.page import page
 
 LIMIT_SECONDS = 900.0
@@ -48,7 +49,8 @@ def main() -> int:
     counts = Counter(each.verdict for each in found)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
     if args.write is not None:
-        args.write.write_text(page(found))
+        of_gguf = args.write.read_text().partition(TITLE)[1:] if args.write.exists() else ()
+        args.write.write_text("\n".join([page(found), "".join(of_gguf)]) if any(of_gguf) else page(found))
     return 1 if counts["wrong"] or counts["crashed"] else 0
 
 

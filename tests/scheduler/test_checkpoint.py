@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from benchmarks.families.gguf_writer import write_gguf
 from scheduler.models.files.checkpoint import (
     GgufCheckpoint,
     SafetensorsCheckpoint,
@@ -21,7 +22,6 @@ from scheduler.models.files.checkpoint import (
 )
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.gguf_split import GgufError
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 
 STORABLE = {"hidden_size": 96, "intermediate_size": 128}

@@ -14,6 +14,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from benchmarks.families.gguf_writer import write_gguf
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
@@ -26,7 +27,6 @@ from scheduler.models.model_config import UnsupportedModelError
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 from tests.scheduler.test_quantized_checkpoint import FORMATS, Stored, write
 

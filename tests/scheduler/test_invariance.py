@@ -10,13 +10,13 @@ import random
 import pytest
 import torch
 
+from benchmarks.families.gguf_writer import write_gguf
 from benchmarks.prove import answers
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import bytes_per_block
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import ANY
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 
 PARAMS = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, seed=0, logprobs=5)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from benchmarks.families.gguf_writer import write_gguf
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
@@ -28,7 +29,6 @@ from scheduler.models.modules.paged_model import PagedModel
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_checkpoint import dequantized
 from tests.scheduler.test_families import tiny_model
 

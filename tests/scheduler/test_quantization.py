@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.families.gguf_writer import write_gguf
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.models.checks.quantization import TextLogprobs, choose_mode, kl_divergence, perplexity
 from scheduler.models.loading import load
 from scheduler.models.products import Mode
 from scheduler.models.remembered import model_version
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
 
 TOKENS = [(7 * place * place + 3) % 190 + 3 for place in range(600)]

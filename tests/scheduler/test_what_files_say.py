@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from benchmarks.families.gguf_writer import write_gguf
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.models.checks import second_gguf
+from scheduler.models.files.gguf_description import end_tokens
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.gguf_split import GgufError
 from scheduler.models.files.model_source import ModelNotFoundError, resolve_model
@@ -25,8 +27,9 @@ from scheduler.models.model_config import UnsupportedModelError, read_config
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_families import tiny_model
+
+STORED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
 PROMPTS = [[5, 6, 7], [9 + place % 90 for place in range(100)]]
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -157,7 +160,7 @@ def test_an_end_that_is_no_token_is_refused(tmp_path: Path) -> None:
 # GGUF files ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", [*STORED, "Q2_K", "Q3_K", "IQ4_NL"])
 def test_blocks_are_what_the_gguf_package_makes_of_them(kind: str, tmp_path: Path) -> None:
     """Those that are read to check what was read."""
     number = gguf.GGMLQuantizationType[kind]
@@ -236,7 +239,18 @@ def test_a_file_is_found_whatever_the_case_of_its_name(model_path: str, tmp_path
             assert [file.resolve() for file in found.glob("*.gguf")] == [stored.resolve()]
 
 
-def test_whatever_ends_a_text_or_a_turn_in_a_gguf_file(model_path: str) -> None:
+def test_whatever_ends_a_text_or_a_turn_in_a_gguf_file(model_path: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for add, token_id in (
+        (writer.add_eos_token_id, 2),
+        (writer.add_eot_token_id, 9),
+        (writer.add_eom_token_id, 8),
+    ):
+        add(token_id)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert end_tokens(GgufFile(tmp_path / "model.gguf"), 3) == [2, 3, 8, 9]
     header = GgufFile(next(Path(model_path).glob("*.gguf")))
     named = {header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
     assert read_config(model_path).eos_token_ids >= named - {None}

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.families.gguf_writer import write_gguf
 from scheduler.models.checks.small_copy import randomize, small_copy
 from scheduler.models.files.checkpoint import open_checkpoint
 from tests.conftest import count_ties, reference
-from tests.scheduler.gguf_models import write_gguf
 from tests.scheduler.test_checkpoint import dequantized
 from tests.scheduler.test_families import tiny_model
 from tests.server.serving import Server

@@ -83,12 +83,26 @@ def _value(stream: IO[bytes], kind: int) -> Any:
 
 
 def read_floats(place: Place, rows: list[int] | None = None) -> Tensor:
-    """A tensor in float32, or some rows of a matrix. Raises KeyError for a type that is not read here."""
-    numbers, size, make = _BLOCKS[place.type]
+    """A tensor in float32, or some rows of a matrix. Types that the kernels do not know are the gguf package's to
+    read, as they are when a model is loaded. Raises ValueError or NotImplementedError where it does not know
+    them."""
+    numbers, size, make = _BLOCKS.get(place.type) or _other(place.type)
     width = place.shape[-1] // numbers * size
     data = np.memmap(place.file, np.uint8, "r", place.offset, (int(np.prod(place.shape[:-1])), width))
     taken = torch.from_numpy(np.array(data if rows is None else data[rows]))
     return make(taken.view(-1, size)).view(*(place.shape[:-1] if rows is None else [len(rows)]), place.shape[-1])
+
+
+Blocks = tuple[int, int, Callable[[Tensor], Tensor]]
+"""Numbers in a block, its bytes, and what they stand for."""
+
+
+def _other(number: int) -> Blocks:
+    import gguf
+
+    kind = gguf.GGMLQuantizationType(number)
+    numbers, size = gguf.GGML_QUANT_SIZES[kind]
+    return numbers, size, lambda blocks: torch.from_numpy(gguf.quants.dequantize(blocks.numpy(), kind))
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -166,7 +180,7 @@ def _of_type(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda data: data.contiguous().view(dtype).float()
 
 
-_BLOCKS: dict[int, tuple[int, int, Callable[[Tensor], Tensor]]] = {
+_BLOCKS: dict[int, Blocks] = {
     0: (1, 4, _of_type(torch.float32)),
     1: (1, 2, _of_type(torch.float16)),
     30: (1, 2, _of_type(torch.bfloat16)),
@@ -179,4 +193,4 @@ _BLOCKS: dict[int, tuple[int, int, Callable[[Tensor], Tensor]]] = {
     13: (256, 176, _q5_k),
     14: (256, 210, _q6_k),
 }
-"""By ggml's number of a type: numbers in a block, its bytes, and what they stand for."""
+"""By ggml's number of a type."""

@@ -116,7 +116,7 @@ class _Gguf:
         place = self._tensors[self._stored[name]]
         try:
             values = read_floats(place, rows)
-        except KeyError as error:
+        except (ValueError, NotImplementedError) as error:
             raise CheckpointError(
                 f"{name} is of a type of GGUF ({error}) that is not read a second time"
             ) from error

@@ -32,7 +32,7 @@ def describe(gguf: Path, folder: Path) -> None:
     config.architectures = [getattr(model_class, "__name__", "")]  # other engines look for it
     config.save_pretrained(folder)
     generation = GenerationConfig.from_model_config(config)
-    generation.eos_token_id = _end_tokens(header, generation.eos_token_id)
+    generation.eos_token_id = end_tokens(header, generation.eos_token_id)
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # tokenizer.json says it all: no class of its own is needed, which would import torch into every process.
@@ -42,7 +42,7 @@ def describe(gguf: Path, folder: Path) -> None:
     )
 
 
-def _end_tokens(header: GgufFile, known: int | list[int] | None) -> list[int] | None:
+def end_tokens(header: GgufFile, known: int | list[int] | None) -> list[int] | None:
     """Of the whole text, of a turn and of a message: a file has a key for each."""
     ids = set([known] if isinstance(known, int) else known or [])
     named = (header.metadata.get(f"tokenizer.ggml.{what}_token_id") for what in ("eos", "eot", "eom"))

@@ -1,4 +1,5 @@
-"""Writes a transformers model as a GGUF file, as llama.cpp's converter does for the families that are fused."""
+"""Writes a transformers model as a GGUF file, as llama.cpp's converter does for families whose weights it leaves
+as they are, but for the order of some rows."""
 
 from __future__ import annotations
 
@@ -12,8 +13,12 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gemma4_text": "gemma4"}
 """Where a file's name for a family is not transformers'."""
+
+
+SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron")
+"""Architectures whose models add 1 to the weight of a norm; a file has the sum."""
 
 
 def write_gguf(
@@ -21,9 +26,11 @@ def write_gguf(
     file: Path,
     kinds: dict[str, str],
     more: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    blocks: Mapping[str, npt.NDArray[np.uint8]] | None = None,
 ) -> None:
     """Write `model`, its matrices quantized to `kinds[what the tensor's name ends with]`, or else to
-    `kinds[""]`, and `more` tensors that are none of its weights."""
+    `kinds[""]`, and `more` tensors that are none of its weights. `blocks`: of matrices that are quantized already,
+    by their names in the model."""
     config: Any = model.config
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(file, architecture)
@@ -33,14 +40,16 @@ def write_gguf(
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
-    if (rope := getattr(config, "rope_parameters", {})).get("rope_type") == "llama3":
+    if (rope := getattr(config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
         size = config.head_dim
         scaled: Any = model.get_buffer("model.rotary_emb.inv_freq")
         plain = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float32) / size)
@@ -49,18 +58,27 @@ def write_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         stem, dot, suffix = name.rpartition(".")
-        stored = f"{names.get_name(stem)}{dot}{suffix}"
+        known = names.get_name(stem)
+        if known is None:
+            raise ValueError(f"{architecture} has no name for {name}")
+        stored = f"{known}{dot}{suffix}"
         data = tensor.float().numpy()
         if architecture == "llama" and (".attn_q." in stored or ".attn_k." in stored):
             heads = config.num_attention_heads if ".attn_q." in stored else config.num_key_value_heads
             data = _interleave(data, heads)
-        if architecture.startswith("gemma") and stored.endswith("norm.weight"):
+        if architecture in SHIFTED and stored.endswith("norm.weight"):
             data = data + np.float32(1)
         kind = "F32"
         if data.ndim == 2:
             kind = next((kinds[end] for end in kinds if end and stored.endswith(end)), kinds[""])
         number = GGMLQuantizationType[kind]
-        writer.add_tensor(stored, gguf.quants.quantize(data, number), raw_dtype=number)
+        if blocks and name in blocks:
+            stored_blocks = blocks[name]
+            if architecture == "llama" and (".attn_q." in stored or ".attn_k." in stored):
+                stored_blocks = _interleave(stored_blocks, heads)
+            writer.add_tensor(stored, stored_blocks, raw_dtype=number)
+        else:
+            writer.add_tensor(stored, gguf.quants.quantize(data, number), raw_dtype=number)
     for name, values in (more or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -69,5 +87,5 @@ def write_gguf(
     writer.close()
 
 
-def _interleave(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def _interleave(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
