@@ -209,6 +209,11 @@ def run() -> None:
     print(f"  1 sequence of 8,000 tokens   native {both:8.1f} ms, {single:.1f} ms with one thread")
     print("planning one step (schedule and commit), fair shares between 20 users")
     print(f"  256 running, 100,000 waiting        {planning(256, 100_000):8.2f} ms")
+    print("the same with 64 running, by how many more users wait, and with prompts of how many tokens")
+    print(f"  {'users':>6}" + "".join(f"{size:>12,}" for size in PROMPTS))
+    for users in USERS:
+        row = "".join(f"{crowded_planning(users, size):9.2f} ms" for size in PROMPTS)
+        print(f"  {users:6,}{row}", flush=True)
     print(f"recording the metrics of one step of 32 sequences of 8 users   {recording(32):8.3f} ms")
     print("one decode step of the default model, in the default mode")
     for count in (1, 8, 32, 256):

@@ -215,5 +215,5 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     model = tiny_model("bert")
     model.config.is_decoder = False
     model.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="attention that is not causal"):
+    with pytest.raises(UnsupportedModelError, match="it is an encoder"):
         engine(str(tmp_path))
