@@ -47,8 +47,8 @@ of some rows and for norms."""
 
 PROMPTS = [[3 + (5 * place + number) % 150 for place in range(3 + 20 * number)] for number in range(4)]
 
-LARGEST = 0.5
-"""Of a weight in random blocks."""
+LARGEST, TRIES = 0.5, 100
+"""Of a weight in random blocks; how often as many are drawn as would do."""
 
 
 def architectures() -> Iterator[Found]:
@@ -118,6 +118,9 @@ def _blocks(model: PreTrainedModel, kind: str) -> dict[str, Any]:
     number = GGMLQuantizationType[kind]
     size, width = gguf.GGML_QUANT_SIZES[number]
     if size == 1:
+        for weight in model.parameters() if kind != "F32" else ():
+            if weight.dim() == 2:
+                weight.data = weight.data.to(torch.float16 if kind == "F16" else torch.bfloat16).float()
         return {}
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
@@ -135,10 +138,14 @@ def _random_blocks(
 ) -> tuple[Any, Any]:
     """[rows, columns * width] bytes of blocks whose numbers are small, and these numbers."""
     kept: list[Any] = []
-    while sum(map(len, kept)) < rows * columns:
+    for _ in range(TRIES):
+        if sum(map(len, kept)) >= rows * columns:
+            break
         tried = rng.integers(0, 256, (4 * rows * columns, width), dtype=np.uint8)
         values = np.abs(gguf.quants.dequantize(tried, kind)).max(axis=1)
         kept.append(tried[(values > 0.01) & (values < LARGEST)])
+    else:
+        raise ValueError("random blocks of it have no small numbers")
     data = np.concatenate(kept)[: rows * columns].reshape(rows, columns * width)
     return data, gguf.quants.dequantize(data, kind)
 

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 SHOWN = 3
 """Weights that a message names."""
 
+PLAINLY_NAMED = frozenset({"llama", "gemma2", "gemma3", "nemotron"})
+"""Of the architectures of GGUF that transformers has readers of their own for: those whose readers rename nothing."""
+
 KINDS = ("full_attention", "sliding_attention")
 """Of layers, as configurations name those that look at everything and those that do not."""
 
@@ -216,18 +219,19 @@ def check_complete(missing: Iterable[str], unexpected: Iterable[str]) -> None:
 
 
 def _left_out(model: PreTrainedModel, file: GgufFile) -> list[str]:
-    """Tensors of a GGUF file that transformers does not read into a model, without a word."""
+    """Tensors of a GGUF file that transformers does not read into a model, without a word. Of architectures whose
+    readers rename and divide tensors nothing is said."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
         get_gguf_hf_weights_map,
     )
 
+    if file.architecture in set(TENSOR_PROCESSORS) - PLAINLY_NAMED:
+        return []
     processor: Any = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
-    processor = processor(config=model.config.to_dict())
-    taken = get_gguf_hf_weights_map(model, processor)
-    names = [name for name in file.tensors if name != "rope_freqs.weight" and "_exps." not in name]
-    return [name for name in names if name not in taken]
+    taken = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    return [name for name in file.tensors if name not in taken and name != "rope_freqs.weight"]
 
 
 def _is_pickled(path: str) -> bool:
