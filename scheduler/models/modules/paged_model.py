@@ -42,7 +42,7 @@ SHOWN = 3
 """Weights that a message names."""
 
 PLAINLY_NAMED = frozenset({"llama", "gemma2", "gemma3", "nemotron"})
-"""Of the architectures of GGUF that transformers has readers of their own for: those whose readers rename nothing."""
+"""Of the architectures of GGUF that transformers has readers of their own for: those whose readers rename none."""
 
 KINDS = ("full_attention", "sliding_attention")
 """Of layers, as configurations name those that look at everything and those that do not."""
