@@ -257,7 +257,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 20, "num_hidden_layers": 6, "sliding_window_pattern": 3},
 }
 
-MODES = ("none", "int4")
+MODES = ("none", pytest.param("int4", marks=pytest.mark.prove))
 
 
 def found(model: Any, folder: Path, **knobs: Any) -> None:
