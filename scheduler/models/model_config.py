@@ -19,7 +19,13 @@ from transformers import (
     PretrainedConfig,
 )
 
-from scheduler.models.files.checkpoint import BASE_EMBEDDING, HEAD, SafetensorsCheckpoint, open_checkpoint
+from scheduler.models.files.checkpoint import (
+    BASE_EMBEDDING,
+    HEAD,
+    SafetensorsCheckpoint,
+    gguf_file,
+    open_checkpoint,
+)
 from scheduler.models.files.embedding_layout import EmbeddingLayout, embedding_layout
 from scheduler.models.files.end_tokens import tokenizers_end
 from scheduler.sampling_params import MODEL_DEFAULTS
@@ -130,8 +136,10 @@ def _why_unknown(path: str, error: ValueError) -> str:
 
 def with_what_is_stored(path: str, config: ModelConfig) -> ModelConfig:
     """The same, of a checkpoint that may have no head. Raises what `open_checkpoint` does."""
+    if config.text.tie_word_embeddings or gguf_file(path) is not None:
+        return config
     checkpoint = open_checkpoint(path)
-    if not isinstance(checkpoint, SafetensorsCheckpoint) or config.text.tie_word_embeddings:
+    if not isinstance(checkpoint, SafetensorsCheckpoint):
         return config
     if BASE_EMBEDDING not in checkpoint.names or HEAD in checkpoint.names:
         return config
