@@ -149,9 +149,9 @@ async def makes_no_sense(soaked: Soaked) -> None:
         soaked.random.randbytes(soaked.random.randrange(200)),
         b"{" * soaked.random.randrange(1, 5000),
         b'{"prompt": ' + b"[" * 5000,
-        json.dumps({"prompt": "a", "max_tokens": -1}).encode(),
+        json.dumps({"prompt": "a", "max_tokens": -2}).encode(),
         json.dumps({"prompt": "a", "temperature": "hot"}).encode(),
-        json.dumps({"messages": "none"}).encode(),
+        json.dumps({"messages": "none", "input": 7}).encode(),
         json.dumps({"prompt": [10**9]}).encode(),
         json.dumps({"prompt": "a", "guided_regex": "(" * 50}).encode(),
     ]

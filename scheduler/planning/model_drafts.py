@@ -155,7 +155,10 @@ class ModelDrafts:
             self._noted.pop(block, None)
 
     def _note(self, sequence: Sequence, follower: _Follower) -> None:
-        """Note what lies in the blocks that have been filled since the last time."""
+        """Note what lies in the blocks that have been filled since the last time. Where the context has shifted,
+        its blocks are no longer those of its first tokens, and nothing is noted."""
+        if sequence.shift:
+            return
         num_full = min(len(sequence.prefix), follower.num_seen // self._block_size)
         for place in range(follower.num_noted, num_full):
             self._noted[sequence.tables[0].blocks[place]] = sequence.prefix[place]

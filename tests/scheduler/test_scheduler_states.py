@@ -142,6 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.draft_kv: list[int | None] = [None] * (num_blocks * block_size)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
         self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
+        self.texts: dict[bytes, list[int]] = {}  # by a full block's identity
         self.sequences: list[Sequence] = []
         self.requests: list[Request] = []
         self.num_steps = 0
@@ -353,6 +354,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         ]
         assert scheduler.num_waiting == len(waiting)
 
+    @invariant()
+    def what_is_noted_of_draft_blocks_is_so(self) -> None:
+        if not hasattr(self, "scheduler") or (drafts := getattr(self.scheduler.speculation, "_model", None)) is None:
+            return
+        size = self.scheduler.pool.block_size
+        for sequence in self.scheduler.running.values():
+            for place, identity in enumerate(sequence.prefix):
+                self.texts[identity] = sequence.token_ids[place * size : (place + 1) * size]
+        for block, identity in drafts._noted.items():
+            held = self.draft_kv[block * size : (block + 1) * size]
+            assert self.texts.get(identity, held) == held, "a block is said to hold another text"
+
     def teardown(self) -> None:
         """Whatever was admitted finishes, within the steps that its tokens can take, and returns every block."""
         if not hasattr(self, "scheduler"):
@@ -366,6 +379,40 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(sequence.status is Status.FINISHED for sequence in self.sequences)
         assert self.scheduler.pool.num_used == 0
         assert not self.scheduler._live
+
+
+def test_what_a_draft_model_knows_of_a_context_that_has_shifted_is_not_taken_for_its_first_tokens() -> None:
+    machine = SchedulerMachine()
+    machine.start(
+        num_blocks=7,
+        block_size=1,
+        max_num_seqs=1,
+        max_batched_tokens=12,
+        prefix_caching=True,
+        windows=(None,),
+        policy="fcfs",
+        pace=None,
+        per_token=1e-4,
+        guesses="model",
+        shifts=True,
+        num_slots=0,
+    )
+    machine.arrive(
+        prompt=[1, 2, 2],
+        max_tokens=3,
+        n=1,
+        user="a",
+        priority=0,
+        shifts=True,
+        scored=False,
+        seconds=None,
+        max_running=None,
+    )
+    while machine.scheduler.has_work:
+        machine._step(tokens=1)
+        machine.what_is_noted_of_draft_blocks_is_so()
+    assert machine.sequences[0].num_tokens > machine.capacity
+    machine.teardown()
 
 
 TestSchedulerStates = SchedulerMachine.TestCase
