@@ -58,13 +58,10 @@ def load_here(model: str) -> dict[str, Any]:
     from scheduler.engine.core import EngineCore
     from scheduler.kernels.native import kernels
     from scheduler.models.files.model_source import resolve_model
-    from scheduler.models.fused.outline import outline
-    from scheduler.models.model_config import read_config
 
     config = EngineConfig(model=model, kv_cache_memory=POOL)
     path = resolve_model(model)
     kernels()
-    outline(read_config(path).text)  # imports the model's classes; on the meta device, it has no weights
     imports = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most that was resident is counted from here
     start = time.perf_counter()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from scheduler.attention.flex_backend import FlexAttention
-from scheduler.attention.interface import AttentionBackend, LayerCache, LayerSpec, PackedBatch
+from scheduler.attention.interface import AttentionBackend, LayerCache, LayerSpec, ModulesAttention, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.kernels.native import NativeBuildError
@@ -31,10 +31,13 @@ def choose_backend(
     device: torch.device,
     num_threads: int,
 ) -> AttentionBackend:
-    """The backend called `name`; `auto` is the fastest one that can serve these layers.
+    """The backend called `name`; `auto` is the fastest one that can serve these layers, the model itself where it
+    has none.
 
     Raises `BackendError` for a backend asked for by name that cannot.
     """
+    if not specs:
+        return ModulesAttention()
     if name == "torch":
         return TorchAttention()
     if name == "flex" or (name == "auto" and device.type == "cuda"):

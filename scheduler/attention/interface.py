@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -115,3 +115,15 @@ class AttentionBackend(Protocol):
         value_dim]; the result is [T, num_heads, value_dim] in the query's dtype. `sinks` and `slopes`,
         [num_heads] each, are those of a layer that has them.
         """
+
+
+class ModulesAttention:
+    """Stands for the attention of models that keep their keys and values themselves."""
+
+    name = "modules"
+
+    def allocate(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError("nothing of such a model is in the block pool")
+
+    def attend(self, *_: Any, **__: Any) -> torch.Tensor:
+        raise NotImplementedError("such a model attends by itself")

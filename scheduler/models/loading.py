@@ -30,8 +30,8 @@ from scheduler.messages import EngineInfo
 from scheduler.models.draft_model import LoadedDraft, OpenedDraft, open_draft
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.opening import OpenedModel, open_model
+from scheduler.models.packed import Source
 from scheduler.models.products import PLAIN_MODES
-from scheduler.models.sources import Source
 from scheduler.processor import instruction_set, multiplies_bfloat16
 
 logger = logging.getLogger(__name__)

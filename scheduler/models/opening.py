@@ -20,10 +20,10 @@ from scheduler.models.checks.weights_check import VERSION
 from scheduler.models.files.checkpoint import CheckpointError
 from scheduler.models.files.gguf_split import GgufError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config, with_what_is_stored
-from scheduler.models.modules.sequential_model import ModulesAttention
+from scheduler.models.packed import Packed, Source
 from scheduler.models.products import PLAIN_MODES, Mode
 from scheduler.models.remembered import Facts, model_version, remembered
-from scheduler.models.sources import FusedSource, Packed, Source, open_source
+from scheduler.models.sources import FusedSource, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +56,13 @@ def open_model(
     try:
         model_config = with_what_is_stored(model_path, model_config)
         source = open_source(config, model_path, model_config, device=device, dtype=dtype, num_threads=num_threads)
-        backend = (
-            ModulesAttention()
-            if not source.layers
-            else choose_backend(
-                config.attention_backend,
-                source.layers,
-                block_size=config.block_size,
-                dtype=dtype,
-                device=device,
-                num_threads=num_threads,
-            )
+        backend = choose_backend(
+            config.attention_backend,
+            source.layers,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            num_threads=num_threads,
         )
         mode = _choose_products(config, source, backend, dtype, model_path)
         packed = source.pack(mode)

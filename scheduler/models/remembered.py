@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
+from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,14 @@ def remembered(kind: str, depends_on: tuple[object, ...], find: Callable[[], Fac
     except OSError as error:
         _warn(file.parents[1], error.strerror)
     return found
+
+
+def remembered_of_type(
+    what: str, version: int, config: PretrainedConfig, find: Callable[[PretrainedConfig], Facts]
+) -> Facts:
+    """Of all models with this config, whatever their weights. `version` is that of what is remembered."""
+    facts = (version, what, torch.__version__, transformers.__version__, config.to_json_string(use_diff=False))
+    return remembered("probes", facts, lambda: find(config))
 
 
 @functools.cache

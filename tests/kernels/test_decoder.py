@@ -18,11 +18,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from scheduler.models.checks.fused_probe import outline_of
 from scheduler.models.files.checkpoint import ModuleCheckpoint
-from scheduler.models.fused.fused_model import can_fuse, make_decoder, rope_tables
+from scheduler.models.fused.fused_model import can_fuse, make_decoder
 from scheduler.models.fused.fused_weights import pack_weights
 from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.products import Mode
+from tests.scheduler.test_families import tiny_model
 
 SIZES: dict[str, Any] = {
     "hidden_size": 96,
@@ -100,8 +102,8 @@ class Engine:
 def native_decoder(model: Any, mode: Mode, max_positions: int = 1024) -> Any:
     model.set_attn_implementation("carousel_paged")
     weights = pack_weights(model.config, ModuleCheckpoint(model), mode, "f32" if mode == "f32" else "bf16")
-    outline = PagedModel(model)
-    decoder = make_decoder(model.config, outline, weights, rope_tables(model.config, outline, max_positions))
+    outline = outline_of(PagedModel(model))
+    decoder = make_decoder(model.config, outline, weights, outline.tables(max_positions))
     model.set_attn_implementation("eager")
     return decoder
 
@@ -197,3 +199,19 @@ def test_the_default_model_in_float32(float32_path: str) -> None:
         tokens.append(int(logits[-1].argmax()))
         logits = engine.step({0: tokens[-1:]})
     assert tokens[-16:] == expected[-16:].tolist()
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn", "gemma3_text"])
+def test_its_positions_turn_by_the_bits_of_transformers(kind: str) -> None:
+    scaled = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    scaled |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    family = "gemma3_text" if kind == "gemma3_text" else "llama"
+    scaling = {} if family == "gemma3_text" else {"rope_parameters": scaled}
+    model = tiny_model(family, max_position_embeddings=256, **scaling)
+    model.set_attn_implementation("carousel_paged")
+    tables = outline_of(PagedModel(model)).tables(256)
+    assert tables
+    for name, (cos, sin) in tables.items():
+        theirs = model.model.rotary_emb(torch.empty(0), torch.arange(256)[None], *([] if name is None else [name]))
+        assert torch.equal(cos, theirs[0][0])
+        assert torch.equal(sin, theirs[1][0])

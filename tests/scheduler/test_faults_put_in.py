@@ -18,11 +18,12 @@ from benchmarks.families.gguf_writer import write_gguf
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
-from scheduler.models import model_config, sources
+from scheduler.models import model_config
 from scheduler.models.files.checkpoint import GgufCheckpoint, SafetensorsCheckpoint
 from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.fused import fused_model, fused_weights
 from scheduler.models.fused.fused_model import FusedModel
+from scheduler.models.fused.outline import Outline, Rope
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
@@ -107,8 +108,8 @@ def method(owner: type, name: str, wrong: Callable[..., Any]) -> Fault:
 
 def ropes(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Fault:
     def put_in(patch: Patch) -> None:
-        table: Any = fused_model._rope_table
-        patch.setattr(fused_model, "_rope_table", lambda *given: change(*table(*given)))
+        table = Rope.table
+        patch.setattr(Rope, "table", lambda rope, positions: change(*table(rope, positions)))
 
     return put_in
 
@@ -219,7 +220,7 @@ OTHERS: dict[str, tuple[str, Fault]] = {
     "no window": ("gemma2", lambda patch: windows(patch, 0)),
     "one rotary embedding for all layers": (
         "gemma3_text",
-        lambda patch: patch.setattr(fused_model, "_rope_kind", lambda config, layer: config.layer_types[0]),
+        lambda patch: patch.setattr(fused_model, "rope_kind", lambda config, layer: config.layer_types[0]),
     ),
     "norms after and before exchanged": (
         "gemma2",
@@ -314,7 +315,7 @@ IN_GGUF: dict[str, tuple[str, Fault]] = {
     ),
     "factors of positions": (
         "llama",
-        lambda patch: patch.setattr(sources, "apply_rope_factors", lambda model, checkpoint: None),
+        lambda patch: patch.setattr(Outline, "slowed", lambda outline, factors: outline),
     ),
 }
 

@@ -356,7 +356,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_noted_of_draft_blocks_is_so(self) -> None:
-        if not hasattr(self, "scheduler") or (drafts := getattr(self.scheduler.speculation, "_model", None)) is None:
+        if (
+            not hasattr(self, "scheduler")
+            or (drafts := getattr(self.scheduler.speculation, "_model", None)) is None
+        ):
             return
         size = self.scheduler.pool.block_size
         for sequence in self.scheduler.running.values():

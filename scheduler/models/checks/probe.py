@@ -13,23 +13,18 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import torch
-import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import AttentionBackend
-from scheduler.attention.native_backend import NativeAttention
 from scheduler.attention.torch_backend import TorchAttention
 from scheduler.execution.step_model import StepModel
-from scheduler.models.checks.small_copy import LONGEST, randomize, small_copy
-from scheduler.models.files.checkpoint import ModuleCheckpoint
-from scheduler.models.fused.fused_model import FusedModel
-from scheduler.models.fused.fused_weights import pack_weights
+from scheduler.models.checks.small_copy import randomize, small_copy
 from scheduler.models.model_config import UnsupportedModelError, auto_class
 from scheduler.models.modules.own_attention import attention_of
 from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.modules.plain_batch import chunks, run_packed
 from scheduler.models.modules.sequential_model import MANNERS, SequenceState, SequentialModel
-from scheduler.models.remembered import Facts, remembered
+from scheduler.models.remembered import Facts, remembered_of_type
 
 logger = logging.getLogger(__name__)
 
@@ -55,45 +50,13 @@ class CannotRunError(UnsupportedModelError):
 def way_of(config: PretrainedConfig) -> Way | None:
     """How models of this configuration are run; None: its small copy cannot tell, so it takes the model itself.
     What was found is remembered. Raises `UnsupportedModelError` where no way is exact."""
-    known = _remembered("way", config, _find_way)
+    known = remembered_of_type("way", VERSION, config, _find_way)
     if "refused" in known:
         raise UnsupportedModelError(known["refused"])
     if "obstacle" in known:
         logger.info("not in one batch with paged attention: %s", known["obstacle"])
     way: Way | None = known["way"]
     return way
-
-
-def fused_obstacle(config: PretrainedConfig) -> str | None:
-    """Why the native decoder does not give what a model of this configuration gives, or None if it does, as its
-    small copy shows. What was found is remembered."""
-    found: str | None = _remembered("fused", config, _try_fused)["obstacle"]
-    return found
-
-
-def _try_fused(config: PretrainedConfig) -> Facts:
-    try:
-        module = small_model(config)
-        expected = truth(module)
-        shape = _small_paged(config)
-    except Exception as error:
-        logger.info("there is no small copy of this model to try (%s: %s)", type(error).__name__, error)
-        return {"obstacle": None}
-
-    def fused() -> FusedModel:
-        weights = pack_weights(shape.config, ModuleCheckpoint(shape.module), "f32", "f32")
-        return FusedModel(shape.config, shape, weights, max_len=LONGEST, num_threads=1)
-
-    try:
-        _check_packed(_caught(fused), module, NativeAttention(1), expected, "the native decoder")
-    except UnsupportedModelError as error:
-        return {"obstacle": str(error)}
-    return {"obstacle": None}
-
-
-def _remembered(what: str, config: PretrainedConfig, find: Callable[[PretrainedConfig], Facts]) -> Facts:
-    facts = (VERSION, what, torch.__version__, transformers.__version__, config.to_json_string(use_diff=False))
-    return remembered("probes", facts, partial(find, config))
 
 
 def _find_way(config: PretrainedConfig) -> Facts:
@@ -103,7 +66,7 @@ def _find_way(config: PretrainedConfig) -> Facts:
         logger.info("there is no small copy of this model to try (%s: %s)", type(error).__name__, error)
         return {"way": None}
     try:
-        check_paged(_caught(partial(_small_paged, config)), expected)
+        check_paged(caught(partial(small_paged, config)), expected)
     except UnsupportedModelError as error:
         paged = str(error)
     else:
@@ -128,7 +91,7 @@ def small_model(config: PretrainedConfig, attention: str | None = None) -> PreTr
     return module.eval()  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _small_paged(config: PretrainedConfig) -> PagedModel:
+def small_paged(config: PretrainedConfig) -> PagedModel:
     return PagedModel(small_model(config, attention_of(config)))
 
 
@@ -155,10 +118,10 @@ def truth(module: PreTrainedModel) -> list[torch.Tensor]:
 
 def check_paged(model: PagedModel, expected: Sequence[torch.Tensor]) -> None:
     """Raises `UnsupportedModelError` where packed batches over the block pool give other logits."""
-    _check_packed(model, model.module, TorchAttention(), expected, "two packed sequences")
+    check_packed(model, model.module, TorchAttention(), expected, "two packed sequences")
 
 
-def _check_packed(
+def check_packed(
     model: StepModel,
     module: PreTrainedModel,
     backend: AttentionBackend,
@@ -167,7 +130,7 @@ def _check_packed(
 ) -> None:
     for cuts, name in (((), what), (CUTS, f"{what} in chunks")):
         run = partial(run_packed, model, backend, sequences(module), cuts)
-        found = _caught(partial(run, dtype=module.dtype, device=module.device))
+        found = caught(partial(run, dtype=module.dtype, device=module.device))
         _compare(found, expected, name, module)
 
 
@@ -179,7 +142,7 @@ def sequential(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> Seq
     for manner in MANNERS:
         model = SequentialModel(module, manner)
         try:
-            _compare(_caught(partial(_sequentially, model, CUTS)), expected, what, module)
+            _compare(caught(partial(_sequentially, model, CUTS)), expected, what, module)
         except UnsupportedModelError as error:
             failure = error
         else:
@@ -187,7 +150,7 @@ def sequential(module: PreTrainedModel, expected: Sequence[torch.Tensor]) -> Seq
     raise failure
 
 
-def _caught(run: Callable[[], Found]) -> Found:
+def caught(run: Callable[[], Found]) -> Found:
     """What a model cannot do it says in many ways."""
     try:
         return run()

@@ -26,9 +26,9 @@ from scheduler.kernels.native import kernels
 from scheduler.models.checks.reference import LENGTH, NUM_SEQUENCES, Reference
 from scheduler.models.checks.second_reader import SecondReader
 from scheduler.models.files.checkpoint import NamedWeights
-from scheduler.models.fused.fused_model import make_decoder, rope_tables
+from scheduler.models.fused.fused_model import make_decoder
 from scheduler.models.fused.fused_weights import DecoderLayer, DecoderWeights
-from scheduler.models.modules.paged_model import PagedModel
+from scheduler.models.fused.outline import Outline
 from scheduler.models.modules.plain_batch import BLOCK_SIZE, plain_batch
 from scheduler.models.products import Mode
 
@@ -68,7 +68,7 @@ def reading_fault(first: NamedWeights, second: SecondReader) -> str | None:
 @torch.inference_mode()
 def fused_fault(
     config: PretrainedConfig,
-    outline: PagedModel,
+    outline: Outline,
     weights: DecoderWeights,
     reference: Reference,
     *,
@@ -81,7 +81,7 @@ def fused_fault(
     products in float32."""
     width = config.hidden_size
     scale = width**0.5 if config.model_type.startswith("gemma") else 1.0
-    ropes = rope_tables(config, outline, reference.positions[-1] + 1)
+    ropes = outline.tables(reference.positions[-1] + 1)
     none = kernels().PackedWeights([torch.zeros(16, width)], None, "f32")
     rows = list(range(NUM_SEQUENCES * LENGTH))
 

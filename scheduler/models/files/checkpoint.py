@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -48,6 +48,12 @@ BASE_EMBEDDING = "embed_tokens.weight"
 """What the former is called in a checkpoint of a decoder without its head, as models for embeddings have it."""
 
 
+SHOWN = 3
+"""Weights that a message names."""
+
+OTHER_FACTORS = "its GGUF file has factors for a rotary embedding that the model does not have"
+
+
 class CheckpointError(ValueError):
     """The weights cannot be read, or are not those of this model; the message says why."""
 
@@ -62,6 +68,14 @@ class StoredBlocks:
 
 
 Weight = Tensor | StoredBlocks
+
+
+def check_complete(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises `CheckpointError` for weights that a checkpoint lacks, or has and the model does not."""
+    for names, what in ((sorted(missing), "lacks"), (sorted(unexpected), "has, unlike this model,")):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise CheckpointError(f"the checkpoint {what} {', '.join(names[:SHOWN])}{more}")
 
 
 def other_shape(name: str, stored: Sequence[int], expected: Sequence[int]) -> str:

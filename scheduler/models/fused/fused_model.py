@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from scheduler.attention import LayerSpec, PackedBatch
@@ -17,11 +16,8 @@ from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.fused.fused_weights import FAMILIES, DecoderWeights
-from scheduler.models.modules.paged_model import PagedModel
+from scheduler.models.fused.outline import Outline, RopeTables, rope_kind
 from scheduler.step import SinkShift
-
-RopeTables = dict[str | None, tuple[Tensor, Tensor]]
-"""By kind of rotary embedding: cosines and sines, each [positions, rotary_dim] float32."""
 
 MULTIPLE = 16
 """Of numbers, that what a native product takes has."""
@@ -52,14 +48,13 @@ def shift_obstacle(config: PretrainedConfig, layers: list[LayerSpec]) -> str:
 class FusedModel:
     """What PagedModel is, for the families in `FAMILIES`: the same tokens in far fewer calls.
 
-    A row's logits have the same bits whatever else is in the batch, in every mode. `outline` is the model itself,
-    or its outline, whose weights do not count.
+    A row's logits have the same bits whatever else is in the batch, in every mode.
     """
 
     def __init__(
         self,
         config: PretrainedConfig,
-        outline: PagedModel,
+        outline: Outline,
         weights: DecoderWeights,
         *,
         max_len: int,
@@ -67,7 +62,7 @@ class FusedModel:
     ) -> None:
         self.layers: list[LayerSpec] = outline.layers
         self._num_threads = num_threads
-        self._ropes = rope_tables(config, outline, max_len)
+        self._ropes = outline.tables(max_len)
         self._decoder = make_decoder(config, outline, weights, self._ropes)
         self._bound: KVCache | None = None
 
@@ -105,14 +100,8 @@ class FusedModel:
             layer.values[shift.target] = layer.values[shift.source]
 
 
-def rope_tables(config: PretrainedConfig, outline: PagedModel, max_len: int) -> RopeTables:
-    """Those of a model's rotary embeddings, for `max_len` positions."""
-    kinds = dict.fromkeys(_rope_kind(config, layer) for layer in range(len(outline.layers)))
-    return {kind: _rope_table(outline, kind, max_len) for kind in kinds}
-
-
 def make_decoder(
-    config: PretrainedConfig, outline: PagedModel, weights: DecoderWeights, ropes: RopeTables, first: int = 0
+    config: PretrainedConfig, outline: Outline, weights: DecoderWeights, ropes: RopeTables, first: int = 0
 ) -> Any:
     """The native decoder over these weights, for contexts as long as the tables of its rotary embeddings. `first`:
     which of the model's layers the first one here is."""
@@ -137,7 +126,7 @@ def make_decoder(
         decoder.add_layer(
             **layer,
             sliding_window=outline.layers[index].sliding_window or 0,
-            rope=kinds.index(_rope_kind(config, index)),
+            rope=kinds.index(rope_kind(config, index)),
         )
     return decoder
 
@@ -145,17 +134,3 @@ def make_decoder(
 def _activation(config: PretrainedConfig) -> str:
     name: str = getattr(config, "hidden_activation", None) or config.hidden_act
     return name
-
-
-def _rope_kind(config: PretrainedConfig, layer: int) -> str | None:
-    """Which of the model's rotary embeddings a layer uses, where there is a choice."""
-    return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else None
-
-
-@torch.inference_mode()
-def _rope_table(outline: PagedModel, kind: str | None, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [positions, rotary_dim] float32."""
-    arguments = () if kind is None else (kind,)
-    causal_lm: Any = outline.module
-    cos, sin = causal_lm.model.rotary_emb(torch.empty(0), torch.arange(positions)[None], *arguments)
-    return cos[0].contiguous(), sin[0].contiguous()

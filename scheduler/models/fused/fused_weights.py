@@ -25,7 +25,7 @@ from scheduler.models.files.checkpoint import (
     StoredBlocks,
     Weight,
 )
-from scheduler.models.modules.paged_model import PagedModel
+from scheduler.models.fused.outline import Outline
 from scheduler.models.products import PLAIN_MODES, Mode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
@@ -192,20 +192,20 @@ def _for_kernels(weight: Weight) -> Any:
     return weight.contiguous() if weight.dtype in PLAIN_MODES else weight.float()
 
 
-def missing_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
+def missing_weights(config: PretrainedConfig, outline: Outline, checkpoint: Checkpoint) -> list[str]:
     """The names of the model's weights that the checkpoint does not have."""
-    return [name for name in _names(outline) if name not in checkpoint]
+    return [name for name in _names(config, outline) if name not in checkpoint]
 
 
-def unexpected_weights(outline: PagedModel, checkpoint: Checkpoint) -> list[str]:
+def unexpected_weights(config: PretrainedConfig, outline: Outline, checkpoint: Checkpoint) -> list[str]:
     """Those that a checkpoint has and the model does not. Of GGUF files nothing is said: they have more than
     weights."""
     if not isinstance(checkpoint, NamedWeights):
         return []
-    known = {*_names(outline), HEAD}
+    known = {*_names(config, outline), HEAD}
     return [name for name in checkpoint.names if name not in known and not name.endswith(COMPUTED)]
 
 
-def _names(outline: PagedModel) -> list[str]:
-    is_tied = outline.config.tie_word_embeddings  # a file that has a head all the same means it
-    return [name for name in outline.module.state_dict() if not (is_tied and name == HEAD)]
+def _names(config: PretrainedConfig, outline: Outline) -> list[str]:
+    is_tied = config.tie_word_embeddings  # a file that has a head all the same means it
+    return [name for name in outline.weights if not (is_tied and name == HEAD)]

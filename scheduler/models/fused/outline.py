@@ -1,43 +1,77 @@
-"""A small random copy of a model: what its attention asks for can be seen without its weights."""
+"""What the native decoder has to know of a model beside its weights: what its layers attend to, what its weights
+are called, and how its positions turn."""
 
 from __future__ import annotations
 
-import copy
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from torch import Tensor
+from transformers import PretrainedConfig
 
-from scheduler.models.modules.attention_interface import ATTENTION
-from scheduler.models.modules.paged_model import PagedModel
+from scheduler.attention import LayerSpec
+from scheduler.models.files.checkpoint import OTHER_FACTORS, CheckpointError
 
-_VOCABULARY = 64
-
-
-def head_dim(config: PretrainedConfig) -> int:
-    """Size of one head of attention, which some configs leave to be computed."""
-    size: int | None = getattr(config, "head_dim", None)
-    return size or config.hidden_size // config.num_attention_heads
+RopeTables = dict[str | None, tuple[Tensor, Tensor]]
+"""By kind of rotary embedding: cosines and sines, each [positions, rotary_dim] float32."""
 
 
-def outline(config: PretrainedConfig) -> PagedModel:
-    """The model of this config with its layers and heads as they are, but narrow, and with random weights.
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """A rotary embedding: the angle of a position is the position times each frequency."""
 
-    It passes the same probe as the model itself, which compares paged attention with the model's own; and its
-    rotary embedding is the model's. Raises `UnsupportedModelError`.
-    """
-    small: Any = copy.deepcopy(config)
-    small.head_dim = head_dim(config)
-    # A whole number for each head, which some configs insist on.
-    small.hidden_size = small.intermediate_size = 2 * config.num_attention_heads
-    small.vocab_size = _VOCABULARY
-    small.pad_token_id = None  # it may be beyond the vocabulary
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            small, dtype=torch.float32, attn_implementation=ATTENTION
+    frequencies: Tensor
+    """[rotary_dim / 2] float32, in radians."""
+    scaling: float
+    """Of cosines and sines."""
+
+    def table(self, positions: int) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(positions).float()[:, None] * self.frequencies
+        both_halves = torch.cat((angles, angles), dim=1)
+        return both_halves.cos() * self.scaling, both_halves.sin() * self.scaling
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """`ropes` by kind, None where there is one for all layers; `weights` are names, as the model has them."""
+
+    layers: list[LayerSpec]
+    weights: list[str]
+    ropes: dict[str | None, Rope]
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Outline:
+        return cls(
+            [LayerSpec(**layer) for layer in facts["layers"]],
+            facts["weights"],
+            {
+                kind: Rope(torch.tensor(frequencies, dtype=torch.float32), scaling)
+                for kind, frequencies, scaling in facts["ropes"]
+            },
         )
-        for parameter in model.parameters():
-            if parameter.dim() == 2:  # larger than models are made, so that attention makes a difference
-                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    return PagedModel(model.eval())
+
+    def as_facts(self) -> dict[str, Any]:
+        """As JSON has them: a float32 is the same number there."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "weights": self.weights,
+            "ropes": [(kind, rope.frequencies.tolist(), rope.scaling) for kind, rope in self.ropes.items()],
+        }
+
+    def slowed(self, factors: Tensor | None) -> Outline:
+        """With frequencies divided by `factors`. Raises `CheckpointError` where they are not for this model."""
+        if factors is None:
+            return self
+        rope = self.ropes.get(None)
+        if rope is None or rope.frequencies.shape != factors.shape:
+            raise CheckpointError(OTHER_FACTORS)
+        return replace(self, ropes={None: replace(rope, frequencies=rope.frequencies / factors)})
+
+    def tables(self, positions: int) -> RopeTables:
+        return {kind: rope.table(positions) for kind, rope in self.ropes.items()}
+
+
+def rope_kind(config: PretrainedConfig, layer: int) -> str | None:
+    """Which of the model's rotary embeddings a layer uses, where there is a choice."""
+    return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else None

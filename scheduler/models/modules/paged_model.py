@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,13 @@ from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.attention.torch_backend import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
-from scheduler.models.files.checkpoint import Checkpoint, GgufCheckpoint, gguf_file, other_shape
+from scheduler.models.files.checkpoint import (
+    OTHER_FACTORS,
+    GgufCheckpoint,
+    check_complete,
+    gguf_file,
+    other_shape,
+)
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, auto_class
@@ -37,9 +42,6 @@ from scheduler.models.modules.state_layers import StateLayers, states_of
 from scheduler.step import StateMove
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 3
-"""Weights that a message names."""
 
 PLAINLY_NAMED = frozenset({"llama", "gemma2", "gemma3", "nemotron"})
 """Of the architectures of GGUF that transformers has readers of their own for: those whose readers rename none."""
@@ -196,26 +198,18 @@ def load_modules(
         )
         if gguf is not None:
             file = GgufFile(gguf)
-            apply_rope_factors(model, GgufCheckpoint(file))
+            _apply_rope_factors(model, GgufCheckpoint(file).rope_factors)
             check_complete((), _left_out(model, file))
+        for name, stored, expected in found.get("mismatched_keys", ()):
+            raise UnsupportedModelError(other_shape(name, stored, expected))
+        check_complete(found["missing_keys"], found["unexpected_keys"])
     # transformers' words for: not a causal language model, no such attention, no such architecture of GGUF; a
     # package that is not installed; weights of other shapes; a file that is not whole
     except (ValueError, NotImplementedError, ImportError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(" ".join(str(error).split())) from error
-    for name, stored, expected in found.get("mismatched_keys", ()):
-        raise UnsupportedModelError(other_shape(name, stored, expected))
-    check_complete(found["missing_keys"], found["unexpected_keys"])
     model.to(device)
     module: PreTrainedModel = model.eval()
     return module
-
-
-def check_complete(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises `UnsupportedModelError` for weights that a checkpoint lacks, or has and the model does not."""
-    for names, what in ((sorted(missing), "lacks"), (sorted(unexpected), "has, unlike this model,")):
-        if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            raise UnsupportedModelError(f"the checkpoint {what} {', '.join(names[:SHOWN])}{more}")
 
 
 def _left_out(model: PreTrainedModel, file: GgufFile) -> list[str]:
@@ -240,16 +234,13 @@ def _is_pickled(path: str) -> bool:
     return any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
 
 
-def apply_rope_factors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+def _apply_rope_factors(model: PreTrainedModel, factors: torch.Tensor | None) -> None:
     """Slow the rotary embedding's frequencies down as a GGUF file says: transformers does not look for that."""
-    factors = checkpoint.rope_factors if isinstance(checkpoint, GgufCheckpoint) else None
     if factors is None:
         return
     frequencies = getattr(getattr(model.base_model, "rotary_emb", None), "inv_freq", None)
     if frequencies is None or frequencies.shape != factors.shape:
-        raise UnsupportedModelError(
-            "its GGUF file has factors for a rotary embedding that the model does not have"
-        )
+        raise UnsupportedModelError(OTHER_FACTORS)
     frequencies.div_(factors.to(frequencies.device))
 
 

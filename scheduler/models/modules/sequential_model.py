@@ -23,18 +23,6 @@ MEASURED_TOKENS = 16
 """With which it is found out how much memory a sequence takes."""
 
 
-class ModulesAttention:
-    """Stands for the attention of models that keep their keys and values themselves."""
-
-    name = "modules"
-
-    def allocate(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError("nothing of such a model is in the block pool")
-
-    def attend(self, *_: Any, **__: Any) -> torch.Tensor:
-        raise NotImplementedError("such a model attends by itself")
-
-
 @dataclass(slots=True)
 class SequenceState:
     """What one sequence has left behind."""
