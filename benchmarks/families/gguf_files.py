@@ -2,9 +2,10 @@
 
 python -m benchmarks.families.gguf_files [--write docs/models.md]
 
-A file has the weights of a tiny model with random weights, and lies beside that model's configuration. What it is
-served with is float32, so that greedy tokens have to be those of transformers' own forward pass with the same
-weights. An architecture that transformers has no configuration for is refused before that.
+A file has the weights of a tiny model with random weights, and lies beside that model's configuration, or where a
+mapping of our own reads it, beside what that makes of its header. What it is served with is float32, so that
+greedy tokens have to be those of transformers' own forward pass with the same weights. An architecture that
+neither has a configuration for is refused before that.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.models.files.checkpoint import STORED_TYPES
+from scheduler.models.files.gguf_architectures import OWN
+from scheduler.models.files.gguf_description import config_of
+from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.model_config import UnsupportedModelError
 
 TITLE = "## GGUF files"
 
 TYPES = {
     **{name: name for name in ("falcon", "gemma", "gemma2", "llama", "nemotron", "phi3", "qwen2", "qwen3")},
-    **{name: name for name in ("olmo2", "stablelm", "starcoder2", "granite", "smollm3", "glm4")},
+    **{name: name for name in ("stablelm", "starcoder2")},
+    **{name: own.model_type for name, own in OWN.items()},
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
 }
@@ -54,7 +59,7 @@ LARGEST, TRIES = 0.5, 100
 def architectures() -> Iterator[Found]:
     """What became of each that the gguf package knows."""
     for name in tqdm(sorted(set(gguf.MODEL_ARCH_NAMES.values())), desc="architectures", unit="file"):
-        if (refusal := _refusal(name)) is not None:
+        if name not in OWN and (refusal := _refusal(name)) is not None:
             yield Found(name, "refused", detail=refusal)
         elif name not in TYPES:
             yield Found(name, "not built", detail="transformers reads it; no file of it was made here")
@@ -90,14 +95,16 @@ def kinds() -> Iterator[Found]:
 def _served(name: str, stored_as: dict[str, str], model_type: str) -> Found:
     try:
         sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64} if stored_as[""] != "F32" else {}
-        model = tiny_model(model_type, **sizes)
+        # Of its layers without positions a file says nothing.
+        model = tiny_model(model_type, **sizes, **({"no_rope_layers": [1, 1, 1, 0]} if name == "smollm3" else {}))
     except Exception as error:
         return Found(name, "not built", detail=f"{type(error).__name__}: {error}")
     with tempfile.TemporaryDirectory() as folder:
         try:
             blocks = _blocks(model, stored_as[""])
             write_gguf(model, Path(folder) / "model.gguf", stored_as, blocks=blocks)
-            model.config.save_pretrained(folder)
+            header = GgufFile(Path(folder) / "model.gguf")
+            (config_of(header) if name in OWN else model.config).save_pretrained(folder)
             expected = [expected_tokens(model, prompt) for prompt in PROMPTS]
         except Exception as error:
             return Found(name, "not built", detail=f"{type(error).__name__}: {error}")
@@ -156,14 +163,16 @@ def page(files: list[Found], types: list[Found]) -> str:
 
 Made by `python -m benchmarks.families.gguf_files --write docs/models.md`: tiny files, served in float32 beside
 transformers' forward pass with the same weights. Of a file's header (configuration, tokenizer) transformers'
-reading is taken, {transformers.__version__} here.
+reading is taken, {transformers.__version__} here; {", ".join(sorted(OWN))} have a mapping of our own
+(`scheduler/models/files/gguf_architectures.py`). Positions that are scaled (linear, yarn) are read whatever the
+architecture.
 
 | architecture | served | how |
 | --- | --- | --- |
 """
     refused = [each.model_type for each in files if each.verdict == "refused" and "not supported" in each.detail]
     rows = [_row(each) for each in files if each.model_type not in refused]
-    rest = f"\nRefused, since transformers reads no such file: {', '.join(refused)}.\n"
+    rest = f"\nRefused, since nobody reads such a file here: {', '.join(refused)}.\n"
     middle = "\n| type of blocks | served | how |\n| --- | --- | --- |\n"
     return head + "".join(rows) + rest + middle + "".join(_row(each, is_kind=True) for each in types)
 

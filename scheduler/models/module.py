@@ -15,11 +15,10 @@ from scheduler.models.checks.probe import sequential, truth, way_of
 from scheduler.models.checks.reference import NUM_SEQUENCES, tried_tokens
 from scheduler.models.checks.second_reader import second_reader
 from scheduler.models.checks.weights_check import CUT, TOLERANCE, VERSION, difference_of_logits, reading_fault
-from scheduler.models.files.checkpoint import CheckpointError
-from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
+from scheduler.models.files.checkpoint import CheckpointError, NamedWeights
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.modules.packed_linear import num_weights, pack_linears, weights_bytes
-from scheduler.models.modules.paged_model import PagedModel, load_model, load_modules
+from scheduler.models.modules.paged_model import PagedModel, load_model, load_modules, own_reading
 from scheduler.models.modules.plain_batch import run_packed
 from scheduler.models.modules.sequential_model import SequentialModel
 from scheduler.models.packed import Fault, Packed, Source
@@ -37,8 +36,8 @@ def open_modules(
     """Load a model, and make sure that what it gives is what its own forward pass gives. One whose sequences run
     together has the type that its weights are stored in. Raises `UnsupportedModelError`, `CheckpointError`, or
     transformers' OSError if nothing can be loaded from there."""
-    if config.quantization is not None:
-        _check_reading(path, config.quantization)
+    if (reading := own_reading(path, config)) is not None:
+        _check_reading(path, reading, config.quantization)
     if way_of(config.whole) == "paged":
         return ModuleSource(load_model(path, config, device), dtype, num_threads)
     logger.warning("the sequences of this model run one after the other, which is slower than all together")
@@ -107,13 +106,11 @@ def _of_modules(model: PagedModel | SequentialModel, fault: Fault | None = None)
     return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model, fault)
 
 
-def _check_reading(path: str, quantization: Mapping[str, Any]) -> None:
+def _check_reading(path: str, reading: NamedWeights, quantization: Mapping[str, Any] | None) -> None:
     """Of weights that are made floats here and given to transformers' modules. Raises `CheckpointError`."""
 
     def find() -> Facts:
-        return {
-            "fault": reading_fault(QuantizedCheckpoint.open(path, quantization), second_reader(path, quantization))
-        }
+        return {"fault": reading_fault(reading, second_reader(path, quantization))}
 
     if fault := remembered("readings", (VERSION, path, model_version(path)), find)["fault"]:
         raise CheckpointError(fault)

@@ -131,8 +131,11 @@ def _open_fused(
     checkpoint = open_weights(path, model_config.quantization)
     if checkpoint is None:  # transformers says what there is instead
         return None
+    factors = None
+    if isinstance(checkpoint, GgufCheckpoint):
+        checkpoint.scale_positions(text)
+        factors = checkpoint.rope_factors
     facts = remembered_of_type("fused", VERSION, text, _probe)
-    factors = checkpoint.rope_factors if isinstance(checkpoint, GgufCheckpoint) else None
     outline = Outline.from_facts(facts)
     is_part = text is not model_config.whole or BASE_EMBEDDING in checkpoint
     if is_part and isinstance(checkpoint, NamedWeights):

@@ -76,6 +76,23 @@ _OF_GEMMA = {
 }
 """Which norms both of a layer's parts, before and after."""
 
+_OTHER_NORMS = {
+    **dict.fromkeys(("gemma2", "gemma3"), _OF_GEMMA),
+    "olmo2": {
+        "post_attention_norm": "post_attention_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+    "glm4": {
+        "post_attention_norm": "post_self_attn_layernorm",
+        "post_ffw_norm": "post_mlp_layernorm",
+        "ffn_up": "mlp.gate_up_proj",
+    },
+}
+"""By architecture, what is called otherwise there."""
+
+_AS_LLAMA = ("llama", "granite", "mistral3", "smollm3")
+"""Whose converters order the rows of heads as the authors of Llama did."""
+
 ROPE_FACTORS = "rope_freqs.weight"
 
 _SETTINGS = {
@@ -98,12 +115,13 @@ class _Gguf:
             self._tensors |= other.tensors
         architecture = header.values["general.architecture"]
         self._is_gemma = architecture.startswith("gemma")
+        self._known = _OF_GGUF | _OTHER_NORMS.get(architecture, {})
         own = {key.removeprefix(f"{architecture}."): value for key, value in header.values.items()}
         heads = (
             own.get("attention.head_count"),
             own.get("attention.head_count_kv", own.get("attention.head_count")),
         )
-        self._pairs = dict(zip("qk", heads, strict=True)) if architecture == "llama" else {}
+        self._pairs = dict(zip("qk", heads, strict=True)) if architecture in _AS_LLAMA else {}
         """Heads of which the halves are interleaved: the file has them as the authors of Llama did."""
         self._stored = {self._module_name(name): name for name in self._tensors if name != ROPE_FACTORS}
         self.names = frozenset(self._stored)
@@ -132,7 +150,7 @@ class _Gguf:
     def _module_name(self, name: str) -> str:
         stem, _, end = name.rpartition(".")
         layer = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-        known = _OF_GGUF | _OF_GEMMA if self._is_gemma else _OF_GGUF
+        known = self._known
         if stem == "output":
             return f"lm_head.{end}"
         if layer and layer[2] in known:
@@ -145,11 +163,28 @@ def _settings(own: Mapping[str, Any], architecture: str, names: frozenset[str]) 
     found["tie_word_embeddings"] = "lm_head.weight" not in names
     base = own.get("rope.freq_base")
     if base is not None and architecture != "gemma3":  # which has two
-        found["rope_parameters"] = {"rope_type": "default", "rope_theta": base}
+        found["rope_parameters"] = {"rope_type": "default", "rope_theta": base} | _scaling(own)
     if architecture == "llama":
         for part, name in (("attention", "self_attn.q_proj"), ("mlp", "mlp.up_proj")):
             found[f"{part}_bias"] = f"model.layers.0.{name}.bias" in names
     return found
+
+
+def _scaling(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Of positions; none where they are as they were trained."""
+    scaling = {key.removeprefix("rope.scaling."): own[key] for key in own if key.startswith("rope.scaling.")}
+    if scaling.get("type") not in ("linear", "yarn") or scaling.get("factor", 1.0) == 1.0:
+        return {}
+    found = {"rope_type": scaling["type"], "factor": scaling["factor"]}
+    renamed = {
+        "original_context_length": "original_max_position_embeddings",
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+        "yarn_log_multiplier": "mscale",
+    }
+    if scaling["type"] == "yarn":
+        found |= {name: scaling[key] for key, name in renamed.items() if key in scaling}
+    return found | ({"mscale_all_dim": found["mscale"]} if "mscale" in found else {})
 
 
 # safetensors --------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 
+from scheduler.models.files.gguf_architectures import INTERLEAVED, scale_positions
 from scheduler.models.files.gguf_file import Bytes, GgufFile
 
 STORED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
@@ -47,6 +48,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BASE_EMBEDDING = "embed_tokens.weight"
 """What the former is called in a checkpoint of a decoder without its head, as models for embeddings have it."""
 
+
+ROPE_FACTORS = "rope_freqs.weight"
 
 SHOWN = 3
 """Weights that a message names."""
@@ -166,17 +169,13 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 class GgufCheckpoint:
     """A GGUF file. Its tensors are those of transformers under other names, apart from the order of some rows and
-    from Gemma's norms. So it is for the architectures of fused_model.py; others may differ in more."""
+    from Gemma's norms. So it is for the architectures of fused_model.py and gguf_architectures.py; others may
+    differ in more."""
 
     def __init__(self, file: GgufFile) -> None:
         architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
         if file.architecture not in architectures:
             raise CheckpointError(f"{file.path}: {file.architecture!r} is no architecture that is known here")
-        scaling = file.of_architecture("rope.scaling.type") or "none"
-        if scaling != "none" and (file.of_architecture("rope.scaling.factor") or 1.0) != 1.0:
-            raise CheckpointError(
-                f"{file.path}: its positions are scaled by {scaling!r}, which is not read from GGUF"
-            )
         self._file = file
         self._names = gguf.get_tensor_name_map(
             architectures[file.architecture], file.of_architecture("block_count") or 0
@@ -192,12 +191,28 @@ class GgufCheckpoint:
     def table(self, name: str) -> Weight:
         return self._weight(name, self._file.map)
 
+    def floats(self, name: str) -> Tensor:
+        """In float32."""
+        weight = self.weight(name)
+        if isinstance(weight, StoredBlocks):
+            weight = _dequantized(weight.data.numpy(), GGMLQuantizationType[weight.type])
+        return weight.float()
+
+    def scale_positions(self, config: Any) -> None:
+        """Give a decoder's configuration the scaling of positions that the file has. Raises `GgufError`."""
+        scale_positions(config, self._file)
+
+    def left_out(self, names: Iterable[str]) -> list[str]:
+        """Its tensors that are none of the weights of these names."""
+        taken = {self._stored_name(name) for name in names}
+        return [name for name in self._file.tensors if name not in taken and name != ROPE_FACTORS]
+
     @property
     def rope_factors(self) -> Tensor | None:
         """What each frequency of the rotary embedding is divided by (Llama 3.1 and later)."""
-        if "rope_freqs.weight" not in self._file.tensors:
+        if ROPE_FACTORS not in self._file.tensors:
             return None
-        return torch.from_numpy(self._file.read("rope_freqs.weight").view(np.float32).copy())
+        return torch.from_numpy(self._file.read(ROPE_FACTORS).view(np.float32).copy())
 
     def _stored_name(self, name: str) -> str:
         stem, dot, suffix = name.rpartition(".")
@@ -218,8 +233,8 @@ class GgufCheckpoint:
         return weight.float() - 1.0 if is_shifted else weight
 
     def _in_order(self, stored: str, rows: Bytes) -> Bytes:
-        """Under the architecture `llama` a file has the two halves of each head's queries and keys interleaved."""
-        if self._file.architecture != "llama" or not (".attn_q." in stored or ".attn_k." in stored):
+        """Some architectures' files have the two halves of each head's queries and keys interleaved."""
+        if self._file.architecture not in INTERLEAVED or not (".attn_q." in stored or ".attn_k." in stored):
             return rows
         heads = self._file.of_architecture("attention.head_count")
         if ".attn_k." in stored:

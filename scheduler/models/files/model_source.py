@@ -185,6 +185,10 @@ def _complete(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     partial.replace(folder)
 
 
+WARNING = "warning: "
+"""Begins a line of what describes a file that whoever serves it should read."""
+
+
 def _describe(gguf: Path, folder: Path) -> None:
     """Write what transformers makes of a GGUF file's metadata, in a process that ends: a large vocabulary takes
     gigabytes of memory, and much of that would stay."""
@@ -195,6 +199,9 @@ def _describe(gguf: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise ModelNotFoundError(f"{gguf}: transformers cannot read this GGUF file: {said[-1]}")
+    for line in result.stderr.splitlines():
+        if line.startswith(WARNING):
+            logger.warning("%s: %s", gguf.name, line.removeprefix(WARNING))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

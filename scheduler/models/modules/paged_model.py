@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from scheduler.models.files.checkpoint import (
     gguf_file,
     other_shape,
 )
+from scheduler.models.files.gguf_architectures import OWN, scale_positions
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, auto_class
@@ -176,11 +178,14 @@ def load_modules(
         )
     state = None
     loader = auto_class(config.whole)
-    if config.quantization is not None:
-        weights = QuantizedCheckpoint.open(path, config.quantization)
+    if (weights := own_reading(path, config)) is not None:
         state = {name: weights.weight(name) for name in weights.names}
         dtype = (config.whole.dtype or torch.float32) if dtype == "auto" else dtype
         loader = loader._model_mapping[type(config.whole)]  # the other one wants a path
+        gguf = None
+    header = None if gguf is None else GgufFile(gguf)
+    if header is not None:
+        scale_positions(config.text, header)
     model: Any
     found: dict[str, Any]
     try:
@@ -196,10 +201,9 @@ def load_modules(
             ignore_mismatched_sizes=True,  # which says it in words, below
             output_loading_info=True,
         )
-        if gguf is not None:
-            file = GgufFile(gguf)
-            _apply_rope_factors(model, GgufCheckpoint(file).rope_factors)
-            check_complete((), _left_out(model, file))
+        if header is not None:
+            _apply_rope_factors(model, GgufCheckpoint(header).rope_factors)
+            check_complete((), _left_out(model, header))
         for name, stored, expected in found.get("mismatched_keys", ()):
             raise UnsupportedModelError(other_shape(name, stored, expected))
         check_complete(found["missing_keys"], found["unexpected_keys"])
@@ -210,6 +214,35 @@ def load_modules(
     model.to(device)
     module: PreTrainedModel = model.eval()
     return module
+
+
+def own_reading(path: str, config: ModelConfig) -> QuantizedCheckpoint | GgufModules | None:
+    """The weights, where it is not transformers that reads them: quantized ones, which are made floats, and GGUF
+    files of architectures that it has a model for and no reader. Raises `CheckpointError` or `GgufError`."""
+    if config.quantization is not None:
+        return QuantizedCheckpoint.open(path, config.quantization)
+    file = gguf_file(path)
+    if file is None or (header := GgufFile(file)).architecture not in OWN:
+        return None
+    with torch.device("meta"):
+        names = list(auto_class(config.whole).from_config(config.whole).state_dict())
+    return GgufModules(GgufCheckpoint(header), names)
+
+
+class GgufModules:
+    """A GGUF file's weights by the names that they have in transformers' modules. Raises `CheckpointError` where
+    it has others."""
+
+    def __init__(self, checkpoint: GgufCheckpoint, names: Iterable[str]) -> None:
+        self._checkpoint = checkpoint
+        self.names = [name for name in names if name in checkpoint]
+        check_complete((), checkpoint.left_out(self.names))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def weight(self, name: str) -> torch.Tensor:
+        return self._checkpoint.floats(name)
 
 
 def _left_out(model: PreTrainedModel, file: GgufFile) -> list[str]:
