@@ -3,7 +3,7 @@ as they are, but for the order of some rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ def write_gguf(
     kinds: dict[str, str],
     more: Mapping[str, npt.NDArray[np.float32]] | None = None,
     blocks: Mapping[str, npt.NDArray[np.uint8]] | None = None,
-    vocabulary: Path | None = None,
+    vocabulary: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> None:
     """Write `model`, its matrices quantized to `kinds[what the tensor's name ends with]`, or else to
     `kinds[""]`, and `more` tensors that are none of its weights. `blocks`: of matrices that are quantized already,
-    by their names in the model. `vocabulary`: another file, whose tokenizer is taken over."""
+    by their names in the model. `vocabulary` writes a tokenizer."""
     config: Any = model.config
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(file, architecture)
@@ -59,7 +59,7 @@ def write_gguf(
     writer.add_vocab_size(config.vocab_size)
     _write_own(writer, config, head_dim)
     if vocabulary is not None:
-        _copy_tokenizer(vocabulary, writer)
+        vocabulary(writer)
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -118,7 +118,8 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
         writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
 
 
-def _copy_tokenizer(source: Path, writer: gguf.GGUFWriter) -> None:
+def copy_tokenizer(source: Path, writer: gguf.GGUFWriter) -> None:
+    """That of another file."""
     for key, field in gguf.GGUFReader(source).fields.items():
         if key.startswith("tokenizer."):
             writer.add_key_value(key, field.contents(), field.types[0], *field.types[1:2])

@@ -103,6 +103,9 @@ def read_config(path: str) -> ModelConfig:
     except ValueError as error:
         raise UnsupportedModelError(_why_unknown(path, error)) from error
     _refuse(config)
+    text = config.get_text_config(decoder=True)
+    if (padding := getattr(text, "pad_token_id", None)) is not None and padding >= text.vocab_size:
+        text.pad_token_id = None  # nothing is padded here, and modules refuse one beyond the vocabulary
     quantization = _take_quantization(config)
     defaults: dict[str, float] = {}
     ids = None
@@ -112,7 +115,7 @@ def read_config(path: str) -> ModelConfig:
         found = {name: getattr(generation, name, None) for name in MODEL_DEFAULTS}
         defaults = {name: value for name, value in found.items() if isinstance(value, int | float)}
     if ids is None:
-        ids = getattr(config.get_text_config(decoder=True), "eos_token_id", None)
+        ids = getattr(text, "eos_token_id", None)
     end_tokens = frozenset([ids] if isinstance(ids, int) else ids or [])
     if not all(isinstance(token_id, int) for token_id in end_tokens):
         raise UnsupportedModelError(f"the tokens that end its answers (eos_token_id) are {ids!r}, and no numbers")

@@ -3,6 +3,7 @@ gives the tokens of the checkpoint that it was converted from."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from benchmarks.families import tiny
-from benchmarks.families.gguf_writer import write_gguf
+from benchmarks.families.gguf_writer import copy_tokenizer, write_gguf
 from scheduler.models.files.gguf_description import config_of, cut
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.gguf_split import GgufError
-from scheduler.models.files.model_source import WARNING, resolve_model
+from scheduler.models.files.model_source import WARNING, ModelNotFoundError, resolve_model
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.test_families import tiny_model
@@ -76,7 +77,7 @@ def test_a_file_alone_is_a_model_with_its_tokenizer(model_path: str, tmp_path: P
     (stored,) = Path(model_path).glob("*.gguf")
     known = Tokenizer(model_path)
     model = tiny.tiny_model("olmo2", vocab_size=49_152)
-    write_gguf(model, tmp_path / "olmo.gguf", {"": "F32"}, vocabulary=stored)
+    write_gguf(model, tmp_path / "olmo.gguf", {"": "F32"}, vocabulary=partial(copy_tokenizer, stored))
     folder = resolve_model(str(tmp_path / "olmo.gguf"))
     text = "Tokens, 1234 of them:\n\tнiño 🎠 <|im_start|>"
     found = Tokenizer(folder)
@@ -100,6 +101,39 @@ def test_how_a_text_is_cut_is_known_or_it_is_said(
     cut(GgufFile(tmp_path / "model.gguf"))
     said = capsys.readouterr().err
     assert (said == "") if is_known else said.startswith(f"{WARNING}text is cut as GPT-2 does, for how 'runes'")
+
+
+def write_with_tokenizer(name: str, kind: str, file: Path) -> Any:
+    """A vocabulary of single bytes, without merges, and with scores where `kind` has them."""
+    model = tiny.tiny_model(name)
+    write_gguf(model, file, {"": "F32"}, vocabulary=lambda writer: tokens_of_bytes(writer, kind))
+    return model
+
+
+def tokens_of_bytes(writer: gguf.GGUFWriter, kind: str) -> None:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    if kind == "llama":
+        writer.add_token_scores([0.0] * len(tokens))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_a_small_vocabulary_of_sentencepiece(name: str, tmp_path: Path) -> None:
+    model = write_with_tokenizer(name, "llama", tmp_path / "tiny.gguf")
+    folder = resolve_model(str(tmp_path / "tiny.gguf"))
+    assert Tokenizer(folder).decode(Tokenizer(folder).encode("the sky é")) == "the sky é"
+    check(model, Path(folder), fused=name == "llama")
+
+
+def test_a_tokenizer_without_merges_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    write_with_tokenizer("llama", "gpt2", tmp_path / "tiny.gguf")
+    with pytest.raises(ModelNotFoundError, match="its tokenizer has neither merges nor 'scores'"):
+        resolve_model(str(tmp_path / "tiny.gguf"))
 
 
 def test_a_tensor_that_is_left_over_is_refused(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.models.checks.quantization import TEXT
 from scheduler.text.detokenizer import REPLACEMENT, IncrementalDetokenizer
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.sentencepiece_like import write_tokenizer
@@ -100,3 +103,22 @@ def test_a_template_that_wants_parts_gets_them(tmp_path: Path) -> None:
     assert text.replace(" ", "") == "<s>system:Bekind.</s><s>user:Hellothere</s>"
     plain = [{"role": "user", "content": "Hello there"}]
     assert "Hello there" in tokenizer.decode(tokenizer.apply_chat_template(plain, template=TEMPLATE))
+
+
+def test_a_tokenizer_model_alone(tmp_path: Path) -> None:
+    """As SentencePiece itself writes it, without the tokenizer.json that was made of it."""
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(TEXT),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=900,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    named = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | {"legacy": False}))
+    own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    tokenizer = Tokenizer(str(tmp_path))
+    for text in ("the sky", "Alice was beginning to get very tired", "é 🎠 1234"):
+        assert tokenizer.encode(text, add_special_tokens=False) == own.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text

@@ -41,7 +41,13 @@ def describe(gguf: Path, folder: Path) -> None:
     cut(header)
     # A tokenizer is told by what it is, and not by its architecture, whose configuration AutoTokenizer would read.
     tokenizers: Any = PreTrainedTokenizerFast if header.architecture in OWN else AutoTokenizer
-    tokenizer = tokenizers.from_pretrained(**source)
+    try:
+        tokenizer = tokenizers.from_pretrained(**source)
+    except KeyError as error:
+        raise ValueError(
+            f"its tokenizer has neither merges nor {error}, without which no text can be cut into tokens: convert "
+            "it again with a newer llama.cpp"
+        ) from error
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     config.architectures = [getattr(model_class, "__name__", "")]  # other engines look for it
     config.save_pretrained(folder)
