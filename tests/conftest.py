@@ -114,7 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--prove"):
         for item in items:
             if item.get_closest_marker("prove"):
-                item.add_marker(pytest.mark.skip(reason="`make prove` runs it, and CI"))
+                item.add_marker(pytest.mark.skip(reason="`make prove` runs it"))
 
 
 @pytest.fixture(scope="session")
