@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scheduler.planning.fair import FairShare
 from scheduler.planning.leftovers import Leftovers
+from scheduler.planning.rotation import Rotation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import CLASS_DISTANCE, Request
+from scheduler.request import CLASS_DISTANCE, Request, Sequence
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_fair import PRICES, Users, fair_scheduler
 from tests.scheduler.test_scheduler import make_scheduler, sampled
@@ -42,6 +46,63 @@ def test_a_long_step_is_divided(per_token: float, parts: int) -> None:
         scheduler.commit(plan, sampled(plan))
     assert len(decoded) == 64
     assert max(decoded.values()) - min(decoded.values()) <= 1
+
+
+def test_who_has_one_stream_decodes_in_each_step_beside_anothers_many() -> None:
+    scheduler = make_scheduler(max_num_seqs=64, max_batched_tokens=128, num_blocks=3000, max_model_len=600)
+    params = SamplingParams(max_tokens=100, seed=0)
+    for index in range(64):
+        user = "one" if index == 40 else "many"
+        scheduler.add(Request(request_id=str(index), user=user, prompt_token_ids=[1, 2], params=params))
+    scheduler.commit(plan := scheduler.schedule(), sampled(plan))
+    scheduler.turns = Turns(cost_of(0.002), 0.04)
+    decoded: Counter[str] = Counter()
+    for _ in range(30):
+        plan = scheduler.schedule()
+        decoded.update(chunk.sequence.request.request_id for chunk in plan.chunks)
+        scheduler.commit(plan, sampled(plan))
+    assert decoded.pop("40") == 30
+    assert max(decoded.values()) - min(decoded.values()) <= 1
+
+
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    weights=st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=6, max_size=6),
+    size=st.integers(1, 12),
+)
+def test_each_user_has_a_part_of_each_turn_and_nobody_is_forgotten(
+    counts: list[int], weights: list[float], size: int
+) -> None:
+    params = SamplingParams(max_tokens=9)
+    sequences = [
+        Sequence(
+            Request(
+                request_id=f"{user} {number}",
+                prompt_token_ids=[1],
+                params=params,
+                user=str(user),
+                weight=weights[user],
+            )
+        )
+        for user, count in enumerate(counts)
+        for number in range(count)
+    ]
+    rotation = Rotation()
+    served: Counter[Sequence] = Counter()
+    total = sum(weights[: len(counts)])
+    for _ in range(400):
+        turn = rotation.next(sequences, size)
+        assert len(turn) == len(set(turn)) == min(size, len(sequences))
+        of_user = Counter(int(sequence.request.user) for sequence in turn)
+        for user, count in enumerate(counts):
+            if size >= len(counts):
+                part = 1 + math.floor(weights[user] / total * (size - len(counts)))
+                assert of_user[user] >= min(count, part)
+        served.update(turn)
+    assert len(served) == len(sequences)
+    for user in range(len(counts)):
+        own = [served[sequence] for sequence in sequences if sequence.request.user == str(user)]
+        assert max(own) - min(own) <= 1
 
 
 def test_prompts_beside_streams_get_smaller_chunks() -> None:
