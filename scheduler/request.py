@@ -169,6 +169,8 @@ class Sequence:
         "finish_reason",
         "first_token_time",
         "index",
+        "is_long",
+        "long_after",
         "num_cached_tokens",
         "num_charged_tokens",
         "num_computed_tokens",
@@ -220,6 +222,11 @@ class Sequence:
         """How many were computed when it got its seat."""
         self.tables: list[BlockTable] = []
         """While running: one for each group of layers."""
+        self.long_after: int | None = None
+        """More known tokens than this have other positions, of a model whose positions change there; given by the
+        scheduler."""
+        self.is_long = False
+        """Whether it has so many. What it had computed before is of no use then."""
         self.window: ContextWindow | None = None
         """What it looks back on if it goes on beyond that; given by the scheduler."""
         self.shift = 0

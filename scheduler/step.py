@@ -73,6 +73,8 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     """The last hidden states of so many tokens, at the chunk's end, are part of the embedding."""
     shift: int = 0
     """So many tokens before `start` have been dropped: what is behind them lies that much earlier in the table."""
+    is_long: bool = False
+    """Whether its tokens have the positions of a long text, of a model whose positions depend on that."""
 
     @property
     def num_sampled(self) -> int:

@@ -38,10 +38,16 @@ greedy tokens were those of transformers' own forward pass without any cache, in
 Which way a model is run is found out when it is loaded, with a small copy of its configuration, and remembered.
 What is exact in no way is refused, in a sentence. Models that also read images or sound are served with text.
 
+Where positions are others for a long text (longrope: Phi-3 and later), a sequence that comes to be longer than
+the original length is computed anew with the long factors, and what was cached of short texts is not taken for it:
+each token is that of a fresh forward pass over all before it, whoever else is in the batch. Where they change with
+each token more (dynamic NTK), sequences end at the original length, and the log says so.
+
 Weights are read from safetensors (float32, bfloat16, float16; or quantized by GPTQ in 4 and 8 bits, AWQ,
 compressed-tensors in 4 and 8 bits, in blocks of float8 and as NVFP4, FP8, MXFP4 or bitsandbytes in 4 and 8 bits,
 which are made floats again and then rounded as `--quantization` says) and from GGUF, also from files that were
-split.
+split. Tokenizers are read from `tokenizer.json`, from a `tokenizer.model` alone, and from GGUF; where it is not
+known how the authors of a GGUF file's vocabulary cut a text, the log says so.
 
 Nothing of this is taken on trust. When a checkpoint is first loaded, its weights are read a second time by code
 that shares nothing with the first, and each layer of what the native decoder will run is held against

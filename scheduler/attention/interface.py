@@ -76,6 +76,8 @@ class PackedBatch:
     contexts: list[int]
     seats: list[int] = field(default_factory=list)
     """Of the sequences, for models that keep something for each; may be left out for others."""
+    long_rows: torch.Tensor | None = None
+    """[T] bool: which tokens have the positions of a long text; None: none."""
 
 
 class LayerCache(NamedTuple):

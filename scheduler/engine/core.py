@@ -102,6 +102,7 @@ class EngineCore:
             speculation=speculation_of(config, loaded, self.cost, self._draft_cost),
             window=window_of(loaded.info),
             states=states,
+            long_after=loaded.long_after,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model

@@ -154,6 +154,7 @@ class Runner:
             sample_rows += range(first_scored, first_scored + len(chunk.targets))
             sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
             read_rows += range(len(token_ids) - chunk.num_pooled, len(token_ids))
+        are_long = np.array([chunk.is_long for chunk in chunks])
         places = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
         blocks = self._tables[:, np.repeat(seats, lengths), places // block_size].astype(np.int64)
         width = -(-int(contexts.max()) // block_size)
@@ -169,9 +170,10 @@ class Runner:
             query_lens=lengths.tolist(),
             contexts=contexts.tolist(),
             seats=seats.tolist(),
+            long_rows=self._tensor(np.repeat(are_long, lengths)) if are_long.any() else None,
         )
 
-    def _tensor(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
+    def _tensor(self, array: npt.NDArray[np.integer | np.bool_]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 

@@ -70,6 +70,8 @@ class LoadedModel:
     of use to another only with a state that was put aside."""
     num_state_slots: int = 0
     """For these."""
+    long_after: int | None = None
+    """Tokens of the longest text that is not long, of a model that has other positions for long ones."""
 
 
 def load(config: EngineConfig, model_path: str) -> LoadedModel:
@@ -86,11 +88,11 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     keeps_state = opened.source.own is not None
     if keeps_state:
         _check_speculation(config)
-    if opened.config.max_len < opened.config.full_len:
+    if opened.max_len < opened.config.full_len:
         logger.warning(
             "sequences end at %d tokens, and not at %d: beyond that this model's positions change with the length "
             "of the text, and with them all that was computed before",
-            opened.config.max_len,
+            opened.max_len,
             opened.config.full_len,
         )
     groups = group_layers(opened.source.layers)
@@ -98,7 +100,13 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     if config.speculative_model is not None:
         draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
     pool = _divide_memory(config, opened, groups, draft, device)
-    has_graphs = config.cuda_graphs and device.type == "cuda" and opened.backend.name == "flex" and not keeps_state
+    has_graphs = (
+        config.cuda_graphs
+        and device.type == "cuda"
+        and opened.backend.name == "flex"
+        and not keeps_state
+        and opened.source.long_after is None  # which rows are of long texts is no tensor of a graph
+    )
     cache = KVCache(
         opened.source.layers,
         opened.backend,
@@ -133,6 +141,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         loaded_draft,
         keeps_state,
         pool.num_state_slots,
+        opened.source.long_after,
     )
 
 
@@ -172,7 +181,7 @@ def _divide_memory(
         seats_bytes = source.own.per_seat * config.max_num_seqs + source.own.per_slot * num_state_slots
     if draft is not None:
         block_bytes += draft.block_bytes(config.block_size)
-    model_max_len = opened.config.max_len
+    model_max_len = opened.max_len
     num_blocks = choose_num_blocks(
         config, groups, block_bytes, model_max_len=model_max_len, device=device, seats_bytes=seats_bytes
     )

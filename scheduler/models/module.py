@@ -55,6 +55,7 @@ class SequentialSource:
     has_stored_weights = False
     obstacle: str | None = "its sequences run one after the other, through transformers' modules"
     shift_obstacle = NOT_NATIVE
+    long_after: int | None = None
 
     def __init__(self, model: SequentialModel) -> None:
         self.layers: list[LayerSpec] = []
@@ -75,6 +76,7 @@ class ModuleSource:
         paged.module.to(dtype)  # type: ignore[arg-type]
         self.own: OwnState | None = paged.own_state()
         self.layers = paged.layers
+        self.long_after = paged.long_after
         self.obstacle = obstacle(paged.device, dtype)
         self._paged = paged
         self._num_threads = num_threads

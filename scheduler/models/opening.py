@@ -42,6 +42,11 @@ class OpenedModel:
     packed: Packed
     kv_dtype: torch.dtype
 
+    @property
+    def max_len(self) -> int:
+        """The longest sequence that is served exactly, in tokens."""
+        return self.config.max_len if self.source.long_after is None else self.config.full_len
+
 
 def open_model(
     config: EngineConfig, model_path: str, *, device: torch.device, dtype: torch.dtype, num_threads: int

@@ -37,5 +37,8 @@ class Source(Protocol):
     shift_obstacle: str
     """Why no tokens can be dropped from the middle of a context; empty: they can."""
     has_stored_weights: bool
+    long_after: int | None
+    """Tokens of the longest text that is not long, of a model that has other positions for long ones; None: it has
+    not, or they are not told apart."""
 
     def pack(self, mode: Mode) -> Packed: ...

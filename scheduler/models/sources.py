@@ -50,6 +50,7 @@ class FusedSource:
 
     own: OwnState | None = None
     obstacle: str | None = None
+    long_after: int | None = None
 
     def __init__(
         self,
@@ -128,6 +129,8 @@ def _open_fused(
 ) -> FusedSource | None:
     """Raises what `open_source` does."""
     text = model_config.text
+    if (getattr(text, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        return None  # the native decoder has one table of angles, whatever the length of a text
     checkpoint = open_weights(path, model_config.quantization)
     if checkpoint is None:  # transformers says what there is instead
         return None

@@ -110,6 +110,12 @@ class Admission:
         self._seating.vacate(sequence, comes_back=True)
         self.wait_again(sequence, loss)
 
+    def begin_anew(self, sequence: Sequence) -> None:
+        """What a running sequence has computed is of no use any more: it waits to compute it again."""
+        self._passing.forget(sequence)
+        self._seating.vacate(sequence)
+        self.wait_again(sequence)
+
     def wait_again(self, sequence: Sequence, loss: int | None = None) -> None:
         """It has lost its seat and what it held. `loss`: as of `Policy.unseat`."""
         sequence.status = Status.WAITING

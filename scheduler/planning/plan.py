@@ -63,6 +63,7 @@ class Chunk(NamedTuple):
             request.prompt_token_ids[first_scored + 1 : self.end + 1] if sequence.is_scored else [],
             self._num_pooled,
             self.shift,
+            sequence.is_long,
         )
 
     @property

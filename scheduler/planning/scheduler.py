@@ -36,6 +36,8 @@ class Scheduler:
     `max_num_seqs` seats, but never more than `max_batched_tokens`, so that every running sequence can be given
     its token in every step. Users share cached prefixes only with `share_prefixes`. `eos_token_ids` end a sequence
     unless its request says `ignore_eos`. `states`: of a model that keeps them, or no prefix of it can be cached.
+    `long_after`: of a model whose positions are others, for all of a text, where that has more tokens; who comes
+    to have so many computes anew.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Scheduler:
         speculation: Speculation | None = None,
         window: ContextWindow | None = None,
         states: SavedStates | None = None,
+        long_after: int | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -78,6 +81,7 @@ class Scheduler:
         self.turns = turns
         self.speculation = speculation
         self._window = window
+        self.long_after = long_after
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
         self._express = Express(policy)
@@ -128,7 +132,9 @@ class Scheduler:
         for sequence in sequences:
             self._num_arrivals += 1
             sequence.arrival = self._num_arrivals
-            sequence.root = self.seating.root(request)
+            sequence.long_after = self.long_after
+            sequence.is_long = self._is_long(sequence.num_tokens)
+            sequence.root = self.seating.root(request, is_long=sequence.is_long)
             sequence.window = self._window if request.params.context_shift else None
             if request.deadline is not None:
                 self._deadlines.push((request.deadline,), sequence)
@@ -147,7 +153,11 @@ class Scheduler:
 
     def num_cached_tokens(self, request: Request) -> int:
         """How much of a new request's prompt need not be computed, as things stand."""
-        return self.seating.num_cached_tokens(request)
+        is_long = self._is_long(len(request.prompt_token_ids))
+        return self.seating.num_cached_tokens(request, is_long=is_long)
+
+    def _is_long(self, num_tokens: int) -> bool:
+        return self.long_after is not None and num_tokens > self.long_after
 
     def expire(self, now: float) -> list[Sequence]:
         """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
@@ -302,6 +312,12 @@ class Scheduler:
         self.policy.charge(plan.work)
         for sequence, reason in ended:
             self.finish(sequence, reason)
+        for gain in gains:
+            sequence = gain.chunk.sequence
+            if sequence.status is Status.RUNNING and self._is_long(sequence.num_tokens) and not sequence.is_long:
+                sequence.is_long = True
+                sequence.root = self.seating.root(sequence.request, is_long=True)
+                self.admission.begin_anew(sequence)
         return gains
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:

@@ -56,10 +56,11 @@ class Seating:
 
     # The prefix cache -----------------------------------------------------------------------------------
 
-    def root(self, request: Request) -> Identity:
+    def root(self, request: Request, *, is_long: bool = False) -> Identity:
         """Users find each other's prefixes only where that was asked for: how many of a prompt's tokens are cached
-        tells what others have said."""
-        return self.pool.root("" if self._share_prefixes else request.user, request.cache_salt)
+        tells what others have said. What was computed with the positions of a long text is another's too."""
+        owner = "" if self._share_prefixes else request.user
+        return self.pool.root(owner, request.cache_salt, *(["long"] if is_long else []))
 
     def cached_prefix(self, sequence: Sequence) -> Prefix:
         """What the prefix cache has of a waiting sequence. Where something of each token is wanted, of what has
@@ -71,9 +72,9 @@ class Seating:
             token_ids = token_ids[: sequence.window.num_tokens]
         return self._lookup(token_ids, sequence.root, self._chains.setdefault(sequence, []))
 
-    def num_cached_tokens(self, request: Request) -> int:
+    def num_cached_tokens(self, request: Request, *, is_long: bool = False) -> int:
         """How many tokens of a new request's prompt need not be computed, as things stand."""
-        prefix = self._lookup(request.prompt_token_ids, self.root(request), [])
+        prefix = self._lookup(request.prompt_token_ids, self.root(request, is_long=is_long), [])
         return len(prefix.identities) * self.pool.block_size
 
     def _lookup(self, token_ids: list[int], root: Identity, chain: list[Identity]) -> Prefix:

@@ -80,6 +80,8 @@ class Speculation:
             left = self._max_model_len - sequence.num_tokens
         else:
             left = min(sequence.window.longest - sequence.num_tokens, sequence.until_shift - chunk.length + 1)
+        if sequence.long_after is not None and not sequence.is_long:
+            left = min(left, sequence.long_after - sequence.num_tokens + 1)
         if (max_tokens := sequence.request.params.max_tokens) is not None:
             left = min(left, max_tokens - sequence.num_output_tokens)
         return min(MOST_DRAFTED, left - 1)

@@ -242,10 +242,8 @@ def test_products_that_are_wrong_are_refused(
 def test_positions_that_change_with_the_length_end_where_they_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    count = 8
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
-    factors = {"short_factor": [1.0] * count, "long_factor": [4.0] * count}
-    model = tiny_model("llama", head_dim=2 * count, max_position_embeddings=256, rope_parameters=rope | factors)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "factor": 4.0}
+    model = tiny_model("llama", max_position_embeddings=256, rope_parameters=rope)
     model.save_pretrained(tmp_path)
     core = EngineCore(EngineConfig(dtype="float32", kv_cache_memory="4MB"), str(tmp_path))
     assert core.info.max_model_len == 64

@@ -68,6 +68,8 @@ def model_speculation(max_model_len: int, block_size: int) -> Speculation:
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, aborts and steps against a small pool, so that preemption is common.
 
+    Of a model that has other positions for long texts, what is computed of a token is another thing there.
+
     A pretend model writes each computed token into a pretend KV pool, and reads what a sequence sees of its
     context back from there before it samples, group by group: if a block were shared wrongly, written while
     shared, or freed too early, that would differ from the sequence's tokens. It knows the block tables by their
@@ -87,6 +89,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         guesses=st.none() | st.just("model") | st.integers(0, 99),
         shifts=st.booleans(),
         num_slots=st.sampled_from([0, 0, 1, 3, 9]),
+        long_after=st.none() | st.integers(1, 30),
     )
     def start(
         self,
@@ -102,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         guesses: int | str | None,
         shifts: bool,
         num_slots: int,
+        long_after: int | None,
     ) -> None:
         self.holdings = Holdings(windows, block_size, max_batched_tokens)
         self.capacity = min(80, self.holdings.longest(num_blocks))
@@ -124,12 +128,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             scheduler.turns = Turns(self.cost, 10 * per_token) if pace == "turns" else None
             scheduler.pace = Pace(self.cost, 10 * per_token) if pace == "target" else None
+            scheduler.long_after = long_after
             return scheduler
 
         self.make = make
         self.scheduler = make()
         if num_slots:  # no token can be taken back from a state, and none dropped
             guesses, shifts = None, False
+        self.long_after = long_after
+        if long_after is not None:  # no model has both
+            shifts = False
         self.states: list[list[int]] | None = [[] for _ in range(max_num_seqs)] if num_slots else None
         self.saved: dict[int, list[int]] = {}
         if shifts and windows == (None,):
@@ -309,6 +317,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         size = pool.block_size
         sequence = chunk.sequence
         token_ids = [*sequence.token_ids[: chunk.end], *chunk.drafted]
+        if self.long_after is not None:
+            is_long = sequence.num_tokens > self.long_after
+            assert chunk.input().is_long == is_long
+            assert is_long or len(token_ids) <= self.long_after, "a guess has the positions of a short text"
+            token_ids = [token + 1000 * is_long for token in token_ids]  # what it computes is another thing
         assert chunk.start == sequence.num_computed_tokens
         if sequence.window is not None:
             assert chunk.shift == sequence.window.shift_at(chunk.start)
@@ -399,6 +412,7 @@ def test_what_a_draft_model_knows_of_a_context_that_has_shifted_is_not_taken_for
         guesses="model",
         shifts=True,
         num_slots=0,
+        long_after=None,
     )
     machine.arrive(
         prompt=[1, 2, 2],

@@ -38,6 +38,8 @@ from scheduler.models.files.quantized_checkpoint import QuantizedCheckpoint
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, auto_class
 from scheduler.models.modules.attention_interface import ATTENTION, Asked, Attend, attending
 from scheduler.models.modules.latent_attention import absorb
+from scheduler.models.modules.long_positions import positions_of
+from scheduler.models.modules.long_positions import take_over as take_over_positions
 from scheduler.models.modules.own_attention import attends_by_itself, attention_of, take_over
 from scheduler.models.modules.plain_batch import plain_batch
 from scheduler.models.modules.state_layers import StateLayers, states_of
@@ -62,6 +64,7 @@ class PagedModel:
         self.module = model
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
+        take_over_positions(model, self.config)
         has_states = StateLayers.take_apart(model, self.config)
         specs = _probe(model, self.config)
         if not specs and not has_states:
@@ -92,10 +95,12 @@ class PagedModel:
             if len(batch.read_rows) > 0:
                 states = output[0][0, batch.read_rows].float()
 
+        positions = positions_of(self.module)
         # The base model is the one without the head, which makes logits of what this gives.
         with (
             self.module.base_model.register_forward_hook(read),
             contextlib.nullcontext() if self.states is None else self.states.step(batch),
+            contextlib.nullcontext() if positions is None else positions.step(batch),
             attending(attend),
         ):
             output = self.module(
@@ -106,6 +111,12 @@ class PagedModel:
             )
         logits = output.logits[0]
         return StepOutput(logits if self._keeps_rows else logits[batch.sample_rows], states)
+
+    @property
+    def long_after(self) -> int | None:
+        """Tokens of the longest text that does not have the positions of long ones, where there are such."""
+        positions = positions_of(self.module)
+        return None if positions is None else positions.long_after
 
     @property
     def states(self) -> StateLayers | None:
