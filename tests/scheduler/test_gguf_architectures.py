@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.families import tiny
 from benchmarks.families.gguf_writer import copy_tokenizer, write_gguf
+from scheduler.models.files import model_source
 from scheduler.models.files.gguf_description import config_of, cut
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.files.gguf_split import GgufError
@@ -37,6 +38,11 @@ OWN: dict[str, dict[str, Any]] = {
     "glm4": {"attention_bias": False},
     "ministral3": {},
 }
+
+
+@pytest.fixture(autouse=True)
+def _in_a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_source, "models_folder", lambda: tmp_path / "models")
 
 
 def described(file: Path) -> None:
