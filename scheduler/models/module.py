@@ -4,8 +4,6 @@ other."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -15,7 +13,7 @@ from scheduler.models.checks.probe import sequential, truth, way_of
 from scheduler.models.checks.reference import NUM_SEQUENCES, tried_tokens
 from scheduler.models.checks.second_reader import second_reader
 from scheduler.models.checks.weights_check import CUT, TOLERANCE, VERSION, difference_of_logits, reading_fault
-from scheduler.models.files.checkpoint import CheckpointError, NamedWeights
+from scheduler.models.files.checkpoint import CheckpointError
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.modules.packed_linear import num_weights, pack_linears, weights_bytes
 from scheduler.models.modules.paged_model import PagedModel, load_model, load_modules, own_reading
@@ -36,8 +34,7 @@ def open_modules(
     """Load a model, and make sure that what it gives is what its own forward pass gives. One whose sequences run
     together has the type that its weights are stored in. Raises `UnsupportedModelError`, `CheckpointError`, or
     transformers' OSError if nothing can be loaded from there."""
-    if (reading := own_reading(path, config)) is not None:
-        _check_reading(path, reading, config.quantization)
+    _check_reading(path, config)
     if way_of(config.whole) == "paged":
         return ModuleSource(load_model(path, config, device), dtype, num_threads)
     logger.warning("the sequences of this model run one after the other, which is slower than all together")
@@ -108,11 +105,14 @@ def _of_modules(model: PagedModel | SequentialModel, fault: Fault | None = None)
     return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model, fault)
 
 
-def _check_reading(path: str, reading: NamedWeights, quantization: Mapping[str, Any] | None) -> None:
+def _check_reading(path: str, config: ModelConfig) -> None:
     """Of weights that are made floats here and given to transformers' modules. Raises `CheckpointError`."""
 
     def find() -> Facts:
-        return {"fault": reading_fault(reading, second_reader(path, quantization))}
+        reading = own_reading(path, config)
+        if reading is None:
+            return {"fault": None}
+        return {"fault": reading_fault(reading, second_reader(path, config.quantization))}
 
     if fault := remembered("readings", (VERSION, path, model_version(path)), find)["fault"]:
         raise CheckpointError(fault)
