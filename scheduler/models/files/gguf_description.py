@@ -87,8 +87,10 @@ def config_of(header: GgufFile) -> PretrainedConfig:
 def cut(header: GgufFile) -> None:
     """Teach transformers more of how the authors of vocabularies cut a text before they merged bytes, and say
     where that is not known."""
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as SPLITS
-
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as SPLITS
+    except ImportError:  # an older transformers, which has no such table
+        return
     for name, like in LIKE.items():
         SPLITS.setdefault(name, SPLITS[like])
     name = header.metadata.get("tokenizer.ggml.pre", "default")
