@@ -142,7 +142,7 @@ def _why_unknown(path: str, error: ValueError) -> str:
 
 def with_what_is_stored(path: str, config: ModelConfig) -> ModelConfig:
     """The same, of a checkpoint that may have no head. Raises what `open_checkpoint` does."""
-    if config.text.tie_word_embeddings or gguf_file(path) is not None:
+    if getattr(config.text, "tie_word_embeddings", False) or gguf_file(path) is not None:
         return config
     checkpoint = open_checkpoint(path)
     if not isinstance(checkpoint, SafetensorsCheckpoint):
