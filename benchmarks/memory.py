@@ -12,6 +12,7 @@ it takes requests.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -62,6 +63,7 @@ def load_here(model: str) -> dict[str, Any]:
     config = EngineConfig(model=model, kv_cache_memory=POOL)
     path = resolve_model(model)
     kernels()
+    importlib.import_module("scheduler.models.checks.fused_probe")  # with transformers' modules: a first load's
     imports = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most that was resident is counted from here
     start = time.perf_counter()

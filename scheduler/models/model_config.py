@@ -27,6 +27,7 @@ from scheduler.models.files.checkpoint import (
     open_checkpoint,
 )
 from scheduler.models.files.embedding_layout import EmbeddingLayout, embedding_layout
+from scheduler.models.files.end_tokens import VERSION as ENDS_VERSION
 from scheduler.models.files.end_tokens import tokenizers_end
 from scheduler.models.remembered import model_version, remembered
 from scheduler.sampling_params import MODEL_DEFAULTS
@@ -120,7 +121,8 @@ def read_config(path: str) -> ModelConfig:
     if not all(isinstance(token_id, int) for token_id in end_tokens):
         raise UnsupportedModelError(f"the tokens that end its answers (eos_token_id) are {ids!r}, and no numbers")
     # A vocabulary of megabytes may be read for one number.
-    tokenizers = remembered("tokenizers", (path, model_version(path)), lambda: {"end": tokenizers_end(Path(path))})
+    facts = (ENDS_VERSION, path, model_version(path))
+    tokenizers = remembered("tokenizers", facts, lambda: {"end": tokenizers_end(Path(path))})
     if tokenizers["end"] is not None:
         end_tokens |= {tokenizers["end"]}
     return ModelConfig(config, end_tokens, defaults, quantization, embedding_layout(Path(path)))

@@ -312,13 +312,17 @@ class Scheduler:
         self.policy.charge(plan.work)
         for sequence, reason in ended:
             self.finish(sequence, reason)
-        for gain in gains:
-            sequence = gain.chunk.sequence
+        if self.long_after is not None:
+            self._lengthen([chunk.sequence for chunk in plan.chunks])
+        return gains
+
+    def _lengthen(self, sequences: Iterable[Sequence]) -> None:
+        """Who has come to be long computes anew, and what is short is not taken for theirs."""
+        for sequence in sequences:
             if sequence.status is Status.RUNNING and self._is_long(sequence.num_tokens) and not sequence.is_long:
                 sequence.is_long = True
                 sequence.root = self.seating.root(sequence.request, is_long=True)
                 self.admission.begin_anew(sequence)
-        return gains
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.request.params

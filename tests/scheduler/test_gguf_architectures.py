@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.families import tiny
 from benchmarks.families.gguf_writer import copy_tokenizer, write_gguf
@@ -201,6 +202,23 @@ def test_a_configuration_beside_a_file_that_does_not_know_of_its_scaling(fused: 
     model.config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
     model.config.save_pretrained(tmp_path)
     check(model, tmp_path, fused=fused)
+
+
+def test_an_architecture_of_our_own_beside_a_configuration_that_does_not_know(tmp_path: Path) -> None:
+    model = tiny.tiny_model("olmo2", rope_parameters=SCALED["yarn"], max_position_embeddings=256)
+    write_gguf(model, tmp_path / "model.gguf", {"": "F32"})
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    model.config.save_pretrained(tmp_path)
+    check(model, tmp_path, fused=False)
+
+
+def test_factors_of_positions_in_an_architecture_of_our_own(tmp_path: Path) -> None:
+    model = tiny.tiny_model("granite")
+    factors = np.linspace(1.0, 4.0, len(model.model.rotary_emb.inv_freq), dtype=np.float32)
+    write_gguf(model, tmp_path / "model.gguf", {"": "F32"}, more={"rope_freqs.weight": factors})
+    described(tmp_path / "model.gguf")
+    model.model.rotary_emb.inv_freq /= torch.from_numpy(factors)
+    check(model, tmp_path, fused=False)
 
 
 def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+VERSION = 1
+"""Of what is remembered."""
+
 
 def tokenizers_end(folder: Path) -> int | None:
     """The token with which a tokenizer ends a text, as its own files name it. None: they do not, or there are none

@@ -187,6 +187,9 @@ def load_modules(
             "its weights are a pickle (pytorch_model.bin), which can run code when it is read: convert them to "
             "safetensors, as model.save_pretrained of transformers writes them"
         )
+    header = None if gguf is None else GgufFile(gguf)
+    if header is not None:
+        scale_positions(config.text, header)
     state = None
     loader = auto_class(config.whole)
     if (weights := own_reading(path, config)) is not None:
@@ -194,9 +197,6 @@ def load_modules(
         dtype = (config.whole.dtype or torch.float32) if dtype == "auto" else dtype
         loader = loader._model_mapping[type(config.whole)]  # the other one wants a path
         gguf = None
-    header = None if gguf is None else GgufFile(gguf)
-    if header is not None:
-        scale_positions(config.text, header)
     model: Any
     found: dict[str, Any]
     try:
@@ -214,7 +214,8 @@ def load_modules(
         )
         if header is not None:
             _apply_rope_factors(model, GgufCheckpoint(header).rope_factors)
-            check_complete((), _left_out(model, header))
+            if weights is None:
+                check_complete((), _left_out(model, header))
         for name, stored, expected in found.get("mismatched_keys", ()):
             raise UnsupportedModelError(other_shape(name, stored, expected))
         check_complete(found["missing_keys"], found["unexpected_keys"])
