@@ -86,8 +86,8 @@ def answers(
             if output.error is not None:
                 raise RuntimeError(output.error)
             result[int(output.request_id)].tokens.extend(output.token_ids)
-            result[int(output.request_id)].logprobs.extend(output.logprobs or [])
-            result[int(output.request_id)].prompt_logprobs.extend(output.prompt_logprobs)
+            result[int(output.request_id)].logprobs.extend(output.result.logprobs)
+            result[int(output.request_id)].prompt_logprobs.extend(output.result.scored)
     return result, num_preemptions
 
 

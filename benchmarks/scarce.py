@@ -20,7 +20,7 @@ from scheduler.planning.recomputation import SHARE
 from scheduler.planning.scheduler import Scheduler
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import SampledToken, StepResult
+from scheduler.step import NOTHING, ChunkResult, SampledToken
 
 USERS, REQUESTS, SEATS, BUDGET = 16, 2, 8, 128
 PROMPT, ANSWER, BLOCK = 2000, 1000, 16
@@ -64,8 +64,8 @@ def simulate(policy: Policy, prices: Prices, num_blocks: int) -> Outcome:
     drift = 0.0
     while scheduler.has_work:
         plan = scheduler.schedule()
-        result = StepResult([[SampledToken(7)] if chunk.samples else [] for chunk in plan.chunks], [])
-        scheduler.commit(plan, result)
+        results = [ChunkResult([SampledToken(7)]) if chunk.samples else NOTHING for chunk in plan.chunks]
+        scheduler.commit(plan, results)
         seconds += 0.002 + 0.0004 * plan.num_tokens
         computed += plan.num_tokens
         useful += plan.num_tokens - sum(work.recomputed for work in plan.work)

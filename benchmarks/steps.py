@@ -28,7 +28,7 @@ from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.scheduler import Scheduler
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import SampledToken, StepResult
+from scheduler.step import NOTHING, ChunkResult, SampledToken
 
 USERS, PROMPTS = (10, 1_000, 10_000), (100, 10_000, 100_000)
 
@@ -140,8 +140,8 @@ def crowded_planning(num_users: int, num_prompt_tokens: int) -> float:
 
 def _step(scheduler: Scheduler) -> None:
     plan = scheduler.schedule()
-    sampled = [SampledToken(7)]
-    scheduler.commit(plan, StepResult([sampled if chunk.samples else [] for chunk in plan.chunks], []))
+    sampled = ChunkResult([SampledToken(7)])
+    scheduler.commit(plan, [sampled if chunk.samples else NOTHING for chunk in plan.chunks])
 
 
 def recording(num_sequences: int) -> float:

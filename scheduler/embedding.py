@@ -40,7 +40,7 @@ def dense_layer(folder: str) -> DenseLayer:
 
 class Embedding:
     """Of one prompt, of `num_tokens` tokens; `layers`: folders of the dense layers after the pooling. The parts
-    are exact sums (see `StepResult.pooled`), so that the vector has the same bits however the prompt was cut into
+    are exact sums (see `ChunkResult.pooled`), so that the vector has the same bits however the prompt was cut into
     chunks."""
 
     def __init__(self, pooling: Pooling, num_tokens: int, layers: Sequence[str] = ()) -> None:

@@ -162,19 +162,19 @@ class LLM:
                 if delta is None:
                     continue
                 result = results[output.request_id]
-                result.num_cached_tokens = max(result.num_cached_tokens, delta.num_cached_tokens)
+                result.num_cached_tokens = max(result.num_cached_tokens, output.num_cached_tokens)
                 if result.embedding is not None:
-                    result.embedding.add(delta.pooled)
+                    result.embedding.add(delta.result.pooled)
                 completion = result.completions[delta.index]
                 completion.text += delta.text
                 completion.token_ids += delta.token_ids
-                if delta.logprobs is not None:
-                    completion.logprobs = (completion.logprobs or []) + delta.logprobs
+                if delta.result.logprobs:
+                    completion.logprobs = (completion.logprobs or []) + delta.result.logprobs
                 num_tokens += len(delta.token_ids)
                 if delta.finish_reason is not None:
                     completion.finish_reason = delta.finish_reason
-                    completion.stop_reason = delta.stop_reason
-                    completion.error = delta.error
+                    completion.stop_reason = delta.output.stop_reason
+                    completion.error = delta.output.error
                     if output.finish_reason is None:  # met a stop string
                         self.engine.abort(output.request_id, output.index, FinishReason.STOP)
                 if stream.finished:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
 
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import Pooling
-from scheduler.step import Choice, DraftKind, SampledToken, TokenLogprobs
+from scheduler.step import NOTHING, ChunkResult, DraftKind
 
 REQUESTS, OUTPUTS = "requests", "outputs"
 """The sockets' names: messages to the engine, and from it."""
@@ -98,19 +99,16 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     index: int
-    tokens: list[SampledToken]
+    result: ChunkResult = NOTHING
     finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
+    """The stop token that ended it, or beyond the engine the stop string."""
     num_cached_tokens: int = 0
     queue_time: float = 0.0
     """Seconds from the request's arrival to the sequence's first seat; 0 if it never had one."""
     error: str | None = None
-    prompt_logprobs: list[TokenLogprobs] = []
-    """Of the next tokens of the prompt, if they are wanted; the first token has none."""
-    pooled: list[float] = []
-    """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
     drafted: list[int] = []
-    """Tokens that were guessed in this step; those that were right are the first of `tokens`."""
+    """Tokens that were guessed in this step; those that were right are the first of the result's."""
     part: StepPart | None = None
     """For requests that want it explained."""
     num_computed: int = 0
@@ -118,18 +116,13 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def token_ids(self) -> list[int]:
-        return [token.token_id for token in self.tokens]
+        return self.result.token_ids
 
     @property
-    def choices(self) -> list[Choice]:
-        """One for each token, if it is to be explained."""
-        return [token.choice for token in self.tokens if token.choice is not None]
-
-    @property
-    def logprobs(self) -> list[TokenLogprobs] | None:
-        """One for each token, if asked for."""
-        found = [token.logprobs for token in self.tokens if token.logprobs is not None]
-        return found or None
+    def num_accepted(self) -> int:
+        """How many of the guessed tokens were right."""
+        alike = (one == other for one, other in zip(self.drafted, self.token_ids, strict=False))
+        return sum(1 for _ in itertools.takewhile(bool, alike))
 
 
 class EngineState(msgspec.Struct, frozen=True, array_like=True):

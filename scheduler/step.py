@@ -6,7 +6,7 @@ again there.
 
 from __future__ import annotations
 
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -186,56 +186,62 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     """For requests that want it explained."""
 
 
-class StepResult(msgspec.Struct, frozen=True, array_like=True):
-    """What came of a step, chunk by chunk."""
+class ChunkResult(msgspec.Struct, frozen=True, array_like=True):
+    """What came of one chunk. It travels as it is: what tells of it further out holds it."""
 
-    tokens: list[list[SampledToken]]
-    """None for a chunk without logits; else the guessed ones that were right, and the one that follows them."""
-    broken: list[int]
-    """Places of the chunks whose logits were not numbers, or which may not choose any token."""
-    scored: dict[int, list[TokenLogprobs]] = {}
-    """By the chunk's place: the log-probabilities of its targets."""
-    pooled: dict[int, list[float]] = {}
-    """By the chunk's place: the sum of the hidden states that it gives to the embedding, [hidden size]. Each is a
-    multiple of 2^-24, so that sums are exact, and the same however the prompt is cut into chunks."""
-    forced: dict[int, list[int]] = {}
-    """By the chunk's place: the tokens that its grammar then forces, whatever the model says."""
+    tokens: list[SampledToken] = []
+    """None of a chunk without logits; else the guessed ones that were right, and the one that follows them."""
+    is_broken: bool = False
+    """Whether its logits were not numbers, or it may not choose any token."""
+    scored: list[TokenLogprobs] = []
+    """The log-probabilities of its targets."""
+    pooled: list[float] = []
+    """The sum of the hidden states that it gives to the embedding, [hidden size]. Each is a multiple of 2^-24, so
+    that sums are exact, and the same however the prompt is cut into chunks."""
+    forced: list[int] = []
+    """The tokens that its grammar then forces, whatever the model says."""
 
-    def without(self, place: int) -> StepResult:
-        """Of a step without that chunk."""
-        tokens = [*self.tokens[:place], *self.tokens[place + 1 :]]
-        scored, pooled = _without(place, self.scored), _without(place, self.pooled)
-        return StepResult(tokens, self.broken, scored, pooled, _without(place, self.forced))
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.token_id for token in self.tokens]
 
-    def append(self, alone: StepResult) -> None:
-        """Of one chunk more, which was run alone."""
-        place = len(self.tokens)
-        self.tokens.extend(alone.tokens)
-        self.broken.extend(place + other for other in alone.broken)
-        self.scored.update({place + other: found for other, found in alone.scored.items()})
-        self.pooled.update({place + other: found for other, found in alone.pooled.items()})
-        self.forced.update({place + other: found for other, found in alone.forced.items()})
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """One for each token, if they were asked for."""
+        return [token.logprobs for token in self.tokens if token.logprobs is not None]
 
-    def followed_by(self, rest: StepResult) -> StepResult:
-        """Of one chunk, of which this is the first part's and `rest` the other's."""
-        scored = self.scored.get(0, []) + rest.scored.get(0, [])
-        pooled = [part.pooled[0] for part in (self, rest) if 0 in part.pooled]
-        return StepResult(
+    @property
+    def choices(self) -> list[Choice]:
+        """One for each token, if it is to be explained."""
+        return [token.choice for token in self.tokens if token.choice is not None]
+
+    @property
+    def tells_client(self) -> bool:
+        """Whether anything in it is for whoever asked."""
+        return bool(self.tokens or self.scored or self.pooled)
+
+    def first(self, num_tokens: int) -> ChunkResult:
+        """The same with so many tokens: where an answer ends, what was sampled behind its end is none of it."""
+        if num_tokens == len(self.tokens):
+            return self
+        return msgspec.structs.replace(self, tokens=self.tokens[:num_tokens])
+
+    def followed_by(self, rest: ChunkResult) -> ChunkResult:
+        """That of a chunk of which this is the first part's and `rest` the other's."""
+        sums = [part.pooled for part in (self, rest) if part.pooled]
+        return ChunkResult(
             rest.tokens,
-            sorted({*self.broken, *rest.broken}),
-            {0: scored} if scored else {},
-            {0: [sum(numbers) for numbers in zip(*pooled, strict=True)]} if pooled else {},
+            self.is_broken or rest.is_broken,
+            self.scored + rest.scored,
+            [sum(numbers) for numbers in zip(*sums, strict=True)],
             rest.forced,
         )
 
 
-Found = TypeVar("Found")
+NOTHING = ChunkResult()
 
-
-def _without(place: int, found: dict[int, Found]) -> dict[int, Found]:
-    """What was found of chunks, if that one is not there."""
-    return {other - (other > place): each for other, each in found.items() if other != place}
-
+StepResult: TypeAlias = list[ChunkResult]
+"""What came of a step, chunk by chunk."""
 
 Handle = TypeVar("Handle")
 

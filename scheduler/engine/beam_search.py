@@ -18,8 +18,10 @@ import msgspec
 from scheduler.engine.client import AsyncEngine
 from scheduler.engine.in_flight import Computed
 from scheduler.engine.stream import Delta, Ownership, make_request
+from scheduler.messages import SequenceOutput
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.step import ChunkResult, SampledToken
 from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
 
 NUM_CANDIDATES = 20
@@ -141,10 +143,13 @@ async def search_beams(
             if delta.finish_reason is not FinishReason.LENGTH:
                 yield delta  # an error, or the deadline
                 return
-        num_cached_tokens = deltas[0].num_cached_tokens if num_cached_tokens is None else num_cached_tokens
+        if num_cached_tokens is None:
+            num_cached_tokens = deltas[0].output.num_cached_tokens
         num_charged += len(deltas)
-        yield _step(len(deltas), num_cached_tokens)
-        search.advance([delta.logprobs[0].top if delta.logprobs else () for delta in deltas])
+        # Nothing of an answer yet, but so many tokens were computed for it.
+        computed_for = SequenceOutput(request_id, 0, num_cached_tokens=num_cached_tokens)
+        yield Delta(computed_for, num_charged=len(deltas))
+        search.advance([delta.result.logprobs[0].top for delta in deltas])
     decoder = decoder_for(
         engine.tokenizer,
         skip_special_tokens=params.skip_special_tokens,
@@ -153,32 +158,16 @@ async def search_beams(
     num_left = sum(len(beam.tokens) for beam in search.best) - num_charged
     for index, beam in enumerate(search.best):
         said = beam.tokens[:-1] if beam.has_ended else beam.tokens
-        yield Delta(
-            index=index,
-            text=IncrementalDetokenizer(decoder, prompt=prompt_token_ids).push(said, last=True),
-            token_ids=list(beam.tokens),
-            logprobs=None,
+        answer = SequenceOutput(
+            request_id,
+            index,
+            ChunkResult([SampledToken(token) for token in beam.tokens]),
             finish_reason=FinishReason.STOP if beam.has_ended else FinishReason.LENGTH,
             stop_reason=beam.tokens[-1] if beam.tokens[-1] in params.stop_token_ids else None,
             num_cached_tokens=num_cached_tokens or 0,
-            error=None,
-            num_charged=num_left if index == 0 else 0,
         )
-
-
-def _step(num_tokens: int, num_cached_tokens: int) -> Delta:
-    """Nothing of an answer yet, but so many tokens were computed for it."""
-    return Delta(
-        index=0,
-        text="",
-        token_ids=[],
-        logprobs=None,
-        finish_reason=None,
-        stop_reason=None,
-        num_cached_tokens=num_cached_tokens,
-        error=None,
-        num_charged=num_tokens,
-    )
+        text = IncrementalDetokenizer(decoder, prompt=prompt_token_ids).push(said, last=True)
+        yield Delta(answer, text, num_charged=num_left if index == 0 else 0)
 
 
 def check_beams(params: SamplingParams) -> None:

@@ -253,8 +253,8 @@ class AsyncEngine:
                 item = await client.queue.get()
                 if isinstance(item, Exception):
                     raise item
-                if item.finish_reason is FinishReason.TIMEOUT and item.error is not None:
-                    raise DeadlineError(item.error)
+                if item.finish_reason is FinishReason.TIMEOUT and item.output.error is not None:
+                    raise DeadlineError(item.output.error)
                 yield item
         finally:
             del self._clients[request.request_id]
@@ -303,8 +303,7 @@ class AsyncEngine:
             output = SequenceOutput(
                 request.request_id,
                 progress.index,
-                [],
-                FinishReason.TIMEOUT,
+                finish_reason=FinishReason.TIMEOUT,
                 num_cached_tokens=progress.num_cached_tokens,
                 num_computed=progress.num_computed,
             )

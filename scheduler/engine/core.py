@@ -253,13 +253,13 @@ class EngineCore:
         self.before_step(in_hand, self.cost.predict(plan.num_tokens, plan.attended))
         self._draft(plan)
         drafting = clock.lap()
-        result, failed, sampling_time = self._execute(plan)
+        results, failed, sampling_time = self._execute(plan)
         executing = clock.lap() - sampling_time
-        gains = self.scheduler.commit(plan, result)
+        gains = self.scheduler.commit(plan, results)
         ended = expired + [gain.sequence for gain in gains if gain.sequence.finish_reason is not None]
         now = time.monotonic()
         for gain in gains:
-            if gain.tokens and gain.sequence.first_token_time is None:
+            if gain.result.tokens and gain.sequence.first_token_time is None:
                 gain.sequence.first_token_time = now
         outputs = late + [output_of(sequence) for sequence in expired] + failed
         seconds = drafting + executing + sampling_time
@@ -278,7 +278,7 @@ class EngineCore:
             num_prompt_tokens=sum(work.prompt for work in plan.work),
             num_cached_tokens=plan.num_cached_tokens,
             num_recomputed_tokens=sum(work.recomputed for work in plan.work),
-            num_sampled_tokens=sum(len(gain.tokens) for gain in gains),
+            num_sampled_tokens=sum(len(gain.result.tokens) for gain in gains),
             num_preemptions=len(plan.preempted),
             num_yielded=plan.num_yielded,
             num_lookup_tokens=sum(sequence.num_prompt_tokens for sequence in plan.admitted),
@@ -364,40 +364,44 @@ class EngineCore:
         """Execute the plan. A sequence that makes it fail is taken out of the plan and ended; the others go on.
         The last result is the time that sampling took."""
         if not plan.chunks:  # all that was to run ran out of time
-            return StepResult([], []), [], 0.0
+            return [], [], 0.0
         step = plan.step_input()
         sampling = Stopwatch()
         failed: list[SequenceOutput] = []
         try:
             handle = self.executor.launch(step)
             sampling = Stopwatch()
-            result = self.executor.collect(handle)
+            results = self.executor.collect(handle)
         except Exception as error:
             if is_device_lost(error):
                 raise  # the next engine goes on with what this one has
             logger.exception("a step of %d sequences failed; running them one at a time", len(plan.chunks))
-            result, failed = self._execute_singly(plan, step)
+            results, failed = self._execute_singly(plan, step)
             if is_out_of_memory(error):
                 self._take_smaller_steps(plan.num_tokens)
-        for place in reversed(result.broken):
-            chunk = plan.chunks.pop(place)
-            result = result.without(place)
-            failed.append(self._fail_without_token(chunk))
-        return result, failed, sampling.lap()
+        if any(result.is_broken for result in results):
+            chunks, plan.chunks = plan.chunks, []
+            for chunk, result in zip(chunks, results, strict=True):
+                if result.is_broken:
+                    failed.append(self._fail_without_token(chunk))
+                else:
+                    plan.chunks.append(chunk)
+            results = [result for result in results if not result.is_broken]
+        return results, failed, sampling.lap()
 
     def _execute_singly(self, plan: Plan, step: StepInput) -> tuple[StepResult, list[SequenceOutput]]:
         """One request must not take the others with it: find out which one does."""
         failed: list[SequenceOutput] = []
         chunks, plan.chunks = plan.chunks, []
-        result = StepResult([], [])
+        results: StepResult = []
         for chunk, alone in zip(chunks, run_in_parts(self.executor, step), strict=True):
             if isinstance(alone, Exception):
                 logger.error("request %s failed", chunk.sequence.request.request_id, exc_info=alone)
                 failed.append(self._fail(chunk, FAILED))
                 continue
             plan.chunks.append(chunk)
-            result.append(alone)
-        return result, failed
+            results.append(alone)
+        return results, failed
 
     def _take_smaller_steps(self, num_tokens: int) -> None:
         """There was not enough memory for a step of so many tokens."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scheduler.step import ChunkInput, Executor, SeatChanges, StepInput, StepResult
+from scheduler.step import ChunkInput, ChunkResult, Executor, SeatChanges, StepInput
 
 OUT_OF_MEMORY = "can't allocate memory"
 """What torch's allocator for the CPU says."""
@@ -29,27 +29,28 @@ def is_device_lost(error: Exception) -> bool:
     )
 
 
-def run_in_parts(executor: Executor[Any], step: StepInput) -> list[StepResult | Exception]:
+def run_in_parts(executor: Executor[Any], step: StepInput) -> list[ChunkResult | Exception]:
     """Each chunk alone: what came of it, or what it fails with. One for which there is not enough memory is
     computed in halves, and each of these in halves again. Raises the error that loses the device."""
     return [_run(executor, step, chunk) for chunk in step.chunks]
 
 
-def _run(executor: Executor[Any], step: StepInput, chunk: ChunkInput) -> StepResult | Exception:
+def _run(executor: Executor[Any], step: StepInput, chunk: ChunkInput) -> ChunkResult | Exception:
     try:
         # What became of states was done when the step was first launched, and cannot be done twice.
         changes = SeatChanges(step.changes.tables, step.changes.shifts)
-        return executor.collect(executor.launch(StepInput([chunk], changes)))
+        (result,) = executor.collect(executor.launch(StepInput([chunk], changes)))
+        return result
     except Exception as error:
         if is_device_lost(error):
             raise
         half = min(len(chunk.token_ids) // 2, len(chunk.token_ids) - chunk.num_sampled)
         if not is_out_of_memory(error) or half < 1:
             return error
-    parts = []
+    parts: list[ChunkResult] = []
     for part in chunk.split(half):
-        result = _run(executor, step, part)
-        if isinstance(result, Exception):
-            return result
-        parts.append(result)
+        found = _run(executor, step, part)
+        if isinstance(found, Exception):
+            return found
+        parts.append(found)
     return parts[0].followed_by(parts[1])

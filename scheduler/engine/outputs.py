@@ -6,12 +6,13 @@ from scheduler.messages import SeatView, SequenceOutput, StepPart
 from scheduler.planning.gain import Gain
 from scheduler.planning.plan import Chunk
 from scheduler.request import FinishReason, Request, Sequence
+from scheduler.step import NOTHING
 
 
 def refused(request: Request, reason: FinishReason, error: str | None) -> list[SequenceOutput]:
     """A request that was never queued."""
     return [
-        SequenceOutput(request.request_id, index, [], finish_reason=reason, error=error)
+        SequenceOutput(request.request_id, index, finish_reason=reason, error=error)
         for index in range(request.params.n)
     ]
 
@@ -25,7 +26,7 @@ def output_of(
     return SequenceOutput(
         request_id=sequence.request.request_id,
         index=sequence.index,
-        tokens=gain.tokens if gain else [],
+        result=gain.result if gain else NOTHING,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         num_cached_tokens=sequence.num_cached_tokens,
@@ -33,8 +34,6 @@ def output_of(
             sequence.seated_time - sequence.request.arrival_time if sequence.seated_time is not None else 0.0
         ),
         error=error,
-        prompt_logprobs=gain.scored if gain else [],
-        pooled=gain.pooled if gain else [],
         drafted=list(gain.chunk.drafted) if gain else [],
         part=part,
         num_computed=sequence.num_ever_computed,

@@ -2,62 +2,57 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 import msgspec
 
-from scheduler.messages import EngineInfo, Progress, SequenceOutput, StepPart
+from scheduler.messages import EngineInfo, Progress, SequenceOutput
 from scheduler.request import FinishReason, Request, check_fits, longest_of
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from scheduler.step import Choice, TokenLogprobs
+from scheduler.step import ChunkResult
 from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
 from scheduler.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step added to one sequence."""
+    """What one step added to one sequence: what the engine says of it, and its text."""
 
-    index: int
-    """Which of the request's n sequences."""
-    text: str
+    output: SequenceOutput
+    """As the engine has it, or where a stop string ended the sequence, up to there and with that as the reason."""
+    text: str = ""
     """May be empty: half a character, or what may become a stop string, is held back."""
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    """One for each token, if asked for."""
-    finish_reason: FinishReason | None
-    """Set on a sequence's last delta."""
-    stop_reason: int | str | None
-    """The stop token or stop string that ended the sequence."""
-    num_cached_tokens: int
-    """Prompt tokens that the prefix cache spared."""
-    error: str | None
-    """With the finish reason `error`: what to tell the client."""
-    prompt_logprobs: Sequence[TokenLogprobs] = ()
-    """Of the next tokens of the prompt, if they are wanted."""
-    pooled: Sequence[float] = ()
-    """Of the next tokens of the prompt, the sum of what they give to its embedding, if that is wanted."""
-    drafted: Sequence[int] = ()
-    """Tokens that were guessed in this step."""
-    num_accepted: int = 0
-    """Those among them that were right."""
-    part: StepPart | None = None
-    """What the step was for the sequence, if that is to be explained."""
-    choices: Sequence[Choice] = ()
-    """And how each token was chosen."""
     num_charged: int | None = None
     """Tokens of the answer that it counts for, where that is not those in it: what a search has computed before it
     knows its answer."""
 
     @property
+    def index(self) -> int:
+        """Which of the request's n sequences."""
+        return self.output.index
+
+    @property
+    def result(self) -> ChunkResult:
+        """Tokens with what was asked of them, and what the prompt's next tokens gave."""
+        return self.output.result
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.output.result.token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Set on a sequence's last delta."""
+        return self.output.finish_reason
+
+    @property
     def is_empty(self) -> bool:
         """Whether it says nothing but how far the prompt has been computed."""
-        has_text = self.token_ids or self.text or self.finish_reason is not None
-        return not (has_text or self.prompt_logprobs or self.pooled or self.part is not None)
+        output = self.output
+        has_ended = output.finish_reason is not None
+        return not (has_ended or self.text or output.result.tells_client or output.part is not None)
 
 
 class Ownership(TypedDict, total=False):
@@ -164,30 +159,16 @@ class RequestStream:
         self._open[output.index] = msgspec.structs.replace(
             progress, num_computed=output.num_computed, num_cached_tokens=output.num_cached_tokens
         )
-        detokenizer = self._detokenizers[output.index]
         text, num_tokens = self._read(output)
-        finish_reason = output.finish_reason
-        stop_reason: int | str | None = output.stop_reason
-        if detokenizer.stop_reason is not None:
-            finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_reason
-        if finish_reason is not None:
+        stop_string = self._detokenizers[output.index].stop_reason
+        if stop_string is not None:
+            result = output.result.first(num_tokens)
+            output = msgspec.structs.replace(
+                output, result=result, finish_reason=FinishReason.STOP, stop_reason=stop_string
+            )
+        if output.finish_reason is not None:
             del self._open[output.index]
-        return Delta(
-            index=output.index,
-            text=text,
-            token_ids=output.token_ids[:num_tokens],
-            logprobs=output.logprobs[:num_tokens] if output.logprobs is not None else None,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            num_cached_tokens=output.num_cached_tokens,
-            error=output.error,
-            prompt_logprobs=output.prompt_logprobs,
-            pooled=output.pooled,
-            drafted=output.drafted,
-            num_accepted=_num_alike(output.drafted, output.token_ids),
-            part=output.part,
-            choices=output.choices[:num_tokens],
-        )
+        return Delta(output, text)
 
     def _read(self, output: SequenceOutput) -> tuple[str, int]:
         """The output's text, and how many of its tokens there are up to a stop string: it may come in the middle
@@ -211,9 +192,3 @@ class RequestStream:
             match_stop=self._num_tokens[output.index] >= params.min_tokens,
         )
         return text, len(output.token_ids)
-
-
-def _num_alike(drafted: list[int], token_ids: list[int]) -> int:
-    """How many tokens at the beginning of both are the same."""
-    alike = (one == other for one, other in zip(drafted, token_ids, strict=False))
-    return sum(1 for _ in itertools.takewhile(bool, alike))

@@ -17,7 +17,7 @@ from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import SamplingRow, logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
 from scheduler.execution.step_model import ResumableModel, ShiftableModel, StatefulModel, StepModel, StepOutput
-from scheduler.step import ChunkInput, SampledToken, StepInput, StepResult, TokenLogprobs
+from scheduler.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TokenLogprobs
 
 _POOLING_STEPS = 2.0**24
 """In 1. Sums of such steps are exact in float64, in whatever order and parts, up to 2^29."""
@@ -91,31 +91,26 @@ class Runner:
         scored: dict[int, list[TokenLogprobs]] = {}
         if any(chunk.targets for chunk in chunks):
             logits, scored = self._score(chunks, logits)
-        result = StepResult([], [], scored, _pooled(chunks, handle.output.states))
+        pooled = _pooled(chunks, handle.output.states)
         rows = [row for chunk in chunks for row in _rows(chunk)]
         sampled = iter(sample(logits, rows, self._scans, handle.steered) if rows else [])
+        results: StepResult = []
         for place, chunk in enumerate(chunks):
-            tokens = [next(sampled) for _ in range(chunk.num_sampled)]
-            kept = _kept(chunk, tokens)
-            if kept is None or not all(map(math.isfinite, result.pooled.get(place, ()))):
-                result.broken.append(place)
-            result.tokens.append(kept or [])
-        self._follow(chunks, result)
-        return result
+            kept = _kept(chunk, [next(sampled) for _ in range(chunk.num_sampled)])
+            states = pooled.get(place, [])
+            is_broken = kept is None or not all(map(math.isfinite, states))
+            forced = self._forced(chunk, kept or [])
+            results.append(ChunkResult(kept or [], is_broken, scored.get(place, []), states, forced))
+        for chunk, result in zip(chunks, results, strict=True):  # nothing is changed before nothing can fail
+            if chunk.num_drafted and chunk.params.is_steered and result.tokens:
+                self.steerings.accept(chunk, result.token_ids[:-1])
+        return results
 
-    def _follow(self, chunks: Sequence[ChunkInput], result: StepResult) -> None:
-        """Tell grammars and penalties what their sequences gained. Nothing is changed before nothing can fail."""
-        gained = {
-            place: [token.token_id for token in result.tokens[place]]
-            for place, chunk in enumerate(chunks)
-            if chunk.params.is_steered and result.tokens[place]
-        }
-        for place, tokens in gained.items():
-            if forced := self.steerings.forced(chunks[place], tokens):
-                result.forced[place] = forced
-        for place, tokens in gained.items():
-            if chunks[place].num_drafted:
-                self.steerings.accept(chunks[place], tokens[:-1])
+    def _forced(self, chunk: ChunkInput, gained: list[SampledToken]) -> list[int]:
+        """What a sequence's grammar forces behind what it gained."""
+        if not (gained and chunk.params.is_steered):
+            return []
+        return self.steerings.forced(chunk, [token.token_id for token in gained])
 
     def _score(
         self, chunks: Sequence[ChunkInput], logits: torch.Tensor

@@ -7,19 +7,16 @@ from typing import NamedTuple
 from scheduler.planning.plan import Chunk
 from scheduler.planning.policy import Work
 from scheduler.request import Sequence
-from scheduler.step import SampledToken, TokenLogprobs
+from scheduler.step import ChunkResult
 
 
 class Gain(NamedTuple):
     """What a step gave to one sequence."""
 
     chunk: Chunk
-    """What was computed for it. Guesses, as far as they were right, are the first of `tokens`."""
-    tokens: list[SampledToken]
-    scored: list[TokenLogprobs]
-    """Of its prompt."""
-    pooled: list[float]
-    """The chunk's part of its embedding."""
+    """What was computed for it. Guesses, as far as they were right, are the first of the result's tokens."""
+    result: ChunkResult
+    """What came of that, up to the answer's end."""
 
     @property
     def sequence(self) -> Sequence:
@@ -31,7 +28,7 @@ class Gain(NamedTuple):
         sequence = self.sequence
         if sequence.finish_reason is not None or sequence.num_output_tokens == 0:
             return True
-        return bool(self.tokens or self.scored or self.pooled or sequence.request.params.explain)
+        return self.result.tells_client or sequence.request.params.explain
 
 
 def work_of(chunk: Chunk, num_sampled: int, num_refused: int) -> Work:

@@ -278,7 +278,7 @@ class Scheduler:
 
     # Committing -----------------------------------------------------------------------------------------
 
-    def commit(self, plan: Plan, result: StepResult) -> list[Gain]:
+    def commit(self, plan: Plan, results: StepResult) -> list[Gain]:
         """Take in a step's result, and return what each of its sequences gained.
 
         Keys and values of guessed tokens count only as far as the guesses were right: no others are published.
@@ -286,27 +286,27 @@ class Scheduler:
         gains = []
         plan.work = []
         ended: list[tuple[Sequence, FinishReason]] = []
-        for index, (chunk, tokens) in enumerate(zip(plan.chunks, result.tokens, strict=True)):
+        for chunk, result in zip(plan.chunks, results, strict=True):
+            tokens = result.tokens
             if chunk.samples != bool(tokens) or len(tokens) > len(chunk.drafted) + 1:
                 raise ValueError(f"{len(tokens)} tokens came back for {chunk}")
             sequence = chunk.sequence
-            taken = tokens
+            num_taken = len(tokens)
             for place, token in enumerate(tokens, 1):
                 sequence.append(token.token_id)
                 if (reason := self._finish_reason(sequence, token.token_id)) is not None:
                     ended.append((sequence, reason))
-                    taken = tokens[:place]
+                    num_taken = place
                     break
             if sequence.request.params.max_tokens == 0 and chunk.end == sequence.num_tokens:
                 ended.append((sequence, FinishReason.LENGTH))
-            plan.work.append(work_of(chunk, len(taken), len(chunk.drafted) + 1 - len(tokens)))
+            plan.work.append(work_of(chunk, num_taken, len(chunk.drafted) + 1 - len(tokens)))
             if self.speculation is not None and tokens:
-                self.speculation.learn(chunk, len(tokens), plan.stretch, result.forced.get(index, []))
-            sequence.num_computed_tokens = chunk.end + len(taken) - 1 if chunk.drafted else chunk.end
+                self.speculation.learn(chunk, len(tokens), plan.stretch, result.forced)
+            sequence.num_computed_tokens = chunk.end + num_taken - 1 if chunk.drafted else chunk.end
             sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
             self.seating.settle(sequence)
-            scored, pooled = result.scored.get(index, []), result.pooled.get(index, [])
-            gains.append(Gain(chunk, taken, scored, pooled))
+            gains.append(Gain(chunk, result.first(num_taken)))
             if tokens and self._siblings and sequence.index == 0:
                 self._siblings.follow(sequence)
         self.policy.charge(plan.work)

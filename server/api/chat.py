@@ -86,9 +86,9 @@ class ChatWording(ChunkedWording):
         voice = self._voices[choice]
         events = voice.hear(delta)
         voice.explainer.take(delta)
-        self._scored.extend(delta.prompt_logprobs)
+        self._scored.extend(delta.result.scored)
         wants_ids = self._body.return_token_ids
-        if not (events or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
+        if not (events or delta.result.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
             return ()
         deltas = [worded for event in events if (worded := voice.delta(event)) is not None] or [
             ChatDelta(content="")
@@ -102,7 +102,7 @@ class ChatWording(ChunkedWording):
             delta=deltas[-1],
             logprobs=self._logprobs(delta),
             finish_reason=voice.reason(delta),
-            stop_reason=delta.stop_reason if delta.finish_reason is not None else UNSET,
+            stop_reason=delta.output.stop_reason if delta.finish_reason is not None else UNSET,
             token_ids=delta.token_ids if wants_ids else UNSET,
             explanation=voice.explainer.pop(),
         )
@@ -112,7 +112,7 @@ class ChatWording(ChunkedWording):
         return [self._chunk([], usage)] if self._body.include_usage else ()
 
     def take(self, choice: int, delta: Delta) -> None:
-        self._scored.extend(delta.prompt_logprobs)
+        self._scored.extend(delta.result.scored)
         voice = self._voices[choice]
         voice.said += voice.hear(delta)
         if (logprobs := self._logprobs(delta)) is not None:
@@ -140,7 +140,7 @@ class ChatWording(ChunkedWording):
             message=voice.message(),
             logprobs=ChatLogprobs(voice.logprobs) if voice.logprobs else None,
             finish_reason=voice.reason(voice.last),
-            stop_reason=voice.last.stop_reason,
+            stop_reason=voice.last.output.stop_reason,
             token_ids=voice.token_ids if self._body.return_token_ids else UNSET,
             explanation=voice.explainer.pop(),
         )
@@ -158,9 +158,9 @@ class ChatWording(ChunkedWording):
         )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
-        if not self._body.logprobs or delta.logprobs is None:
+        if not self._body.logprobs or not delta.result.logprobs:
             return None
-        return ChatLogprobs(self._words.of_chat(delta.logprobs))
+        return ChatLogprobs(self._words.of_chat(delta.result.logprobs))
 
     def _prompt_logprobs(self) -> list[msgspec.Raw] | None:
         if self._body.prompt_logprobs is None:

@@ -106,7 +106,7 @@ class CompletionWording(ChunkedWording):
         said = self._choice(choice, delta)
         if said is not None:
             self._parts[choice].append(said)
-        for entry in delta.logprobs or ():
+        for entry in delta.result.logprobs:
             self._log_total[choice] += entry.logprob
             self._num_tokens[choice] += 1
 
@@ -135,10 +135,10 @@ class CompletionWording(ChunkedWording):
     def _choice(self, choice: int, delta: Delta) -> CompletionChoice | None:
         """What there is to say; None for nothing."""
         prompt = self._prompts[choice // self._num_sequences]
-        prompt.scored.extend(delta.prompt_logprobs)
+        prompt.scored.extend(delta.result.scored)
         wants_ids = self._body.return_token_ids
         self._explainers[choice].take(delta)
-        if not (delta.text or delta.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
+        if not (delta.text or delta.result.logprobs or delta.finish_reason or (wants_ids and delta.token_ids)):
             return None
         is_first = choice not in self._begun
         self._begun.add(choice)
@@ -147,7 +147,7 @@ class CompletionWording(ChunkedWording):
             text=(prompt.text if is_first else "") + delta.text,
             logprobs=self._logprobs(choice, delta, prompt if is_first and self._body.echo else None),
             finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason,
+            stop_reason=delta.output.stop_reason,
             prompt_logprobs=self._prompt_logprobs(prompt) if is_first else UNSET,
             token_ids=delta.token_ids if wants_ids else UNSET,
             prompt_token_ids=prompt.token_ids if wants_ids and is_first else UNSET,
@@ -157,7 +157,7 @@ class CompletionWording(ChunkedWording):
     def _logprobs(self, choice: int, delta: Delta, echoed: Prompt | None) -> CompletionLogprobs | None:
         if self._body.logprobs is None:
             return None
-        entries: list[TokenLogprobs | None] = list(delta.logprobs or ())
+        entries: list[TokenLogprobs | None] = list(delta.result.logprobs)
         token_ids = delta.token_ids
         if echoed is not None:
             entries = [None, *echoed.scored, *entries]

@@ -220,7 +220,7 @@ def heard(parser: Parser, delta: Delta) -> list[Event]:
     """What a piece of an answer turns out to say."""
     events = parser.push(delta.text)
     if delta.finish_reason is not None:
-        was_stopped = isinstance(delta.stop_reason, str)
+        was_stopped = isinstance(delta.output.stop_reason, str)
         events += parser.finish(is_cut=was_stopped or delta.finish_reason is FinishReason.LENGTH)
     return events
 

@@ -60,7 +60,7 @@ class EmbeddingWording(ChunkedWording):
         self._embeddings = embeddings
 
     def take(self, choice: int, delta: Delta) -> None:
-        self._embeddings[choice].add(delta.pooled)
+        self._embeddings[choice].add(delta.result.pooled)
 
     def whole(self, usage: Usage) -> EmbeddingList:
         data = [

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from scheduler.engine.stream import Delta
-from scheduler.messages import StepPart
+from scheduler.messages import SequenceOutput, StepPart
 from scheduler.step import Choice, TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 
@@ -82,12 +82,12 @@ class Explainer:
 
     def take(self, delta: Delta) -> None:
         """Take in the step that gave a delta, if one did and is to be explained."""
-        if delta.part is not None:
+        if (part := delta.output.part) is not None:
             self._num_steps += 1
-            self._steps.append(self._step(delta, delta.part))
+            self._steps.append(self._step(delta.output, part))
             self._answer += delta.token_ids
 
-    def _step(self, delta: Delta, part: StepPart) -> ExplainedStep:
+    def _step(self, output: SequenceOutput, part: StepPart) -> ExplainedStep:
         end, num_prompt_tokens = part.start + part.length, len(self._prompt)
         of_answer = self._answer[max(0, part.start - num_prompt_tokens) : max(0, end - num_prompt_tokens)]
         return ExplainedStep(
@@ -95,11 +95,11 @@ class Explainer:
             cached=part.start - part.shift,
             dropped=part.shift,
             input=[self._named(token_id) for token_id in (*self._prompt[part.start : end], *of_answer)],
-            drafted=[self._named(token_id) for token_id in delta.drafted],
-            kept=min(delta.num_accepted, len(delta.token_ids)),
+            drafted=[self._named(token_id) for token_id in output.drafted],
+            kept=output.num_accepted,
             tokens=[
                 self._chosen(entry, choice)
-                for entry, choice in zip(delta.logprobs or (), delta.choices, strict=True)
+                for entry, choice in zip(output.result.logprobs, output.result.choices, strict=True)
             ],
             sequences=part.num_sequences,
             milliseconds=part.seconds * 1000,

@@ -284,11 +284,10 @@ async def _generate(
             meter.count(place, delta)
             match delta.finish_reason:
                 case FinishReason.REFUSED:
-                    raise InvalidRequestError(delta.error or "the request cannot be served")
+                    raise InvalidRequestError(delta.output.error or "the request cannot be served")
                 case FinishReason.ERROR:
-                    raise ApiError(
-                        500, delta.error or "the engine failed", type="server_error", code="engine_error"
-                    )
+                    message = delta.output.error or "the engine failed"
+                    raise ApiError(500, message, type="server_error", code="engine_error")
                 case FinishReason.ABORT:
                     raise ApiError(503, "the request was aborted", type="server_error", code="aborted")
                 case FinishReason.TIMEOUT:

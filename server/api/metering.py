@@ -58,10 +58,10 @@ class Meter:
             self._admission.first_token()
         if delta.index == 0 and place in self._unread:  # the others find what this one computed: no saving
             self._unread.discard(place)
-            self._record.cached_tokens += delta.num_cached_tokens
-            self._ledger.add(self._user, cached_tokens=delta.num_cached_tokens)
+            self._record.cached_tokens += delta.output.num_cached_tokens
+            self._ledger.add(self._user, cached_tokens=delta.output.num_cached_tokens)
         self._record.completion_tokens += num_tokens
-        self._record.drafted_tokens += len(delta.drafted)
-        self._record.accepted_tokens += delta.num_accepted
+        self._record.drafted_tokens += len(delta.output.drafted)
+        self._record.accepted_tokens += delta.output.num_accepted
         self._admission.spend_tokens(num_tokens)
         self._ledger.add(self._user, completion_tokens=num_tokens)

@@ -94,8 +94,8 @@ async def _generate(config: EngineConfig, args: argparse.Namespace, params: Samp
         async with aclosing(engine.generate(prompt_token_ids, params, request_id="generate")) as deltas:
             async for delta in deltas:
                 show(delta)
-                if delta.error is not None:
-                    raise EngineDeadError(delta.error)
+                if delta.output.error is not None:
+                    raise EngineDeadError(delta.output.error)
 
 
 def _shower(

@@ -20,8 +20,10 @@ import msgspec
 from aiohttp import web
 
 from scheduler.engine.client import AsyncEngine, Delta
+from scheduler.messages import SequenceOutput
 from scheduler.models.files.model_source import resolve_model
 from scheduler.request import FinishReason
+from scheduler.step import ChunkResult, SampledToken
 from scheduler.text.tokenizer import Tokenizer
 from server.app import create_app
 from server.config import ServeConfig
@@ -51,7 +53,8 @@ class Steps(ScriptedEngine):
             await asyncio.sleep(0)
             is_last = place == len(tokens) - 1
             piece = self.tokenizer.decode(tokens[: place + 1])[len(self.tokenizer.decode(tokens[:place])) :]
-            yield Delta(0, piece, [token], None, FinishReason.STOP if is_last else None, None, 0, None)
+            result = ChunkResult([SampledToken(token)])
+            yield Delta(SequenceOutput("", 0, result, FinishReason.STOP if is_last else None), piece)
 
 
 async def serve(model: str, steps: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ class Simulation:
         seconds = self.fixed + self.per_token * plan.num_tokens if plan.chunks else 1e-3
         for gain in self.scheduler.commit(plan, sampled(plan)):
             user = gain.sequence.request.user
-            self.tokens[user] += len(gain.tokens)
+            self.tokens[user] += len(gain.result.tokens)
             self.live[user] -= gain.sequence.finish_reason is not None
         for work in plan.work:
             self.service[work.sequence.request.user] += PRICES.service(work)

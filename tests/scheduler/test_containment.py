@@ -144,12 +144,12 @@ def run_requests(core: EngineCore) -> dict[str, Any]:
     assert not [output.error for output in outputs if output.error]
     return {
         name: (
-            [token for output in outputs if output.request_id == name for token in output.tokens],
-            [each for output in outputs if output.request_id == name for each in output.prompt_logprobs],
+            [token for output in outputs if output.request_id == name for token in output.result.tokens],
+            [each for output in outputs if output.request_id == name for each in output.result.scored],
             [
                 sum(dimension)
                 for dimension in zip(
-                    *[o.pooled for o in outputs if o.request_id == name and o.pooled], strict=True
+                    *[o.result.pooled for o in outputs if o.request_id == name and o.result.pooled], strict=True
                 )
             ],
         )

@@ -48,7 +48,7 @@ def embed(
                 preempted.add(name)
         for output in step.outputs:
             if output.request_id != "beside":
-                found[int(output.request_id)].add(output.pooled)
+                found[int(output.request_id)].add(output.result.pooled)
                 ends += [] if output.finish_reason is None else [output.finish_reason]
     assert ends == [FinishReason.LENGTH] * len(prompts)
     assert core.pool.num_used == 0

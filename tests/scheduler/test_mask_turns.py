@@ -99,7 +99,7 @@ def test_too_much_work_ends_an_answer_at_the_same_token_in_any_company(
         said = outputs["one", 0]
         assert said[-1].error is not None
         assert "items" in said[-1].error
-        found.append([token.token_id for output in said for token in output.tokens])
+        found.append([token for output in said for token in output.token_ids])
     assert found[0] == found[1]
     assert found[0], "some of it came"
     assert "Traceback" not in caplog.text

@@ -18,7 +18,7 @@ from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.request import FinishReason, Request, Sequence
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from scheduler.step import SampledToken, StepResult
+from scheduler.step import NOTHING, ChunkResult, SampledToken, StepResult
 
 EOS = 0
 
@@ -71,7 +71,9 @@ def run_step(scheduler: Scheduler, token: int = 7) -> Plan:
 
 def sampled(plan: Plan, token: Callable[[Sequence], int] = lambda _: 7) -> StepResult:
     """The result of a step in which each sequence samples `token(sequence)`, and again after each right guess."""
-    return StepResult([_kept(chunk, token(chunk.sequence)) if chunk.samples else [] for chunk in plan.chunks], [])
+    return [
+        ChunkResult(_kept(chunk, token(chunk.sequence))) if chunk.samples else NOTHING for chunk in plan.chunks
+    ]
 
 
 def _kept(chunk: Chunk, token: int) -> list[SampledToken]:

@@ -70,8 +70,8 @@ def test_steps_that_are_sent_to_another_process_give_the_same_there(
 
 def sampled(runner: Runner, chunk: ChunkInput) -> list[int]:
     changes = SeatChanges([TableChange(0, 0, [0, 1, 2, 3])])
-    (tokens,) = runner.collect(runner.launch(StepInput([chunk], changes))).tokens
-    return [token.token_id for token in tokens]
+    (result,) = runner.collect(runner.launch(StepInput([chunk], changes)))
+    return result.token_ids
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

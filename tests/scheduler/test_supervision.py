@@ -94,7 +94,7 @@ class Answer:
                     index,
                     "".join(delta.text for delta in own),
                     [token for delta in own for token in delta.token_ids],
-                    [logprobs for delta in own for logprobs in delta.logprobs or []],
+                    [logprobs for delta in own for logprobs in delta.result.logprobs],
                     own[-1].finish_reason,
                 )
             )

@@ -12,8 +12,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
 from scheduler.engine.client import AsyncEngine, Delta, Phase
-from scheduler.messages import EngineInfo
+from scheduler.messages import EngineInfo, SequenceOutput
 from scheduler.observing.metrics import EngineMetrics
+from scheduler.step import ChunkResult, SampledToken
 from server.app import create_app
 from server.config import ServeConfig
 
@@ -21,8 +22,12 @@ LONGEST = 1024
 """Tokens that prompt plus answer can have."""
 
 
-def token(text: str, *, index: int = 0) -> Delta:
-    return Delta(index, text, [7], None, None, None, 0, None)
+def token(text: str, **more: Any) -> Delta:
+    """One token's; `more` of what the engine says."""
+    output = SequenceOutput(
+        **{"request_id": "scripted", "index": 0, "result": ChunkResult([SampledToken(7)]), **more}
+    )
+    return Delta(output, text)
 
 
 class ScriptedEngine:

@@ -6,17 +6,15 @@ import asyncio
 import json
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from threading import current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from scheduler.step import TokenLogprobs
+from scheduler.step import ChunkResult, SampledToken, TokenLogprobs
 from server.api import generation
 from server.api.chat import ChatWording
 from server.api.chat_request import ChatRequest, Message
@@ -30,11 +28,11 @@ from server.http.errors import ApiError
 from server.http.json import encode
 from server.http.worker import LONG
 from server.parsing.events import PlainParser
-from tests.server.scripted import LONGEST, ScriptedEngine, serving
+from tests.server.scripted import LONGEST, ScriptedEngine, serving, token
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MANY = {f"x{place}": 1 for place in range(50_000)}
-LAST = Delta(0, " end", [7], None, FinishReason.STOP, None, 0, None)
+LAST = token(" end", finish_reason=FinishReason.STOP)
 
 
 class Tokenizer:
@@ -177,7 +175,8 @@ def test_there_is_room_for_so_much_of_all_bodies_and_a_part_of_it_for_each_user(
     ],
 )
 async def test_a_long_body_is_read_off_the_loop(path: str, body: dict[str, Any], work: dict[str, int]) -> None:
-    engine = ScriptedEngine(*(replace(LAST, index=index) for index in range(body.get("n", 1))))
+    ends = [token(" end", index=index, finish_reason=FinishReason.STOP) for index in range(body.get("n", 1))]
+    engine = ScriptedEngine(*ends)
     engine.tokenizer = Tokenizer()
     async with serving(engine) as client:
         assert (await client.post(path, json=body)).status == 200
@@ -234,7 +233,7 @@ def test_logprobs_are_worded_as_they_come(shape: str) -> None:
     )
     for place in range(3):
         entry = TokenLogprobs(place, -0.5, [(place, -0.5), (9, -2.0)])
-        words.take(0, Delta(0, f"t{place}", [place], [entry], None, None, 0, None))
+        words.take(0, token(f"t{place}", result=ChunkResult([SampledToken(place, entry)])))
     tokenizer.calls.clear()
     answer = json.loads(encode(words.whole(Usage(1, 3, 4, PromptTokensDetails(0)))))
     assert not tokenizer.calls, "nothing is left for the end"

@@ -10,12 +10,13 @@ import pytest
 
 from scheduler.engine.client import Delta, EngineDeadError, Phase, RequestCrashedError
 from scheduler.request import FinishReason
+from scheduler.step import NOTHING
 from server.api import generation
 from server.http import sse
 from tests.server.scripted import ScriptedEngine, serving, token
 
 BODY = {"prompt": [1, 2, 3], "max_tokens": 8}
-FAILURE = Delta(0, "", [], None, FinishReason.ERROR, None, 0, "the model's output is not a number")
+FAILURE = token("", result=NOTHING, finish_reason=FinishReason.ERROR, error="the model's output is not a number")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -82,7 +83,7 @@ async def test_health_tells_live_from_ready() -> None:
 
 
 async def test_text_that_is_held_back_makes_no_event() -> None:
-    last = Delta(0, " upon", [7], None, FinishReason.STOP, None, 0, None)
+    last = token(" upon", finish_reason=FinishReason.STOP)
     async with serving(ScriptedEngine(token("Once"), token(""), token(""), last)) as client:
         response = await client.post("/v1/completions", json={**BODY, "stream": True})
         events = (await response.text()).split("\n\n")

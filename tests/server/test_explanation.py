@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from scheduler.engine.stream import Delta
 from scheduler.messages import StepPart
 from scheduler.text.tokenizer import Tokenizer
 from server.api.explanation import Explainer
+from tests.server import scripted
 from tests.server.conftest import MODEL
 from tests.server.serving import Server, carousel
 
@@ -154,8 +154,7 @@ def test_a_step_looks_at_its_own_tokens_only(tokenizer: Tokenizer) -> None:
     explainer = Explainer(tokenizer, prompt)
     parts = [(0, 500), *((500 + number, 1) for number in range(100))]
     for start, length in parts:
-        delta = Delta(0, "", [7], None, None, None, 0, None, part=StepPart(start, length, 0, 1, 0.01))
-        explainer.take(delta)
+        explainer.take(scripted.token("", part=StepPart(start, length, 0, 1, 0.01)))
     steps = explainer.pop()
     assert isinstance(steps, list)
     assert [token.id for step in steps for token in step.input] == [*range(100, 600), *[7] * 100]

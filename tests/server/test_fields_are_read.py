@@ -11,11 +11,10 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import server.openapi  # and so all models
-from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
 from scheduler.text.tokenizer import Tokenizer
 from server.api.fields import Body, NoEffect, Only
-from tests.server.scripted import ScriptedEngine, serving
+from tests.server.scripted import ScriptedEngine, serving, token
 from tests.server.serving import Json
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -167,7 +166,7 @@ async def test_every_field_is_read_or_says_that_it_is_not(
     read: set[Field], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     assert server.openapi.BODIES
-    engine = ScriptedEngine(Delta(0, " end", [7], None, FinishReason.STOP, None, 0, None))
+    engine = ScriptedEngine(token(" end", finish_reason=FinishReason.STOP))
     engine.tokenizer = tokenizer
     async with serving(engine, batches=tmp_path / "batches") as client:
         for path, body in ASKED:

@@ -7,13 +7,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
 from server.api.chat_request import ChatRequest
 from server.api.reading import names_of, nearest
 from server.http.record import MAX_IGNORED
 from server.once import Once
-from tests.server.scripted import ScriptedEngine, serving
+from tests.server.scripted import ScriptedEngine, serving, token
 from tests.server.serving import Json, Server
 from tests.server.test_bodies import Tokenizer
 
@@ -251,7 +250,7 @@ async def test_their_names_are_bounded_and_escaped(server: Server) -> None:
 
 
 async def test_each_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    engine = ScriptedEngine(Delta(0, " end", [7], None, FinishReason.STOP, None, 0, None))
+    engine = ScriptedEngine(token(" end", finish_reason=FinishReason.STOP))
     engine.tokenizer = Tokenizer()
     async with serving(engine) as client:
         for _ in range(3):

@@ -177,8 +177,8 @@ class MessagesWording:
         self._has_called |= any(isinstance(event, CallBegun) for event in events)
         if delta.finish_reason is FinishReason.LENGTH:
             self._stopped = Stopped("max_tokens", None)
-        elif isinstance(delta.stop_reason, str):
-            self._stopped = Stopped("stop_sequence", delta.stop_reason)
+        elif isinstance(stop := delta.output.stop_reason, str):
+            self._stopped = Stopped("stop_sequence", stop)
         elif self._has_called:
             self._stopped = Stopped("tool_use", None)
         return merged(events)

@@ -104,8 +104,7 @@ class ResponsesWording:
         events = heard(self._parser, delta)
         if delta.finish_reason is not None:
             self._status = status_of(delta)
-        if delta.logprobs is not None:
-            self._logprobs += self._words.of_chat(delta.logprobs)
+        self._logprobs += self._words.of_chat(delta.result.logprobs)
         if events and all(isinstance(event, Reasoning) for event in events):
             self._num_reasoning += len(delta.token_ids)
         return merged(events)

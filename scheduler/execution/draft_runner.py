@@ -82,8 +82,8 @@ class Drafter:
     def _run(self, chunks: list[ChunkInput]) -> tuple[list[list[int]], DraftPass]:
         started = time.monotonic()
         tables, self._tables = self._tables, []
-        result = self._runner.collect(self._runner.launch(StepInput(chunks, SeatChanges(tables))))
+        results = self._runner.collect(self._runner.launch(StepInput(chunks, SeatChanges(tables))))
         num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
         attended = sum(num_attended(chunk.start, len(chunk.token_ids)) for chunk in chunks)
-        tokens = [[token.token_id for token in sampled] for sampled in result.tokens]
+        tokens = [result.token_ids for result in results]
         return tokens, DraftPass(num_tokens, attended, time.monotonic() - started)
