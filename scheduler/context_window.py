@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+ENDLESS = 1 << 40
+"""More tokens than any sequence has."""
+
 
 class ContextWindow(NamedTuple):
     """What a sequence can look back on, in whole blocks."""
@@ -23,6 +26,11 @@ class ContextWindow(NamedTuple):
     block_size: int
     longest: int
     """Tokens of the longest sequence that goes on beyond it: positions end somewhere."""
+
+    @classmethod
+    def endless(cls, longest: int) -> ContextWindow:
+        """Of a sequence that drops nothing."""
+        return cls(ENDLESS, 1, longest)
 
     def shift_at(self, position: int) -> int:
         """How many tokens have been dropped when the one at this position is computed."""
@@ -35,3 +43,6 @@ class ContextWindow(NamedTuple):
         if position < self.num_tokens:
             return self.num_tokens - position
         return self.block_size - (position - self.num_tokens) % self.block_size
+
+
+NO_WINDOW = ContextWindow.endless(ENDLESS)

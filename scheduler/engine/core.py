@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from scheduler.config import EngineConfig
+from scheduler.context_window import ENDLESS
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_in_parts
 from scheduler.engine.free_cores import FreeCores
@@ -38,10 +39,10 @@ from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.speculation import MOST_DRAFTED
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import DeadlineError, FinishReason, Request, Sequence
+from scheduler.request import DeadlineError, FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepInput, StepResult
 from scheduler.text.grammar import Grammar
@@ -80,13 +81,14 @@ class EngineCore:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
         self.cost = StepCost()
-        self._draft_cost = StepCost()
+        self.draft_cost = StepCost()
         """Of one pass of the draft model."""
         self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         longest_ms = config.longest_step_ms if config.target_itl_ms is None else config.target_itl_ms
         self._policy = make_policy(config.policy, self._prices, Leftovers(self.cost, longest_ms / 1000))
-        states = SavedStates(loaded.num_state_slots) if loaded.num_state_slots else None
+        slots = loaded.num_state_slots
+        states = SavedStates(slots, loaded.info.block_size) if slots else None
         self.scheduler = Scheduler(
             self.pool,
             self._policy,
@@ -99,17 +101,17 @@ class EngineCore:
             share_prefixes=config.share_prefixes,
             pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
             turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
-            speculation=speculation_of(config, loaded, self.cost, self._draft_cost),
+            drafter=speculation_of(config, loaded, self.cost, self.draft_cost),
             window=window_of(loaded.info),
             states=states,
-            long_after=loaded.long_after,
+            long_after=ENDLESS if loaded.long_after is None else loaded.long_after,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
         self.executor = runner_of(loaded, self.scheduler.num_seats)
         self._drafter = drafter_of(loaded, self.scheduler.num_seats) if loaded.draft is not None else None
         for each in self._drafter.measure() if self._drafter is not None else ():
-            self._draft_cost.observe(*each)
+            self.draft_cost.observe(*each)
         self._compiling = Compiling(loaded.eos_token_ids)
         self._mask_turns = MaskTurns()
         self._resuming: dict[str, list[Progress]] = {}
@@ -209,7 +211,7 @@ class EngineCore:
             num_cached=scheduler.num_cached_tokens(request),
             block_size=self.pool.block_size,
             most_tokens=scheduler.max_batched_tokens,
-            most_gained=1 if scheduler.speculation is None else MOST_DRAFTED + 1,
+            most_gained=scheduler.drafter.most_tokens,
             cost=self.cost,
         )
         if needed > seconds_left:
@@ -333,12 +335,11 @@ class EngineCore:
         except Exception:
             logger.exception("the draft model failed; going on without it")
             self._drafter = None
-            if self.scheduler.speculation is not None:
-                self.scheduler.speculation.drop_model()
+            self.scheduler.drafter.drop_model()
             return
         plan.take_guesses(guesses)
         for each in passes:
-            self._draft_cost.observe(*each)
+            self.draft_cost.observe(*each)
 
     def _learn(self, plan: Plan, clock: Stopwatch, drafting: float) -> None:
         """What streams feel is the time from one step's end to the next: what comes between counts too, but for

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scheduler.messages import StepStats
     from scheduler.planning.plan import Plan
-    from scheduler.request import Sequence
+    from scheduler.planning.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from scheduler.planning.plan import Chunk, Plan
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 MASK_SHARE = 0.25
 """Of the time of steps."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from scheduler.messages import SeatView, SequenceOutput, StepPart
 from scheduler.planning.gain import Gain
 from scheduler.planning.plan import Chunk
-from scheduler.request import FinishReason, Request, Sequence
+from scheduler.planning.sequence import Sequence
+from scheduler.request import FinishReason, Request
 from scheduler.step import NOTHING
 
 
@@ -43,7 +44,7 @@ def output_of(
 def view_of(sequence: Sequence) -> SeatView:
     """A running sequence, for those who look on."""
     return SeatView(
-        seat=sequence.seat or 0,
+        seat=sequence.held.seat,
         request_id=sequence.request.request_id,
         index=sequence.index,
         user=sequence.request.user,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler.config import EngineConfig
 from scheduler.context_window import ContextWindow
-from scheduler.execution.drafter import Drafter
+from scheduler.execution.draft_runner import DraftRunner
 from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
 from scheduler.messages import EngineInfo
@@ -36,7 +36,7 @@ def speculation_of(
     """Who guesses, if anybody does. `draft_cost`: of one pass of the draft model."""
     text = TextDrafts(cost) if _looks_back(config, loaded) else None
     model = ModelDrafts(cost, draft_cost, loaded.info.block_size) if loaded.draft is not None else None
-    return Speculation(loaded.info.max_model_len, text, model) if text or model else None
+    return Speculation(text, model) if text or model else None
 
 
 def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
@@ -66,7 +66,7 @@ def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
     )
 
 
-def drafter_of(loaded: LoadedModel, num_seats: int) -> Drafter:
+def drafter_of(loaded: LoadedModel, num_seats: int) -> DraftRunner:
     """What runs the draft model that was loaded here."""
     draft = loaded.draft
     assert draft is not None
@@ -78,4 +78,4 @@ def drafter_of(loaded: LoadedModel, num_seats: int) -> Drafter:
         max_model_len=loaded.info.max_model_len,
         steerings=Steerings(draft.vocab_size, ()),
     )
-    return Drafter(runner, draft.vocab_size, loaded.info.vocab_size)
+    return DraftRunner(runner, draft.vocab_size, loaded.info.vocab_size)

@@ -23,7 +23,7 @@ class DraftPass(NamedTuple):
     seconds: float
 
 
-class Drafter:
+class DraftRunner:
     """A draft model's runner, whose tables are those of the large model's first group of layers. Guesses are
     sampled as the large model samples, each with the number of its place: where both models think alike, both
     choose the same token, at any temperature."""

@@ -16,7 +16,7 @@ import msgspec
 
 from scheduler.messages import StepStats
 from scheduler.planning.plan import Plan
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 _STEPS, _FIRST_SEAT = 1, 10
 """Track numbers."""

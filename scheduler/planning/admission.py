@@ -10,7 +10,7 @@ from scheduler.planning.passing import Passing
 from scheduler.planning.plan import PlanBuilder
 from scheduler.planning.policy import Policy
 from scheduler.planning.seating import Seating
-from scheduler.request import Sequence, Status
+from scheduler.planning.sequence import Sequence, Status
 
 
 class Admission:
@@ -94,7 +94,6 @@ class Admission:
 
     def _take_seat(self, candidate: Sequence, prefix: Prefix, step: PlanBuilder) -> None:
         self._seating.admit(candidate, prefix)
-        candidate.num_seated_tokens = candidate.num_computed_tokens
         candidate.status = Status.RUNNING
         self._policy.seat(candidate)
         self._passing.seated(candidate)

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scheduler.planning.sequence import BlockTable
 from scheduler.planning.windows import ENDLESS, blocks_behind
-from scheduler.request import BlockTable
 
 Identity = bytes
 """What names a prefix, [16]."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from scheduler.planning.plan import Plan
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 SLOWDOWN = 1.05
 """Times what a sequence has gained, that a step may take longer for the others' guesses."""

@@ -50,8 +50,8 @@ from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.policy import Work
 from scheduler.planning.ranked import Rank, Ranked
 from scheduler.planning.recomputation import RecomputationCredit
+from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence, Status
 from scheduler.step import num_attended
 
 LOW_SECONDS = 30.0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from scheduler.planning.plan import Chunk
 from scheduler.planning.policy import Work
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 from scheduler.step import ChunkResult
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from scheduler.planning.plan import MIN_PROMPT_TOKENS
 from scheduler.planning.rotation import Rotation
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence
 
 LOW_SHARE = 0.04
 """Of the engine's time, what all low users get together while others have work. Below the tenth that is promised,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from scheduler.planning.draft_record import DraftRecord
 from scheduler.planning.draft_room import DraftRoom
 from scheduler.planning.plan import Chunk
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import DraftInput
 
@@ -54,7 +54,7 @@ class ModelDrafts:
         self._draft_cost = draft_cost
         self._block_size = block_size
         self._followers: dict[tuple[str, int], _Follower] = {}
-        self._noted: dict[int, bytes] = {}
+        self.noted: dict[int, bytes] = {}
         """By block, of which prefix it holds the draft model's keys and values."""
         self._record = DraftRecord(PRIOR, memory=LONG_MEMORY)
         """Of all sequences: what is believed of a new one."""
@@ -142,26 +142,27 @@ class ModelDrafts:
             self._note(sequence, follower)
             return
         follower.seating = sequence.num_preemptions
-        blocks = sequence.tables[0].blocks
+        blocks, prefix = sequence.held.tables[0].blocks, sequence.held.prefix
         known = 0
-        while known < len(sequence.prefix) and self._noted.get(blocks[known]) == sequence.prefix[known]:
+        while known < len(prefix) and self.noted.get(blocks[known]) == prefix[known]:
             known += 1
         follower.num_noted = known
         follower.num_seen = min(known * self._block_size, sequence.num_tokens - 1)
 
     def _overwrite(self, sequence: Sequence, follower: _Follower, end: int) -> None:
         """Tokens up to a place get new keys and values: what was noted of their blocks is no longer so."""
-        for block in sequence.tables[0].blocks[follower.num_noted : -(-end // self._block_size)]:
-            self._noted.pop(block, None)
+        for block in sequence.held.tables[0].blocks[follower.num_noted : -(-end // self._block_size)]:
+            self.noted.pop(block, None)
 
     def _note(self, sequence: Sequence, follower: _Follower) -> None:
         """Note what lies in the blocks that have been filled since the last time. Where the context has shifted,
         its blocks are no longer those of its first tokens, and nothing is noted."""
-        if sequence.shift:
+        lease = sequence.held
+        if lease.shift:
             return
-        num_full = min(len(sequence.prefix), follower.num_seen // self._block_size)
+        num_full = min(len(lease.prefix), follower.num_seen // self._block_size)
         for place in range(follower.num_noted, num_full):
-            self._noted[sequence.tables[0].blocks[place]] = sequence.prefix[place]
+            self.noted[lease.tables[0].blocks[place]] = lease.prefix[place]
         follower.num_noted = max(follower.num_noted, num_full)
 
     def _allot(

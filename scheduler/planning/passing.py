@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 PATIENCE = 64
 """Plans in which a sequence is passed on equal terms."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scheduler.planning.policy import Work
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence
 from scheduler.step import (
     ChunkInput,
     DraftInput,
@@ -38,15 +38,14 @@ class Chunk(NamedTuple):
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:
         """A running sequence's next `length` tokens."""
-        assert sequence.seat is not None
-        start = sequence.num_computed_tokens
+        start, lease = sequence.num_computed_tokens, sequence.held
         samples = start + length == sequence.num_tokens and sequence.request.params.max_tokens != 0
-        return cls(sequence, start, length, sequence.seat, samples, shift=sequence.shift)
+        return cls(sequence, start, length, lease.seat, samples, shift=lease.shift)
 
     def input(self) -> ChunkInput:
         """The chunk as data, with the tokens that the sequence has now."""
         sequence, request = self.sequence, self.sequence.request
-        is_first = self.start == sequence.num_seated_tokens
+        is_first = self.start == sequence.held.num_cached_tokens
         first_scored = max(self.start, sequence.num_ever_computed)
         return ChunkInput(
             request.request_id,
@@ -188,7 +187,7 @@ class PlanBuilder:
         """As much of a running sequence's prompt as the budget and the streams' pace allow, and `most` tokens;
         returns how many."""
         missing = sequence.num_tokens - sequence.num_computed_tokens
-        length = min(missing, self.budget, most, sequence.until_shift, sequence.until_stop)
+        length = min(missing, self.budget, most, sequence.until_border)
         if sequence.is_scored:
             length = min(length, MAX_SCORED_TOKENS - self._num_scored)
             self._num_scored += length

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from scheduler.planning.ranked import Rank, Ranked
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 
 class Work(NamedTuple):

@@ -7,7 +7,7 @@ hands must be worth that.
 
 from __future__ import annotations
 
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 SHARE = 1 / 8
 """Tokens that may be computed again for each that is computed for the first time."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scheduler.messages import Progress
-from scheduler.request import Request, Sequence
+from scheduler.planning.sequence import Sequence
+from scheduler.request import Request
 
 
 def resumed(request: Request, progress: Progress) -> Sequence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 
 
 class Rotation:

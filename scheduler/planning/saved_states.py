@@ -8,36 +8,85 @@ Where the prefix cache knows more of a prompt than there is a state for, whoever
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from typing import Protocol
 
-from scheduler.planning.blocks import Identity
+from scheduler.planning.blocks import Identity, Prefix
+from scheduler.planning.sequence import Sequence
+from scheduler.step import SeatChanges, StateMove
 
 
-class SavedStates:
-    """Says what lies in `num_slots` slots, and frees the least recently used one for what is new."""
-
-    def __init__(self, num_slots: int) -> None:
-        self._num_slots = num_slots
-        self.reset()
+class States(Protocol):
+    """What seating tells whoever puts states aside."""
 
     def reset(self) -> None:
         """Nothing is put aside any more."""
+
+    def reach(self, identities: list[Identity]) -> int:
+        """Of a prefix's blocks, how many a sequence can begin behind."""
+
+    def begin(self, sequence: Sequence, prefix: Prefix, changes: SeatChanges) -> None:
+        """A sequence has a seat, behind a cached prefix."""
+
+    def settle(self, sequence: Sequence, changes: SeatChanges) -> None:
+        """All that a running sequence has computed is in full blocks."""
+
+
+class NoStates:
+    """Of models that keep nothing but keys and values."""
+
+    def reset(self) -> None: ...
+
+    def reach(self, identities: list[Identity]) -> int:
+        return len(identities)
+
+    def begin(self, sequence: Sequence, prefix: Prefix, changes: SeatChanges) -> None: ...
+
+    def settle(self, sequence: Sequence, changes: SeatChanges) -> None: ...
+
+
+class SavedStates:
+    """Says what lies in `num_slots` slots, and frees the least recently used one for what is new. Blocks are of
+    `block_size` tokens."""
+
+    def __init__(self, num_slots: int, block_size: int) -> None:
+        self._num_slots = num_slots
+        self._block_size = block_size
+        self.reset()
+
+    def reset(self) -> None:
         self._slots: OrderedDict[Identity, int] = OrderedDict()  # least recently used first
         self._free = list(range(self._num_slots))
 
-    def reach(self, identities: Sequence[Identity]) -> int:
-        """Of a prefix's blocks, how many the longest one has that ends in a state."""
+    def reach(self, identities: list[Identity]) -> int:
         for count in range(len(identities), 0, -1):
             if identities[count - 1] in self._slots:
                 return count
         return 0
 
-    def use(self, identity: Identity) -> int:
-        """Its slot. Raises KeyError if there is none."""
-        self._slots.move_to_end(identity)
-        return self._slots[identity]
+    def begin(self, sequence: Sequence, prefix: Prefix, changes: SeatChanges) -> None:
+        """Begin with the state behind the prefix; and put others aside where others may begin: behind what is
+        known of the prompt, and behind its last block."""
+        lease, size = sequence.held, self._block_size
+        if prefix.identities:
+            self._slots.move_to_end(prefix.identities[-1])
+            slot = self._slots[prefix.identities[-1]]
+            changes.loads.append(StateMove(lease.seat, slot, sequence.num_computed_tokens))
+        last = (sequence.num_tokens - 1) // size
+        stops = sorted({last * size, prefix.num_known * size}, reverse=True)
+        lease.stops = [stop for stop in stops if stop > sequence.num_computed_tokens]
 
-    def save(self, identity: Identity) -> int | None:
+    def settle(self, sequence: Sequence, changes: SeatChanges) -> None:
+        """Put its state aside. Of its answer, the one before is of no use any more."""
+        lease, num_tokens = sequence.held, sequence.num_computed_tokens
+        identity = lease.prefix[-1]
+        if lease.state is not None:
+            self._drop(lease.state)
+        lease.state = identity if num_tokens > sequence.num_prompt_tokens else None
+        slot = self._save(identity)
+        if slot is not None:
+            changes.saves.append(StateMove(lease.seat, slot, num_tokens))
+
+    def _save(self, identity: Identity) -> int | None:
         """The slot for a new state; None if it is there already."""
         if identity in self._slots:
             self._slots.move_to_end(identity)
@@ -46,7 +95,7 @@ class SavedStates:
         self._slots[identity] = slot
         return slot
 
-    def drop(self, identity: Identity) -> None:
+    def _drop(self, identity: Identity) -> None:
         """It will hardly be asked for again."""
         slot = self._slots.pop(identity, None)
         if slot is not None:

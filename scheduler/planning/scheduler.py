@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from scheduler.context_window import ContextWindow
+from scheduler.context_window import ENDLESS, ContextWindow
+from scheduler.fitting import check_fits
 from scheduler.messages import Progress
 from scheduler.planning.admission import Admission
 from scheduler.planning.blocks import BlockPool
+from scheduler.planning.drafter import Drafter, NoDrafts
 from scheduler.planning.express import Express
 from scheduler.planning.gain import Gain, work_of
 from scheduler.planning.plan import Pace, Plan, PlanBuilder
 from scheduler.planning.policy import Policy
 from scheduler.planning.ranked import Ranked
 from scheduler.planning.resuming import resumed
-from scheduler.planning.saved_states import SavedStates
+from scheduler.planning.saved_states import NoStates, States
 from scheduler.planning.seating import Seating
+from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.siblings import Siblings
-from scheduler.planning.speculation import Speculation
 from scheduler.planning.turns import Turns
-from scheduler.request import FinishReason, Request, Sequence, Status, check_fits
+from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepResult
 
@@ -54,10 +56,10 @@ class Scheduler:
         share_prefixes: bool = False,
         pace: Pace | None = None,
         turns: Turns | None = None,
-        speculation: Speculation | None = None,
+        drafter: Drafter | None = None,
         window: ContextWindow | None = None,
-        states: SavedStates | None = None,
-        long_after: int | None = None,
+        states: States | None = None,
+        long_after: int = ENDLESS,
     ) -> None:
         self.pool = pool
         self.policy = policy
@@ -74,13 +76,15 @@ class Scheduler:
             max_model_len=max_model_len,
             prefix_caching=prefix_caching,
             share_prefixes=share_prefixes,
-            states=states,
+            states=states or NoStates(),
         )
         self._longest = self.seating.holdings.longest(pool.num_blocks)
         self.pace = pace
         self.turns = turns
-        self.speculation = speculation
-        self._window = window
+        self.drafter: Drafter = drafter or NoDrafts()
+        self._whole = ContextWindow.endless(min(max_model_len, self._longest))
+        self.window = window or self._whole
+        """What sequences look back on that go on beyond the model's own, where it can."""
         self.long_after = long_after
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
@@ -120,7 +124,7 @@ class Scheduler:
             max_model_len=self.max_model_len,
             pool_tokens=self._longest,
             vocab_size=self.vocab_size,
-            shifted_len=self._window.longest if self._window is not None else 0,
+            shifted_len=self.window.longest,
         )
         if request.request_id in self._live:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use by a live request")
@@ -135,7 +139,7 @@ class Scheduler:
             sequence.long_after = self.long_after
             sequence.is_long = self._is_long(sequence.num_tokens)
             sequence.root = self.seating.root(request, is_long=sequence.is_long)
-            sequence.window = self._window if request.params.context_shift else None
+            sequence.window = self.window if request.params.context_shift else self._whole
             if request.deadline is not None:
                 self._deadlines.push((request.deadline,), sequence)
         self._enqueue(sequences)
@@ -157,7 +161,7 @@ class Scheduler:
         return self.seating.num_cached_tokens(request, is_long=is_long)
 
     def _is_long(self, num_tokens: int) -> bool:
-        return self.long_after is not None and num_tokens > self.long_after
+        return num_tokens > self.long_after
 
     def expire(self, now: float) -> list[Sequence]:
         """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
@@ -204,9 +208,9 @@ class Scheduler:
             self._fill(step, self._still_running(decoding), self._still_running(prefilling), budget)
         assert step.num_moves <= 2 * self.num_seats, "a plan took seats from those to whom it had given them"
         plan = step.plan()
-        if not self._express.narrow(plan) and self.speculation is not None:
+        if not self._express.narrow(plan):
             longest = None if pace is None else pace.seconds
-            self.speculation.draft(plan, step.budget, self.seating.reserve, longest)
+            self.drafter.draft(plan, step.budget, self.seating.reserve, longest)
         if plan.chunks:  # or nothing is executed, and what is new stays for the next step
             plan.changes = self.seating.take_changes()
         return plan
@@ -301,8 +305,8 @@ class Scheduler:
             if sequence.request.params.max_tokens == 0 and chunk.end == sequence.num_tokens:
                 ended.append((sequence, FinishReason.LENGTH))
             plan.work.append(work_of(chunk, num_taken, len(chunk.drafted) + 1 - len(tokens)))
-            if self.speculation is not None and tokens:
-                self.speculation.learn(chunk, len(tokens), plan.stretch, result.forced)
+            if tokens:
+                self.drafter.learn(chunk, len(tokens), plan.stretch, result.forced)
             sequence.num_computed_tokens = chunk.end + num_taken - 1 if chunk.drafted else chunk.end
             sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
             self.seating.settle(sequence)
@@ -312,8 +316,7 @@ class Scheduler:
         self.policy.charge(plan.work)
         for sequence, reason in ended:
             self.finish(sequence, reason)
-        if self.long_after is not None:
-            self._lengthen([chunk.sequence for chunk in plan.chunks])
+        self._lengthen([chunk.sequence for chunk in plan.chunks])
         return gains
 
     def _lengthen(self, sequences: Iterable[Sequence]) -> None:
@@ -333,16 +336,14 @@ class Scheduler:
                 return FinishReason.STOP
             if token in self.eos_token_ids and not params.ignore_eos:
                 return FinishReason.STOP
-        longest = self.max_model_len if sequence.window is None else sequence.window.longest
-        if num_output_tokens == params.max_tokens or sequence.num_tokens >= longest:
+        if num_output_tokens == params.max_tokens or sequence.num_tokens >= sequence.window.longest:
             return FinishReason.LENGTH
         return None
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, waiting or running, and give back all that it holds."""
         self.admission.forget(sequence)
-        if self.speculation is not None:
-            self.speculation.forget(sequence)
+        self.drafter.forget(sequence)
         if sequence.status is Status.RUNNING:
             self.seating.vacate(sequence)
             self.policy.leave(sequence)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-from scheduler.context_window import ContextWindow
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
-from scheduler.planning.saved_states import SavedStates
+from scheduler.planning.saved_states import States
+from scheduler.planning.sequence import BlockTable, Lease, Sequence
 from scheduler.planning.windows import Holdings
-from scheduler.request import BlockTable, Request, Sequence
-from scheduler.step import SeatChanges, SinkShift, StateMove, TableChange
+from scheduler.request import Request
+from scheduler.step import SeatChanges, SinkShift, TableChange
 
 HORIZON = 1024
 """How many tokens of each sequence to look ahead, to tell whether blocks are scarce."""
@@ -29,7 +29,7 @@ class Seating:
         max_model_len: int,
         prefix_caching: bool,
         share_prefixes: bool,
-        states: SavedStates | None = None,
+        states: States,
     ) -> None:
         self.pool = pool
         self.holdings = Holdings(pool.windows, pool.block_size, longest_chunk)
@@ -68,7 +68,7 @@ class Seating:
         token_ids = sequence.token_ids
         if sequence.is_read:
             token_ids = token_ids[: sequence.num_ever_computed + 1]
-        if sequence.window is not None:  # it drops nothing before it computes
+        if len(token_ids) > sequence.window.num_tokens:  # it drops nothing before it computes
             token_ids = token_ids[: sequence.window.num_tokens]
         return self._lookup(token_ids, sequence.root, self._chains.setdefault(sequence, []))
 
@@ -82,8 +82,6 @@ class Seating:
         if not self._prefix_caching:
             return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
         prefix = self.pool.lookup(token_ids, root, chain)
-        if self._states is None:
-            return prefix
         num_known = len(prefix.identities)
         while (count := self._states.reach(prefix.identities)) < len(prefix.identities):
             prefix = self.pool.lookup(token_ids[: count * self.pool.block_size + 1], root, chain)
@@ -92,21 +90,20 @@ class Seating:
     def settle(self, sequence: Sequence) -> None:
         """After a step: make the blocks that a sequence has filled findable, and give back those that no layer of
         their group will look at again."""
-        size = self.pool.block_size
-        num_filled = sequence.num_computed_tokens // size
-        if sequence.window is not None:  # what is computed without the tokens that were dropped is its own
-            num_filled = min(num_filled, sequence.window.num_tokens // size)
+        size, lease = self.pool.block_size, sequence.held
+        # What is computed without the tokens that were dropped is its own.
+        num_filled = min(sequence.num_computed_tokens, sequence.window.num_tokens) // size
         if self._prefix_caching:
-            prefix = sequence.prefix
+            prefix = lease.prefix
             for place in range(len(prefix), num_filled):
                 parent = prefix[-1] if prefix else sequence.root
                 tokens = sequence.token_ids[place * size : (place + 1) * size]
-                blocks = [table.blocks[place - table.first] for table in sequence.tables]
+                blocks = [table.blocks[place - table.first] for table in lease.tables]
                 prefix.append(self.pool.publish(blocks, parent, tokens))
-            if self._states is not None and num_filled * size == sequence.num_computed_tokens:
-                self._save(sequence, self._states)
+            if num_filled * size == sequence.num_computed_tokens:
+                self._states.settle(sequence, self._changes)
         if self._has_windows:
-            for table, behind in zip(sequence.tables, self.pool.behind, strict=True):
+            for table, behind in zip(lease.tables, self.pool.behind, strict=True):
                 # Counted from the last block that is full, where the sequence would resume after a preemption.
                 num_gone = num_filled - behind - table.first
                 if num_gone > 0:
@@ -114,95 +111,68 @@ class Seating:
                     del table.blocks[:num_gone]
                     table.first += num_gone
 
-    def _save(self, sequence: Sequence, states: SavedStates) -> None:
-        """Put a running sequence's state aside. Of its answer, the one before is of no use any more."""
-        identity, num_tokens = sequence.prefix[-1], sequence.num_computed_tokens
-        assert sequence.seat is not None
-        if sequence.state is not None:
-            states.drop(sequence.state)
-        sequence.state = identity if num_tokens > sequence.num_prompt_tokens else None
-        slot = states.save(identity)
-        if slot is not None:
-            self._changes.saves.append(StateMove(sequence.seat, slot, num_tokens))
-
     # Coming and going -----------------------------------------------------------------------------------
 
     def admit(self, sequence: Sequence, prefix: Prefix) -> None:
         """Give a waiting sequence a seat, and blocks for its known tokens: all of them in groups that see
         everything, and in the others as many as it holds at most while they are computed."""
         self.pool.share(prefix.blocks)
-        sequence.prefix = prefix.identities
-        sequence.num_computed_tokens = len(prefix.identities) * self.pool.block_size
-        sequence.seat = heapq.heappop(self._free)
-        sequence.tables = [BlockTable(table.first, []) for table in prefix.tables]
+        num_cached = sequence.num_computed_tokens = len(prefix.identities) * self.pool.block_size
+        tables = [BlockTable(table.first, []) for table in prefix.tables]
+        lease = sequence.lease = Lease(heapq.heappop(self._free), num_cached, tables, prefix.identities)
         missing = self._missing(prefix.tables, _num_places(sequence))
         for group, (table, count) in enumerate(zip(prefix.tables, missing, strict=True)):
-            self._extend(sequence, group, table.blocks + self.pool.allocate(count))
-        if self._states is not None:
-            self._take_up(sequence, prefix, self._states)
+            self._extend(lease, group, table.blocks + self.pool.allocate(count))
+        self._states.begin(sequence, prefix, self._changes)
         self.running[sequence.key] = sequence
         self.forget(sequence)
-
-    def _take_up(self, sequence: Sequence, prefix: Prefix, states: SavedStates) -> None:
-        """Begin with the state behind a cached prefix; and put others aside, where others may begin: behind what
-        is known of the prompt, and behind its last block."""
-        assert sequence.seat is not None
-        size = self.pool.block_size
-        if prefix.identities:
-            slot = states.use(prefix.identities[-1])
-            self._changes.loads.append(StateMove(sequence.seat, slot, sequence.num_computed_tokens))
-        last = (sequence.num_tokens - 1) // size
-        stops = sorted({last * size, prefix.num_known * size}, reverse=True)
-        sequence.stops = [stop for stop in stops if stop > sequence.num_computed_tokens]
-        sequence.state = None
 
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
         are not enough."""
-        if sequence.window is not None and not self._shift(sequence, sequence.window):
+        if not self._shift(sequence):
             return False
-        num_places = _num_places(sequence)
-        table = sequence.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
+        lease, num_places = sequence.held, _num_places(sequence)
+        table = lease.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
         if (table.first + len(table.blocks)) * self.pool.block_size >= num_places:
             return True
-        missing = self._missing(sequence.tables, num_places)
-        if sum(missing) > self.pool.num_free:
-            return False
-        for group, count in enumerate(missing):
-            if count > 0:
-                self._extend(sequence, group, self.pool.allocate(count))
-        return True
+        return self._take(lease, self._missing(lease.tables, num_places), self.pool.num_free)
 
     def reserve(self, sequence: Sequence, num_drafted: int) -> bool:
         """Give a running sequence the blocks for guessed tokens; False if there are none to spare: nobody is
         preempted for a guess, in the next step neither."""
-        missing = self._missing(sequence.tables, _num_places(sequence, num_drafted))
-        if sum(missing) > self.pool.num_free - len(self.pool.windows) * len(self.running):
+        lease = sequence.held
+        num_spare = self.pool.num_free - len(self.pool.windows) * len(self.running)
+        return self._take(lease, self._missing(lease.tables, _num_places(sequence, num_drafted)), num_spare)
+
+    def _take(self, lease: Lease, missing: list[int], most: int) -> bool:
+        """Give it so many blocks more in each group; False if that is more than `most` together."""
+        if sum(missing) > most:
             return False
         for group, count in enumerate(missing):
             if count > 0:
-                self._extend(sequence, group, self.pool.allocate(count))
+                self._extend(lease, group, self.pool.allocate(count))
         return True
 
-    def _shift(self, sequence: Sequence, window: ContextWindow) -> bool:
+    def _shift(self, sequence: Sequence) -> bool:
         """Drop what has to make room for a running sequence's next token; False if there is no block for the first
         one's copy."""
+        lease, window = sequence.held, sequence.window
         shift = window.shift_at(sequence.num_computed_tokens)
-        num_dropped = (shift - sequence.shift) // window.block_size
+        num_dropped = (shift - lease.shift) // window.block_size
         if num_dropped == 0:
             return True
-        assert sequence.seat is not None
-        (table,) = sequence.tables
-        if sequence.sink is None:
+        (table,) = lease.tables
+        if lease.sink is None:
             if self.pool.num_free == 0:
                 return False
-            sequence.sink = table.blocks[0]
+            lease.sink = table.blocks[0]
             table.blocks[0] = self.pool.allocate(1)[0]
         self.pool.free(table.blocks[1 : 1 + num_dropped])
         del table.blocks[1 : 1 + num_dropped]
-        sequence.shift = shift
-        self._changes.tables.append(TableChange(sequence.seat, 0, list(table.blocks)))
-        self._changes.shifts.append(SinkShift(sequence.sink, table.blocks[0], shift))
+        lease.shift = shift
+        self._changes.tables.append(TableChange(lease.seat, 0, list(table.blocks)))
+        self._changes.shifts.append(SinkShift(lease.sink, table.blocks[0], shift))
         return True
 
     def _missing(self, tables: list[BlockTable], num_tokens: int) -> list[int]:
@@ -213,53 +183,44 @@ class Seating:
             max(0, min(end, table.first + limit) - table.end) for table, limit in zip(tables, limits, strict=True)
         ]
 
-    def _extend(self, sequence: Sequence, group: int, blocks: list[int]) -> None:
-        assert sequence.seat is not None
-        table = sequence.tables[group]
-        self._changes.tables.append(TableChange(sequence.seat, table.end, blocks, group))
+    def _extend(self, lease: Lease, group: int, blocks: list[int]) -> None:
+        table = lease.tables[group]
+        self._changes.tables.append(TableChange(lease.seat, table.end, blocks, group))
         table.blocks += blocks
 
     def vacate(self, sequence: Sequence, *, comes_back: bool = False) -> None:
         """Take back a running sequence's seat and blocks; the full ones stay cached for its return."""
-        assert sequence.seat is not None
+        lease, sequence.lease = sequence.held, None
         if comes_back:
-            self._kept_blocks[sequence] = sum(len(sequence.prefix) - table.first for table in sequence.tables)
-        self.pool.free(_in_order(sequence.tables))
-        if sequence.sink is not None:
-            self.pool.free([sequence.sink])
-        sequence.shift, sequence.sink = 0, None
-        sequence.tables = []
-        sequence.prefix = []
-        sequence.stops, sequence.state = [], None
-        self._changes.loads = [load for load in self._changes.loads if load.seat != sequence.seat]
-        heapq.heappush(self._free, sequence.seat)
-        self._changes.vacated.append(sequence.seat)
-        sequence.seat = None
+            self._kept_blocks[sequence] = sum(len(lease.prefix) - table.first for table in lease.tables)
+        self.pool.free(_in_order(lease.tables))
+        if lease.sink is not None:
+            self.pool.free([lease.sink])
+        self._changes.loads = [load for load in self._changes.loads if load.seat != lease.seat]
+        heapq.heappush(self._free, lease.seat)
+        self._changes.vacated.append(lease.seat)
         del self.running[sequence.key]
 
     def violations(self) -> list[str]:
         """What does not add up in the seats and in the pool; takes a look at every block."""
         found = []
-        seats = sorted([*self._free, *(sequence.seat for sequence in self.running.values())], key=str)
-        if seats != sorted(range(self._num_seats), key=str):
-            found.append(f"the free seats and those of {len(self.running)} sequences are not all seats")
-        held = [block for sequence in self.running.values() for block in _blocks_of(sequence)]
+        leases = [sequence.held for sequence in self.running.values()]
+        if sorted([*self._free, *(lease.seat for lease in leases)]) != list(range(self._num_seats)):
+            found.append(f"the free seats and those of {len(leases)} sequences are not all seats")
+        held = [block for lease in leases for block in lease.blocks]
         return found + self.pool.violations(held)
 
     def abandon(self) -> list[Sequence]:
         """Take all seats and all blocks from everybody, whatever the accounts say, and return who had them."""
         sequences = list(self.running.values())
         for sequence in sequences:
-            sequence.seat, sequence.shift, sequence.sink = None, 0, None
-            sequence.tables, sequence.prefix = [], []
-            sequence.stops, sequence.state = [], None
+            sequence.lease = None
         self.running.clear()
         self._kept_blocks.clear()
         self._chains.clear()
         self._free = list(range(self._num_seats))
         self._changes = SeatChanges(vacated=list(range(self._num_seats)))
-        if self._states is not None:
-            self._states.reset()
+        self._states.reset()
         self.pool.reset()
         return sequences
 
@@ -290,7 +251,10 @@ class Seating:
         else:
             missing = self.pool.blocks_for(_num_places(candidate))
         shared = sum(
-            table.end for each in self.running.values() if each.root == candidate.root for table in each.tables
+            table.end
+            for each in self.running.values()
+            if each.root == candidate.root
+            for table in each.held.tables
         )
         return self.pool.num_free - max(0, missing - shared) - self._num_ahead(candidate)
 
@@ -303,19 +267,19 @@ class Seating:
     def _ahead(self, sequence: Sequence, candidate: Sequence) -> int:
         """Blocks that are kept for a running sequence to grow into, beside a waiting one."""
         if candidate.crowded_out:
-            return self._blocks_soon(sequence) - _num_held(sequence)
+            return self._blocks_soon(sequence) - sequence.held.num_blocks
         return len(self.pool.windows)
 
     def num_freed(self, sequence: Sequence, candidate: Sequence, kept: set[int]) -> int:
         """How many more blocks would be spare for a waiting sequence if a running one gave way. `kept`: blocks
         that are part of the waiting one's prefix."""
-        blocks = (block for table in sequence.tables for block in table.blocks if block not in kept)
+        blocks = (block for table in sequence.held.tables for block in table.blocks if block not in kept)
         alone = sum(self.pool.references(block) == 1 for block in blocks)
         return alone + self._ahead(sequence, candidate)
 
     def most_freed(self, sequence: Sequence, candidate: Sequence) -> int:
         """What `num_freed` says at most. Takes O(1)."""
-        return _num_held(sequence) + self._ahead(sequence, candidate)
+        return sequence.held.num_blocks + self._ahead(sequence, candidate)
 
     def losses(self, candidate: Sequence) -> Callable[[Sequence], int]:
         """Guesses how many tokens a running sequence will have to compute again if it gives way to a waiting one:
@@ -336,7 +300,7 @@ class Seating:
         """What a sequence holds when it has gone on for a while."""
         most = sequence.num_prompt_tokens + (sequence.request.params.max_tokens or self._max_model_len)
         soon = min(sequence.num_tokens + HORIZON, most)
-        if sequence.window is not None and soon > sequence.window.num_tokens:
+        if soon > sequence.window.num_tokens:
             return self.holdings.blocks(sequence.window.num_tokens) + 1  # the first one's copy
         return min(self.holdings.blocks(soon), self.pool.num_blocks)
 
@@ -344,18 +308,8 @@ class Seating:
 def _num_places(sequence: Sequence, num_drafted: int = 0) -> int:
     """Of a sequence's known tokens, and of guesses behind them, in its block table: no more than its window has,
     as what is dropped makes room first."""
-    count = sequence.num_tokens + num_drafted - sequence.shift
-    return count if sequence.window is None else min(count, sequence.window.num_tokens)
-
-
-def _blocks_of(sequence: Sequence) -> list[int]:
-    """All that it refers to."""
-    own = [block for table in sequence.tables for block in table.blocks]
-    return own if sequence.sink is None else [*own, sequence.sink]
-
-
-def _num_held(sequence: Sequence) -> int:
-    return sum(len(table.blocks) for table in sequence.tables)
+    shift = 0 if sequence.lease is None else sequence.lease.shift
+    return min(sequence.num_tokens + num_drafted - shift, sequence.window.num_tokens)
 
 
 def _in_order(tables: list[BlockTable]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.planning.policy import Policy
-from scheduler.request import Sequence, Status
+from scheduler.planning.sequence import Sequence, Status
 
 
 class Siblings:

@@ -32,8 +32,9 @@ class StepCost:
     """
 
     def __init__(self) -> None:
-        # Guesses for a small model on a plain CPU; a few steps correct them.
-        self._estimate = np.array([5e-3, 2e-4, 1e-7])
+        self.estimate = np.array([5e-3, 2e-4, 1e-7])
+        """Seconds of a step, of a token, of a key. Before anything is observed, those of a small model on a plain
+        CPU; a few steps correct them."""
         self._scale = np.array([1.0, 1e-2, 1e-5])  # brings the three terms to a like size
         self._squares = np.zeros((3, 3))
         self._products = np.zeros(3)
@@ -56,18 +57,18 @@ class StepCost:
         self._squares = MEMORY * self._squares + np.outer(terms, terms)
         self._products = MEMORY * self._products + terms * seconds
         hold = 0.01 * np.eye(3)
-        scaled = np.linalg.solve(self._squares + hold, self._products + hold @ (self._estimate / self._scale))
-        self._estimate = np.maximum(scaled, 0.0) * self._scale
+        scaled = np.linalg.solve(self._squares + hold, self._products + hold @ (self.estimate / self._scale))
+        self.estimate = np.maximum(scaled, 0.0) * self._scale
 
     def predict(self, num_tokens: float, attended: float) -> float:
         """Seconds that a step takes."""
-        fixed, per_token, per_key = self._estimate.tolist()
+        fixed, per_token, per_key = self.estimate.tolist()
         seconds: float = fixed + per_token * num_tokens + per_key * attended
         return seconds
 
     def tokens_within(self, seconds: float, context: int) -> int:
         """How many tokens a step computes in `seconds` that look at `context` keys each."""
-        fixed, per_token, per_key = self._estimate.tolist()
+        fixed, per_token, per_key = self.estimate.tolist()
         each = per_token + per_key * context
         return int(min(max(0.0, seconds - fixed) / each, 1 << 30)) if each > 0 else 1 << 30
 
@@ -77,7 +78,7 @@ class StepCost:
         slack = seconds * (1 - HEADROOM) - 2 * self.error - self.predict(num_tokens, attended)
         if slack <= 0:
             return 0
-        _, per_token, per_key = self._estimate.tolist()
+        _, per_token, per_key = self.estimate.tolist()
         # n more tokens attend to n * (start + n / 2) keys.
         linear, quadratic = per_token + per_key * start, per_key / 2
         if quadratic * slack <= 1e-9 * linear**2:

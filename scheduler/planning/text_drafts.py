@@ -10,8 +10,8 @@ from scheduler.planning.draft_record import DraftRecord
 from scheduler.planning.draft_room import DraftRoom
 from scheduler.planning.ngram import SIZES, Match, NgramIndex, continuation
 from scheduler.planning.plan import Chunk
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence
 from scheduler.step import DraftKind
 
 FORCED = 0

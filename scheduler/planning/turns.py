@@ -13,8 +13,8 @@ import math
 
 from scheduler.planning.plan import MIN_PROMPT_TOKENS, Pace
 from scheduler.planning.rotation import Rotation
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Sequence
 
 PROMPT_SHARE = 0.8
 """What prompts may take of a divided step's time, where they want so much: whoever waits for a first token waits

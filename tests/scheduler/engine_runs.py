@@ -7,7 +7,8 @@ from typing import Any
 
 from scheduler.engine.core import EngineCore
 from scheduler.messages import StepStats
-from scheduler.request import Request, Sequence
+from scheduler.planning.sequence import Sequence
+from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 
 ANY = 1e9

@@ -15,7 +15,7 @@ from scheduler.engine.core import EngineCore
 from scheduler.execution.runner import Runner
 from scheduler.planning.blocks import Prefix
 from scheduler.planning.seating import Seating
-from scheduler.request import Sequence
+from scheduler.planning.sequence import Sequence
 from scheduler.step import StepInput
 
 KILLS, SPINS_ONCE, RAISES, FAILS_PLANNING, FAILS_COMMIT = 101, 102, 103, 104, 105

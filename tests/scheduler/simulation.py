@@ -11,9 +11,10 @@ from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.plan import Pace, Plan
 from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import Request, Sequence
+from scheduler.request import Request
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 PRICES = Prices()

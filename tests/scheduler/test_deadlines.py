@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scheduler.planning.deadline import least_seconds
 from scheduler.planning.fair import FairShare
 from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.speculation import MOST_DRAFTED
+from scheduler.planning.sequence import Status
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Request, Status
+from scheduler.request import Request
 from tests.scheduler.simulation import PRICES
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 from tests.scheduler.test_scheduler_states import RandomGuesses
@@ -25,7 +25,7 @@ def bound(scheduler: Scheduler, new: Request, cost: StepCost) -> float:
         num_cached=scheduler.num_cached_tokens(new),
         block_size=scheduler.pool.block_size,
         most_tokens=scheduler.max_batched_tokens,
-        most_gained=1 if scheduler.speculation is None else MOST_DRAFTED + 1,
+        most_gained=scheduler.drafter.most_tokens,
         cost=cost,
     )
 
@@ -59,7 +59,7 @@ def test_the_time_that_is_left_is_never_called_too_short_when_it_is_not(
         num_blocks=120, max_num_seqs=4, max_batched_tokens=rng.randint(4, 40), policy=FairShare(PRICES)
     )
     if guesses:
-        scheduler.speculation = RandomGuesses(100, seed)
+        scheduler.drafter = RandomGuesses(seed)
     cost = StepCost()
 
     def step() -> float:

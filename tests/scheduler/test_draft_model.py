@@ -36,7 +36,7 @@ def _guesses_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def free(core: EngineCore) -> EngineCore:
     """A draft model that costs nothing is asked for as much as there may be."""
-    core._draft_cost._estimate *= 0
+    core.draft_cost.estimate *= 0
     return core
 
 
@@ -115,7 +115,7 @@ def test_what_it_reads_is_part_of_the_step() -> None:
         def predict(self, num_tokens: float, attended: float) -> float:
             return 1e-4 * num_tokens
 
-    drafts = Speculation(4000, None, ModelDrafts(StepCost(), Reading(), 16))
+    drafts = Speculation(None, ModelDrafts(StepCost(), Reading(), 16))
     scheduler = make_scheduler(num_blocks=500, block_size=16, max_batched_tokens=512, max_model_len=2000)
     scheduler.add(request("long", 300, 200))
     run_step(scheduler)

@@ -184,11 +184,11 @@ def test_accounts_that_do_not_add_up_are_repaired(
                     case "leak":
                         pool.allocate(3)
                     case "freed":
-                        pool.free(sequence.tables[0].blocks[:1])
+                        pool.free(sequence.held.tables[0].blocks[:1])
                     case "seat":
                         seating._free.pop()
                     case "content":
-                        pool._identities[sequence.tables[0].blocks[0]] = b"another"
+                        pool._identities[sequence.held.tables[0].blocks[0]] = b"another"
             num_violations += step.step.num_violations if step.step is not None else 0
             for output in step.outputs:
                 found.setdefault(output.request_id, []).extend(output.token_ids)

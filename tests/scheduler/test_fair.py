@@ -17,7 +17,8 @@ from scheduler.planning.plan import Plan
 from scheduler.planning.policy import Policy, PriorityFirst
 from scheduler.planning.recomputation import MOST, SHARE
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import CLASS_DISTANCE, FinishReason, Request, Sequence, Status
+from scheduler.planning.sequence import Sequence, Status
+from scheduler.request import CLASS_DISTANCE, FinishReason, Request
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 PRICES = Prices()

@@ -12,7 +12,8 @@ from scheduler.engine.mask_turns import MOST_ALONE, MaskTurns
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.messages import SequenceOutput
 from scheduler.planning.plan import Chunk, Plan
-from scheduler.request import FinishReason, Request, Sequence
+from scheduler.planning.sequence import Sequence
+from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 

@@ -59,7 +59,7 @@ def test_a_step_takes_in_a_bounded_part_of_long_prompts_and_siblings_the_same(
     scheduler = make_scheduler(
         num_blocks=2000, block_size=16, max_num_seqs=64, max_batched_tokens=4000, max_model_len=9000
     )
-    scheduler.speculation = Speculation(9000, TextDrafts(StepCost()))
+    scheduler.drafter = Speculation(TextDrafts(StepCost()))
     scheduler.add(request("many", 8000, 40, n=64, ignore_eos=True))
     total = 0
     while scheduler.has_work:

@@ -13,7 +13,7 @@ from scheduler.planning.fair import FairShare
 from scheduler.planning.passing import PATIENCE
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import Sequence, Status
+from scheduler.planning.sequence import Sequence, Status
 from tests.scheduler.simulation import PRICES, Simulation
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 

@@ -16,7 +16,8 @@ from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
-from scheduler.request import FinishReason, Request, Sequence
+from scheduler.planning.sequence import Sequence
+from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import NOTHING, ChunkResult, SampledToken, StepResult
 

@@ -29,11 +29,12 @@ from scheduler.planning.plan import Chunk, Pace, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
 from scheduler.planning.windows import Holdings
-from scheduler.request import CLASS_DISTANCE, FinishReason, Request, Sequence, Status
+from scheduler.request import CLASS_DISTANCE, FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import DraftInput
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
@@ -42,8 +43,8 @@ from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 class RandomGuesses(Speculation):
     """Guesses anything, as many tokens as there may be."""
 
-    def __init__(self, max_model_len: int, seed: int) -> None:
-        super().__init__(max_model_len, None)
+    def __init__(self, seed: int) -> None:
+        super().__init__(None)
         self._random = random.Random(seed)
 
     def draft(self, plan: Plan, room: int, reserve: Reserve, longest: float | None = None) -> None:
@@ -58,11 +59,11 @@ class RandomGuesses(Speculation):
         pass
 
 
-def model_speculation(max_model_len: int, block_size: int) -> Speculation:
+def model_speculation(block_size: int) -> Speculation:
     """A draft model that costs nothing is asked for as much as there may be."""
     draft_cost = StepCost()
-    draft_cost._estimate *= 0
-    return Speculation(max_model_len, None, ModelDrafts(StepCost(), draft_cost, block_size))
+    draft_cost.estimate *= 0
+    return Speculation(None, ModelDrafts(StepCost(), draft_cost, block_size))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -124,11 +125,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 prefix_caching=prefix_caching,
                 policy=self._policy(policy, None if pace is None else 10 * per_token),
                 windows=windows,
-                states=SavedStates(num_slots) if num_slots else None,
+                states=SavedStates(num_slots, block_size) if num_slots else None,
             )
             scheduler.turns = Turns(self.cost, 10 * per_token) if pace == "turns" else None
             scheduler.pace = Pace(self.cost, 10 * per_token) if pace == "target" else None
-            scheduler.long_after = long_after
+            if long_after is not None:
+                scheduler.long_after = long_after
             return scheduler
 
         self.make = make
@@ -140,13 +142,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             shifts = False
         self.states: list[list[int]] | None = [[] for _ in range(max_num_seqs)] if num_slots else None
         self.saved: dict[int, list[int]] = {}
-        if shifts and windows == (None,):
+        self.shifts = shifts and windows == (None,)
+        if self.shifts:
             window = min(self.capacity // block_size, num_blocks - 1) * block_size
-            self.scheduler._window = ContextWindow(window, block_size, 100)
+            self.scheduler.window = ContextWindow(window, block_size, 100)
         if isinstance(guesses, int):
-            self.scheduler.speculation = RandomGuesses(self.capacity, guesses)
+            self.scheduler.drafter = RandomGuesses(guesses)
         elif guesses is not None and windows[0] is None:
-            self.scheduler.speculation = model_speculation(self.capacity, block_size)
+            self.scheduler.drafter = model_speculation(block_size)
         self.draft_kv: list[int | None] = [None] * (num_blocks * block_size)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
         self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
@@ -188,7 +191,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         """Users d and e are of the class low, f of the class high; without tokens an embedding is asked for."""
         name = str(len(self.requests))
-        shifts = shifts and self.scheduler._window is not None and max_tokens > 0
+        shifts = shifts and self.shifts and max_tokens > 0
         max_tokens *= 4 if shifts else 1
         kind: dict[str, object] = {"n": n, "context_shift": shifts}
         if max_tokens == 0:
@@ -226,15 +229,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         victim = data.draw(st.sampled_from(live))
         assert self.scheduler.abort(victim.request.request_id, victim.index) == [victim]
 
-    @precondition(lambda self: self.scheduler.has_work and self.scheduler._window is None)
+    @precondition(lambda self: self.scheduler.has_work and not self.shifts)
     @rule()
     def crash(self) -> None:
         """The engine is lost, and another one goes on with what the clients know."""
         live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
-        speculation = self.scheduler.speculation
+        drafter = self.scheduler.drafter
         self.scheduler = self.make()
-        if isinstance(speculation, RandomGuesses):
-            self.scheduler.speculation = speculation
+        if isinstance(drafter, RandomGuesses):
+            self.scheduler.drafter = drafter
         for places in (self.kv, self.draft_kv):
             places[:] = [None] * len(places)
         self.tables.clear()
@@ -267,9 +270,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.scheduler.has_work)
     @rule(tokens=st.integers(0, 2))
     def step(self, tokens: int) -> None:
-        self._step(tokens)
+        self.one_step(tokens)
 
-    def _step(self, tokens: int) -> None:
+    def one_step(self, tokens: int) -> None:
         plan = self.scheduler.schedule()
         self.num_steps += 1
         self.now += self.cost.predict(plan.num_tokens, plan.attended)
@@ -323,18 +326,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert is_long or len(token_ids) <= self.long_after, "a guess has the positions of a short text"
             token_ids = [token + 1000 * is_long for token in token_ids]  # what it computes is another thing
         assert chunk.start == sequence.num_computed_tokens
-        if sequence.window is not None:
-            assert chunk.shift == sequence.window.shift_at(chunk.start)
-            assert chunk.shift == sequence.window.shift_at(len(token_ids) - 1), "it shifts within a chunk"
+        assert chunk.shift == sequence.window.shift_at(chunk.start)
+        assert chunk.shift == sequence.window.shift_at(len(token_ids) - 1), "it shifts within a chunk"
         if chunk.shift:
             del token_ids[size : size + chunk.shift]
         if self.states is not None:
             assert self.states[chunk.seat] == token_ids[: chunk.start], "it goes on from another state"
             self.states[chunk.seat] = token_ids
         start, end = chunk.start - chunk.shift, len(token_ids)
-        assert sequence.seat is not None
         for group, window in enumerate(pool.windows):
-            table = self.tables[sequence.seat, group]
+            table = self.tables[sequence.held.seat, group]
             for place in range(start, end):
                 block = table[place // size]
                 assert pool.references(block) == 1, "a shared block is written"
@@ -352,15 +353,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         references = [0] * scheduler.pool.num_blocks
         for sequence in self.sequences:
             assert (sequence.status is Status.RUNNING) == (sequence.key in scheduler.running)
-            assert (sequence.status is Status.RUNNING) == bool(sequence.tables)
-            for table, limit in zip(sequence.tables, self.holdings.limits, strict=False):
+            assert (sequence.status is Status.RUNNING) == (sequence.lease is not None)
+            if sequence.lease is None:
+                continue
+            for table, limit in zip(sequence.lease.tables, self.holdings.limits, strict=True):
                 assert len(table.blocks) <= limit, "it holds what has fallen out of the window"
                 for block in table.blocks:
                     references[block] += 1
-            if sequence.sink is not None:
-                references[sequence.sink] += 1
+            if sequence.lease.sink is not None:
+                references[sequence.lease.sink] += 1
         assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
-        seats = [sequence.seat for sequence in scheduler.running.values()]
+        seats = [sequence.held.seat for sequence in scheduler.running.values()]
         assert len(set(seats)) == len(seats) <= scheduler.num_seats
         waiting = [
             sequence for sequence in self.sequences if sequence.status in (Status.WAITING, Status.FOLLOWING)
@@ -369,16 +372,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_noted_of_draft_blocks_is_so(self) -> None:
-        if (
-            not hasattr(self, "scheduler")
-            or (drafts := getattr(self.scheduler.speculation, "_model", None)) is None
-        ):
+        if not hasattr(self, "scheduler") or (drafts := getattr(self.scheduler.drafter, "model", None)) is None:
             return
         size = self.scheduler.pool.block_size
         for sequence in self.scheduler.running.values():
-            for place, identity in enumerate(sequence.prefix):
+            for place, identity in enumerate(sequence.held.prefix):
                 self.texts[identity] = sequence.token_ids[place * size : (place + 1) * size]
-        for block, identity in drafts._noted.items():
+        for block, identity in drafts.noted.items():
             held = self.draft_kv[block * size : (block + 1) * size]
             assert self.texts.get(identity, held) == held, "a block is said to hold another text"
 
@@ -387,14 +387,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         live = [sequence for sequence in self.sequences if sequence.status is not Status.FINISHED]
-        bound = 10 + sum(2 * (self.capacity if each.window is None else 100) for each in live)
+        bound = 10 + sum(2 * min(100, each.window.longest) for each in live)
         while self.scheduler.has_work:
-            self._step(1)
+            self.one_step(1)
             bound -= 1
             assert bound > 0, f"these starve: {[s for s in live if s.status is not Status.FINISHED]}"
         assert all(sequence.status is Status.FINISHED for sequence in self.sequences)
         assert self.scheduler.pool.num_used == 0
-        assert not self.scheduler._live
+        assert not self.scheduler.live_requests
 
 
 def test_what_a_draft_model_knows_of_a_context_that_has_shifted_is_not_taken_for_its_first_tokens() -> None:
@@ -426,7 +426,7 @@ def test_what_a_draft_model_knows_of_a_context_that_has_shifted_is_not_taken_for
         max_running=None,
     )
     while machine.scheduler.has_work:
-        machine._step(tokens=1)
+        machine.one_step(tokens=1)
         machine.what_is_noted_of_draft_blocks_is_so()
     assert machine.sequences[0].num_tokens > machine.capacity
     machine.teardown()

@@ -16,10 +16,11 @@ from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.llm import LLM, Completion
 from scheduler.planning.ngram import Match, NgramIndex
 from scheduler.planning.plan import Chunk, Plan
+from scheduler.planning.sequence import Lease, Sequence, Status
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
-from scheduler.request import Request, Sequence, Status
+from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import ANY, Preempting
@@ -97,13 +98,13 @@ def test_the_same_bits_alone_among_others_and_preempted(knobs: dict[str, Any]) -
 def chunk_of(name: str, tokens: list[int], prediction: list[int] | None = None) -> Chunk:
     """A sequence that is about to decode."""
     sequence = Sequence(msgspec.structs.replace(request(name, tokens, 100), prediction=prediction or []))
-    sequence.seat, sequence.status = 0, Status.RUNNING
+    sequence.lease, sequence.status = Lease(0, 0, [], []), Status.RUNNING
     sequence.num_computed_tokens = len(tokens) - 1
     return Chunk.of(sequence, 1)
 
 
 def test_guesses_are_many_where_they_are_right_and_end_where_they_are_not() -> None:
-    speculation = Speculation(1000, TextDrafts(StepCost()))
+    speculation = Speculation(TextDrafts(StepCost()))
     chunk = chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2)
 
     def num_guesses() -> int:
@@ -142,7 +143,7 @@ def guesses(speculation: Speculation, chunk: Chunk) -> list[int]:
 
 
 def test_guesses_follow_the_text_as_it_grows() -> None:
-    speculation = Speculation(1000, TextDrafts(StepCost()))
+    speculation = Speculation(TextDrafts(StepCost()))
     chunk = chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8])
     assert guesses(speculation, chunk) == []
     for tokens, expected in (([2, 3], [4, 5]), ([9], []), ([6, 7], [8, 2]), ([2, 3], [9, 6])):
@@ -151,7 +152,7 @@ def test_guesses_follow_the_text_as_it_grows() -> None:
 
 
 def test_what_the_client_expects_is_guessed_first() -> None:
-    speculation = Speculation(1000, TextDrafts(StepCost()))
+    speculation = Speculation(TextDrafts(StepCost()))
     chunk = chunk_of("a", [50, 51, 52], prediction=[1, 2, 3, 4, 5, 6, 7, 8])
     assert guesses(speculation, chunk) == [1, 2]
     chunk = grown(chunk, [1, 2, 9])
@@ -160,7 +161,7 @@ def test_what_the_client_expects_is_guessed_first() -> None:
 
 
 def test_no_guess_without_blocks_to_spare_nor_beyond_the_budget() -> None:
-    speculation = Speculation(1000, TextDrafts(StepCost()))
+    speculation = Speculation(TextDrafts(StepCost()))
     plan = Plan([chunk_of("a", [1, 2, 3, 4] * 4)])
     speculation.draft(plan, 100, lambda *_: False)
     assert plan.num_drafted == 0
@@ -171,7 +172,7 @@ def test_no_guess_without_blocks_to_spare_nor_beyond_the_budget() -> None:
 def test_nobody_waits_for_the_guesses_of_others() -> None:
     """One repeats itself beside three that do not: the step is hardly longer than without guesses."""
     cost = StepCost()
-    speculation = Speculation(1000, TextDrafts(cost))
+    speculation = Speculation(TextDrafts(cost))
     plan = Plan([chunk_of("a", [1, 2, 3, 4] * 4), *(chunk_of(name, [5, 6, 7]) for name in "bcd")])
     for _ in range(60):  # by now it is known what each gains
         speculation.draft(plan, 100, lambda *_: True)
@@ -185,7 +186,7 @@ def test_nobody_waits_for_the_guesses_of_others() -> None:
 
 def test_who_is_ahead_can_wait_for_the_guesses_of_others() -> None:
     """One repeats itself, and the other does not any more, but has gained before: as long as that lasts."""
-    speculation = Speculation(1000, TextDrafts(StepCost()))
+    speculation = Speculation(TextDrafts(StepCost()))
     chunks = [chunk_of("a", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2), chunk_of("b", [5, 6, 7])]
 
     def num_guesses() -> int:
@@ -228,7 +229,7 @@ def test_nobody_looks_for_guesses_that_could_not_pay(
         return match(index, tokens)
 
     monkeypatch.setattr(NgramIndex, "match", spied)
-    speculation = Speculation(1000, TextDrafts(Known(fixed, 1e-3)))
+    speculation = Speculation(TextDrafts(Known(fixed, 1e-3)))
     plan = Plan([chunk_of(f"{number}", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2) for number in range(32)])
     speculation.draft(plan, 100, lambda *_: True)
     assert (len(looked), plan.num_drafted > 0) == ((32, True) if pays else (0, False))
@@ -242,8 +243,8 @@ def test_nobody_looks_for_guesses_that_could_not_pay(
 def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
     """Though the guesses for one of them are the likeliest, and the others got nothing of late."""
     cost = StepCost()
-    cost._estimate = np.array([4e-3, 7e-4, 1e-6])
-    speculation = Speculation(1000, TextDrafts(cost))
+    cost.estimate = np.array([4e-3, 7e-4, 1e-6])
+    speculation = Speculation(TextDrafts(cost))
     plan = Plan([chunk_of(name, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2) for name in "abcdefgh"])
     speculation.draft(Plan(list(plan.chunks)), 100, lambda *_: True)
     for _ in range(60):
@@ -257,7 +258,7 @@ def test_where_all_repeat_themselves_all_are_guessed_for() -> None:
 
 
 def test_what_a_grammar_forces_is_guessed_for_as_long_as_it_forces() -> None:
-    speculation = Speculation(1000, TextDrafts(StepCost()))
+    speculation = Speculation(TextDrafts(StepCost()))
     plan = Plan([chunk_of("a", [1, 2, 3, 4, 5])])
     speculation.learn(plan.chunks[0], 1, 1.0, [7, 8, 9])
     speculation.draft(plan, 100, lambda *_: True)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scheduler.planning.fair import FairShare
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.rotation import Rotation
+from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import CLASS_DISTANCE, Request, Sequence
+from scheduler.request import CLASS_DISTANCE, Request
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_fair import PRICES, Users, fair_scheduler
 from tests.scheduler.test_scheduler import make_scheduler, sampled

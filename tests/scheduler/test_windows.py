@@ -86,7 +86,7 @@ def test_what_has_fallen_out_of_the_window_is_given_back_and_never_read(
             keys[: len(free)][free] = torch.nan
             values[: len(free)][free] = torch.nan
         for sequence in core.scheduler.running.values():
-            for table, limit in zip(sequence.tables, held.limits, strict=True):
+            for table, limit in zip(sequence.held.tables, held.limits, strict=True):
                 assert len(table.blocks) <= limit
         return outputs
 

@@ -1,0 +1,44 @@
+"""Where guesses of the next tokens come from: the seam that speculative decoding rides on."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from scheduler.planning.draft_room import Reserve
+from scheduler.planning.plan import Chunk, Plan
+from scheduler.planning.sequence import Sequence
+
+
+class Drafter(Protocol):
+    """Told of each plan before it is executed, and of what came of it."""
+
+    most_tokens: ClassVar[int]
+    """That a step can give a sequence."""
+
+    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float | None = None) -> None:
+        """Put guesses behind the chunks of a plan, or ask the draft model for some: `num_tokens` at most, and only
+        as far as the step, by what is known of its cost, takes no more than `longest` seconds."""
+
+    def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
+        """A chunk that samples gave so many tokens: one, and the guesses before it that were right; in a step that
+        took so many times longer for all guesses in it. Its grammar forces some tokens behind them, perhaps."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """It ends; its blocks are still its own."""
+
+    def drop_model(self) -> None:
+        """There is no draft model any more: nothing is asked of it."""
+
+
+class NoDrafts:
+    """Each step gives each sequence one token."""
+
+    most_tokens: ClassVar[int] = 1
+
+    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float | None = None) -> None: ...
+
+    def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None: ...
+
+    def forget(self, sequence: Sequence) -> None: ...
+
+    def drop_model(self) -> None: ...
