@@ -51,7 +51,8 @@ from server.http.metrics import add_metrics, without_names
 from server.http.protocol import refuse_expectations
 from server.http.record import name_response
 from server.http.spans import Spans
-from server.http.worker import WORKER, new_worker, worker_lifetime
+from server.http.turnstile import Turnstile
+from server.http.worker import TURNSTILE, WORKER, new_worker, worker_lifetime
 from server.live.broadcaster import Live
 from server.live.handlers import LIVE, end_pages, get_live, get_page, get_page_file, get_settings, live_lifetime
 from server.once import Once
@@ -99,6 +100,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[RECENT] = RecentItems()
     add_specification(app)
     app[WORKER] = new_worker()
+    app[TURNSTILE] = Turnstile()
     app[BODIES] = BodyRoom()
     app[TRACES] = asyncio.Semaphore(AT_ONCE)
     app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])

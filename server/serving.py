@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import ipaddress
 import logging
 import socket
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from scheduler import garbage
 from scheduler.engine.client import AsyncEngine, EngineStartError
 from server.app import create_app
 from server.app_keys import ENGINE
@@ -117,8 +117,7 @@ async def served(config: ServeConfig) -> AsyncIterator[Served]:
         async with _running(starting, early, log, max_connections, access_log=None, tls=tls):
             running = _running(app, listener, log, max_connections, access_log=access_log.logger, tls=tls)
             await stack.enter_async_context(running)
-        gc.collect()
-        gc.freeze()  # what is there now stays: all streams would wait each time that it is looked through
+        garbage.keep_what_is_there()
         stack.callback(logger.info, "stopping")
         of_metrics = None if metrics is None else _url("http", config.metrics_host, metrics)
         yield Served(app, _url("http" if tls is None else "https", config.host, listener), of_metrics)

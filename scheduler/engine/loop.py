@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import logging
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from scheduler import garbage
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
@@ -94,7 +94,7 @@ def run(launch: Launch, folder: Path, pulse: Pulse) -> None:
         with contextlib.closing(trace) if trace is not None else contextlib.nullcontext():
             if trace is not None:
                 core.observers.append(trace)
-            gc.freeze()  # what loading left stays: to look through it again would take longer than a step
+            garbage.keep_what_is_there()
             EngineLoop(core, send, pulse).run(requests)
     finally:
         context.destroy(linger=1000)
@@ -138,6 +138,7 @@ class EngineLoop:
                 if isinstance(message, Shutdown):
                     return
                 self._take(message)
+            garbage.collect(is_idle=not self._core.has_work)
             if self._core.has_work:
                 self._step()
             elif received:

@@ -149,7 +149,7 @@ class Plan:
 MAX_SCORED_TOKENS = 256
 """How many tokens a step computes of prompts whose logprobs are wanted: each has a row of the whole vocabulary."""
 
-MIN_PROMPT_TOKENS = 16
+MIN_PROMPT_TOKENS = 8
 """What a step computes of prompts at least, whatever the latency target: they must not starve."""
 
 

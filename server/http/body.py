@@ -98,13 +98,13 @@ async def body_of(request: web.Request) -> AsyncIterator[bytes]:
 
 
 async def _read(request: web.Request, place: BodyPlace, limit: int) -> bytes:
-    body = bytearray()
+    chunks: list[bytes] = []
     async for chunk in request.content.iter_any():
         place.take(len(chunk), LARGEST_AT_ONCE * limit)
-        body += chunk
-        if len(body) > limit:
+        chunks.append(chunk)
+        if place.num_bytes > limit:
             raise _too_large(limit)
-    return bytes(body.removeprefix(codecs.BOM_UTF8))
+    return b"".join(chunks).removeprefix(codecs.BOM_UTF8)  # put together once: to let it grow is to copy it again
 
 
 @asynccontextmanager

@@ -28,8 +28,13 @@ class Draining:
     def __init__(self) -> None:
         self.has_begun = False
         self._num_running = 0
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._has_ended_all = asyncio.Event()
+        self._has_ended_all.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none is being answered."""
+        return self._num_running == 0
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -38,23 +43,23 @@ class Draining:
         if self.has_begun:
             raise unready("the server is shutting down, and takes no new requests", "shutting_down")
         self._num_running += 1
-        self._is_idle.clear()
+        self._has_ended_all.clear()
         try:
             return await handler(request)
         finally:
             self._num_running -= 1
             if self._num_running == 0:
-                self._is_idle.set()
+                self._has_ended_all.set()
 
     async def finish(self, seconds: float) -> None:
         """Take no new requests, and return when those that run are finished, or after so many seconds."""
         self.has_begun = True
-        if self._is_idle.is_set():
+        if self._has_ended_all.is_set():
             return
         logger.info("finishing %d requests, for %.0f s at most; once more ends it now", self._num_running, seconds)
         try:
             async with asyncio.timeout(seconds):
-                await self._is_idle.wait()
+                await self._has_ended_all.wait()
         except TimeoutError:
             logger.warning("%d requests were not finished in %.0f s", self._num_running, seconds)
 

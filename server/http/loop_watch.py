@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
+from scheduler import garbage
+from server.http.draining import DRAINING
+
 SECONDS = 0.05
 """Between two looks."""
 
@@ -32,16 +35,17 @@ class EventLoopWatch:
 
     async def lifetime(self, app: web.Application) -> AsyncIterator[None]:
         """For `cleanup_ctx`."""
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(app))
         yield
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
 
-    async def _watch(self) -> None:
+    async def _watch(self, app: web.Application) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._tasks.set(len(asyncio.all_tasks()))
+            garbage.collect(is_idle=app[DRAINING].is_idle)
             for _ in range(COUNT_EVERY):
                 due = loop.time() + SECONDS
                 await asyncio.sleep(SECONDS)
