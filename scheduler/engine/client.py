@@ -123,6 +123,16 @@ class AsyncEngine:
         """Whether it is starting, for the first time or again, ready, or gone."""
         return self._supervisor.phase
 
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, while there is one."""
+        return self._supervisor.pid
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._clients)
+
     async def start(self) -> None:
         """Fetch the model if need be, start the engine's process, and return when it is ready to serve.
 

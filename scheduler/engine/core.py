@@ -16,7 +16,7 @@ from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_i
 from scheduler.engine.free_cores import FreeCores
 from scheduler.engine.mask_turns import MaskTurns
 from scheduler.engine.outputs import output_of, part_of, refused, view_of
-from scheduler.engine.parts import drafter_of, make_policy, runner_of, speculation_of, window_of
+from scheduler.engine.parts import drafter_of, make_policy, pacing_of, runner_of, speculation_of, window_of
 from scheduler.engine.stopwatch import Stopwatch
 from scheduler.grammar_spec import GrammarSpec
 from scheduler.kernels.native import kernels
@@ -36,12 +36,11 @@ from scheduler.planning.blocks import BlockPool
 from scheduler.planning.deadline import least_seconds
 from scheduler.planning.fair import Prices
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.plan import Chunk, Pace, Plan
+from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.planning.turns import Turns
 from scheduler.request import DeadlineError, FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepInput, StepResult
@@ -99,8 +98,7 @@ class EngineCore:
             eos_token_ids=loaded.eos_token_ids,
             prefix_caching=config.prefix_caching and (not loaded.keeps_state or states is not None),
             share_prefixes=config.share_prefixes,
-            pace=Pace(self.cost, config.target_itl_ms / 1000) if config.target_itl_ms is not None else None,
-            turns=Turns(self.cost, config.longest_step_ms / 1000) if config.target_itl_ms is None else None,
+            pacing=pacing_of(config, self.cost, self._policy),
             drafter=speculation_of(config, loaded, self.cost, self.draft_cost),
             window=window_of(loaded.info),
             states=states,

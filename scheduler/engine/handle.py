@@ -48,16 +48,17 @@ class EngineProcess:
     ) -> None:
         self.pulse = pulse
         self._process = process
-        self._folder = folder
+        self.folder = folder
+        """Of its sockets."""
         self._is_heard = False
         self._context = zmq.asyncio.Context()
         self._requests = self._context.socket(zmq.PUSH)
         # Sending never waits: the end that connects queues what it sends even while nobody is there to take it, as
         # when the process has just died, and the end that binds would wait for the next to come.
         self._requests.set(zmq.SNDHWM, 0)
-        self._requests.connect(f"ipc://{self._folder.name}/{REQUESTS}")
+        self._requests.connect(f"ipc://{self.folder.name}/{REQUESTS}")
         self._outputs = self._context.socket(zmq.PULL)
-        self._outputs.bind(f"ipc://{self._folder.name}/{OUTPUTS}")
+        self._outputs.bind(f"ipc://{self.folder.name}/{OUTPUTS}")
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
 
@@ -83,6 +84,10 @@ class EngineProcess:
         _folders[folder.name] = process.pid
         return cls(process, Pulse(descriptor), folder)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def launch(self, launch: Launch) -> None:
         """Tell it what to load."""
         assert self._process.stdin is not None
@@ -98,7 +103,7 @@ class EngineProcess:
             message = self._decoder.decode(await self._outputs.recv())
             self._is_heard = True
             if isinstance(message, StepOutputs):  # it has heard and it is heard: no file is needed any more
-                self._folder.cleanup()
+                self.folder.cleanup()
             yield message
 
     async def last_messages(self) -> AsyncIterator[FromEngine]:
@@ -111,8 +116,8 @@ class EngineProcess:
     def lost_folder(self) -> str | None:
         """Where its sockets were, if they are gone before it could be heard: some programs tidy up temporary
         folders."""
-        is_there = self._is_heard or Path(self._folder.name).is_dir()
-        return None if is_there else self._folder.name
+        is_there = self._is_heard or Path(self.folder.name).is_dir()
+        return None if is_there else self.folder.name
 
     @property
     def is_stopped(self) -> bool:
@@ -145,6 +150,6 @@ class EngineProcess:
     def close(self) -> None:
         """After its end: nothing of it is left."""
         self._context.destroy(linger=0)
-        self._folder.cleanup()
-        _folders.pop(self._folder.name, None)
+        self.folder.cleanup()
+        _folders.pop(self.folder.name, None)
         self.pulse.close()

@@ -12,10 +12,12 @@ from scheduler.models.loading import LoadedModel
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.model_drafts import ModelDrafts
+from scheduler.planning.pacing import LatencyTarget, Pacing
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
+from scheduler.planning.turns import Turns
 
 
 def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> Policy:
@@ -28,6 +30,13 @@ def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> Policy:
         case "fcfs":
             return FirstComeFirstServed()
     raise ValueError(f"unknown policy {name!r}")
+
+
+def pacing_of(config: EngineConfig, cost: StepCost, policy: Policy) -> Pacing:
+    """What bounds a step: a target, or else that of a step that is divided."""
+    if config.target_itl_ms is not None:
+        return LatencyTarget(cost, config.target_itl_ms / 1000, policy)
+    return Turns(cost, config.longest_step_ms / 1000, policy)
 
 
 def speculation_of(

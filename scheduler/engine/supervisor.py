@@ -91,6 +91,11 @@ class Supervisor:
                 return f"{self._trouble}; a new one is starting" if self._trouble else "the engine is starting"
         return self._trouble
 
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, while there is one."""
+        return None if self._process is None else self._process.pid
+
     def has_progressed(self) -> None:
         """Somebody got a token, or an embedding."""
         self._num_failures = 0

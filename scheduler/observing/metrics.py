@@ -29,20 +29,20 @@ class EngineMetrics:
 
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         self._model = model
-        self._registry = registry
+        self.registry = registry
         self._add_state()
         self._add_steps()
         self._add_clients()
         self._add_users()
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"carousel_{name}", text, ["model", *labels], registry=self._registry)
+        return Gauge(f"carousel_{name}", text, ["model", *labels], registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"carousel_{name}", text, ["model", *labels], registry=self._registry)
+        return Counter(f"carousel_{name}", text, ["model", *labels], registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"carousel_{name}", text, ["model", *labels], registry=self._registry, buckets=buckets)
+        return Histogram(f"carousel_{name}", text, ["model", *labels], registry=self.registry, buckets=buckets)
 
     def _add_state(self) -> None:
         """The engine, between two steps."""

@@ -94,7 +94,8 @@ class BlockPool:
         self._references = array("i", bytes(self.num_blocks * array("i").itemsize))
         self._free = deque(range(self.num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._identities: list[Identity | None] = [None] * self.num_blocks
+        self.identities: list[Identity | None] = [None] * self.num_blocks
+        """By block, under which its content is published, if it is."""
         self._published: dict[Identity, _Content] = {}
 
     def violations(self, held: Iterable[int]) -> list[str]:
@@ -114,14 +115,14 @@ class BlockPool:
             found.append(
                 f"{self.num_free} blocks are free or cached, and they are not those that nobody refers to"
             )
-        num_contents = self.num_blocks - self._identities.count(None)
+        num_contents = self.num_blocks - self.identities.count(None)
         in_use = (*np.flatnonzero(references).tolist(), *self._cached)
-        if num_contents != sum(self._identities[block] is not None for block in in_use):
+        if num_contents != sum(self.identities[block] is not None for block in in_use):
             found.append("a block that is free has a content")
-        if any(self._identities[block] is None for block in self._cached):
+        if any(self.identities[block] is None for block in self._cached):
             found.append("a block that is cached has no content")
         for identity, content in self._published.items():
-            if any(self._identities[block] != identity for copies in content.copies for block in copies):
+            if any(self.identities[block] != identity for copies in content.copies for block in copies):
                 found.append("a block has another content than the one under which it is found")
                 break
         return found
@@ -184,14 +185,14 @@ class BlockPool:
 
     def _forget(self, block: int) -> None:
         """A block's content is not to be found there any more."""
-        identity = self._identities[block]
+        identity = self.identities[block]
         assert identity is not None
         copies = self._published[identity].copies
         for blocks in copies:
             blocks.pop(block, None)
         if not any(copies):
             del self._published[identity]
-        self._identities[block] = None
+        self.identities[block] = None
 
     def free(self, blocks: Sequence[int]) -> None:
         """Give up one reference to each of a sequence's `blocks`, given in the order of its tokens.
@@ -208,7 +209,7 @@ class BlockPool:
             if self._references[block] == 0:
                 if self._is_spare(block):
                     self._forget(block)
-                if self._identities[block] is None:
+                if self.identities[block] is None:
                     self._free.append(block)
                 else:
                     self._cached[block] = None
@@ -216,7 +217,7 @@ class BlockPool:
     def _is_spare(self, block: int) -> bool:
         """Whether there is another block of the same content. It has been of use just now, and is kept as long as
         this one would be."""
-        identity = self._identities[block]
+        identity = self.identities[block]
         if identity is None:
             return False
         blocks = next(blocks for blocks in self._published[identity].copies if block in blocks)
@@ -255,7 +256,7 @@ class BlockPool:
             return secrets.token_bytes(16)
         for block, copies in zip(blocks, content.copies, strict=True):
             copies[block] = None
-            self._identities[block] = identity
+            self.identities[block] = identity
         return identity
 
     def lookup(self, tokens: Sequence[int], root: Identity, chain: list[Identity] | None = None) -> Prefix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Protocol
 
 from scheduler.planning.draft_room import Reserve
@@ -15,7 +16,7 @@ class Drafter(Protocol):
     most_tokens: ClassVar[int]
     """That a step can give a sequence."""
 
-    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float | None = None) -> None:
+    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float = math.inf) -> None:
         """Put guesses behind the chunks of a plan, or ask the draft model for some: `num_tokens` at most, and only
         as far as the step, by what is known of its cost, takes no more than `longest` seconds."""
 
@@ -35,7 +36,7 @@ class NoDrafts:
 
     most_tokens: ClassVar[int] = 1
 
-    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float | None = None) -> None: ...
+    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float = math.inf) -> None: ...
 
     def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None: ...
 

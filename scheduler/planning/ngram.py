@@ -52,14 +52,15 @@ class NgramIndex:
         """Where the end of the text, which is `tokens`, occurred before, as far as it was taken in: the longest,
         and of those the latest."""
         for rank, size in enumerate(SIZES):
-            place = self._place(rank, hash(tuple(tokens[-size:])))
+            place = self.place_of(rank, hash(tuple(tokens[-size:])))
             if place is not None:
                 return Match(size, place)
         return None
 
-    def _place(self, rank: int, key: int) -> int | None:
+    def place_of(self, rank: int, key: int) -> int | None:
+        """Behind the latest tokens of this hash, which are as many as `SIZES` has at that rank."""
         place = self._places[rank].get(key)
-        return self._base._place(rank, key) if place is None and self._base is not None else place
+        return self._base.place_of(rank, key) if place is None and self._base is not None else place
 
 
 def continuation(tokens: list[int], place: int, count: int) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from scheduler.context_window import ENDLESS
 from scheduler.planning.policy import Work
 from scheduler.planning.sequence import Sequence
-from scheduler.planning.step_cost import StepCost
 from scheduler.step import (
     ChunkInput,
     DraftInput,
@@ -153,18 +154,32 @@ MIN_PROMPT_TOKENS = 8
 """What a step computes of prompts at least, whatever the latency target: they must not starve."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """A promise to the running streams: no step longer than `seconds`, as far as `cost` can tell."""
+class Pace(Protocol):
+    """How long a step may be."""
 
-    cost: StepCost
-    seconds: float
+    @property
+    def seconds(self) -> float:
+        """That it may take."""
+
+    def room(self, num_tokens: int, attended: int, start: int) -> int:
+        """How many more tokens fit into a step of `num_tokens`, whose queries look at `attended` keys: of a prompt
+        from its place `start` on."""
+
+
+class _Endless:
+    seconds = math.inf
+
+    def room(self, num_tokens: int, attended: int, start: int) -> int:
+        return ENDLESS
+
+
+NO_PACE: Pace = _Endless()
 
 
 class PlanBuilder:
     """A plan in the making: the budget that is left, and chunks that may still be dropped."""
 
-    def __init__(self, budget: int, pace: Pace | None) -> None:
+    def __init__(self, budget: int, pace: Pace) -> None:
         self.budget = budget
         self.preempted: list[Sequence] = []
         self.seated: set[Sequence] = set()
@@ -191,11 +206,8 @@ class PlanBuilder:
         if sequence.is_scored:
             length = min(length, MAX_SCORED_TOKENS - self._num_scored)
             self._num_scored += length
-        if self._pace is not None and self._has_streams:
-            start = sequence.num_computed_tokens
-            room = self._pace.cost.prompt_tokens_within(
-                self._pace.seconds, self._num_tokens, self._attended, start
-            )
+        if self._has_streams:
+            room = self._pace.room(self._num_tokens, self._attended, sequence.num_computed_tokens)
             if room < length:
                 length = max(room, min(length, MIN_PROMPT_TOKENS))
                 self.budget = length  # and nothing after it

@@ -50,11 +50,6 @@ class Ranked(Generic[Member]):
             heapq.heappop(self._heap)
         return (self._heap[0][0], self._heap[0][2]) if self._heap else None
 
-    @property
-    def num_entries(self) -> int:
-        """Entries that are kept, those of removed ones among them."""
-        return len(self._heap)
-
     def _clear_out(self) -> None:
         if len(self._heap) > 2 * len(self._serials) + 8:
             self._heap = [entry for entry in self._heap if self._is_current(entry)]

@@ -8,7 +8,7 @@ token budget, so that a long prompt never stalls the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from scheduler.context_window import ENDLESS, ContextWindow
 from scheduler.fitting import check_fits
@@ -16,9 +16,9 @@ from scheduler.messages import Progress
 from scheduler.planning.admission import Admission
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.drafter import Drafter, NoDrafts
-from scheduler.planning.express import Express
 from scheduler.planning.gain import Gain, work_of
-from scheduler.planning.plan import Pace, Plan, PlanBuilder
+from scheduler.planning.pacing import NoPacing, Pacing, Wanted
+from scheduler.planning.plan import Plan, PlanBuilder
 from scheduler.planning.policy import Policy
 from scheduler.planning.ranked import Ranked
 from scheduler.planning.resuming import resumed
@@ -26,7 +26,6 @@ from scheduler.planning.saved_states import NoStates, States
 from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.siblings import Siblings
-from scheduler.planning.turns import Turns
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepResult
@@ -54,8 +53,7 @@ class Scheduler:
         eos_token_ids: Iterable[int] = (),
         prefix_caching: bool = True,
         share_prefixes: bool = False,
-        pace: Pace | None = None,
-        turns: Turns | None = None,
+        pacing: Pacing | None = None,
         drafter: Drafter | None = None,
         window: ContextWindow | None = None,
         states: States | None = None,
@@ -79,8 +77,7 @@ class Scheduler:
             states=states or NoStates(),
         )
         self._longest = self.seating.holdings.longest(pool.num_blocks)
-        self.pace = pace
-        self.turns = turns
+        self.pacing: Pacing = pacing or NoPacing()
         self.drafter: Drafter = drafter or NoDrafts()
         self._whole = ContextWindow.endless(min(max_model_len, self._longest))
         self.window = window or self._whole
@@ -88,7 +85,6 @@ class Scheduler:
         self.long_after = long_after
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
-        self._express = Express(policy)
         self._deadlines: Ranked[Sequence] = Ranked()
         self.admission = Admission(policy, self.seating)
         self._siblings = Siblings(policy)
@@ -198,19 +194,16 @@ class Scheduler:
             is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
             (decoding if is_decode else prefilling).append(sequence)
         served, leftovers = self.policy.hold_back(decoding)
-        budget, pace = self.max_batched_tokens, self.pace
-        if self.turns is not None:
-            served, budget = self._divide(self.turns, served, prefilling, leftovers)
-            pace = self.turns.pace
-        step = PlanBuilder(budget, pace)
+        prompts = self._wanted(prefilling, leftovers)
+        served, num_tokens, pace = self.pacing.budget(served, prompts, self.max_batched_tokens)
+        step = PlanBuilder(num_tokens, pace)
         self._fill(step, served, prefilling, leftovers)
         if step.is_empty:  # nobody else can use what was held back
-            self._fill(step, self._still_running(decoding), self._still_running(prefilling), budget)
+            self._fill(step, self._still_running(decoding), self._still_running(prefilling), num_tokens)
         assert step.num_moves <= 2 * self.num_seats, "a plan took seats from those to whom it had given them"
         plan = step.plan()
-        if not self._express.narrow(plan):
-            longest = None if pace is None else pace.seconds
-            self.drafter.draft(plan, step.budget, self.seating.reserve, longest)
+        if not self.pacing.narrow(plan):
+            self.drafter.draft(plan, step.budget, self.seating.reserve, pace.seconds)
         if plan.chunks:  # or nothing is executed, and what is new stays for the next step
             plan.changes = self.seating.take_changes()
         return plan
@@ -252,24 +245,19 @@ class Scheduler:
                 length = step.prefill(sequence, most)
                 leftovers -= length if gets_leftovers else 0
 
-    def _divide(
-        self, turns: Turns, decoding: list[Sequence], prefilling: list[Sequence], leftovers: int
-    ) -> tuple[list[Sequence], int]:
-        """Who decodes in the next step, and how many tokens it computes."""
-        budget = self.max_batched_tokens
+    def _wanted(self, prefilling: list[Sequence], leftovers: int) -> Iterator[Wanted]:
+        """What the prompts want of a step: those of the running, and of who is seated next."""
+        left = self.max_batched_tokens
         newcomer = self.policy.peek() if self.seating.num_free_seats else None
-        num_tokens = attended = 0
         for sequence in (*prefilling, *([newcomer] if newcomer is not None else [])):
-            start = sequence.num_computed_tokens
             gets_leftovers = self.policy.gets_leftovers(sequence)
-            most = min(budget - num_tokens, leftovers if gets_leftovers else budget)
-            length = min(sequence.num_tokens - start, most)
+            most = min(left, leftovers) if gets_leftovers else left
+            length = min(sequence.num_tokens - sequence.num_computed_tokens, most)
             leftovers -= length if gets_leftovers else 0
-            num_tokens += length
-            attended += length * start + length * length // 2
-            if num_tokens == budget:
-                break
-        return turns.divide(decoding, num_tokens, attended, budget)
+            left -= length
+            yield Wanted(sequence.num_computed_tokens, length)
+            if left == 0:
+                return
 
     def repair(self) -> list[str]:
         """Look whether the accounts of seats and blocks add up. If they do not, everybody starts anew from an

@@ -39,7 +39,8 @@ class Seating:
         self._prefix_caching = prefix_caching
         self._share_prefixes = share_prefixes
         self._num_seats = num_seats
-        self._free = list(range(num_seats))  # a heap: low seats are taken first
+        self.free_seats = list(range(num_seats))
+        """A heap: low seats are taken first."""
         self._kept_blocks: dict[Sequence, int] = {}  # cached blocks of those who wait to resume
         self._chains: dict[Sequence, list[Identity]] = {}  # of the blocks of those who wait, and were looked up
         self._states = states
@@ -47,7 +48,7 @@ class Seating:
 
     @property
     def num_free_seats(self) -> int:
-        return len(self._free)
+        return len(self.free_seats)
 
     def take_changes(self) -> SeatChanges:
         """What has happened since the last call."""
@@ -119,7 +120,7 @@ class Seating:
         self.pool.share(prefix.blocks)
         num_cached = sequence.num_computed_tokens = len(prefix.identities) * self.pool.block_size
         tables = [BlockTable(table.first, []) for table in prefix.tables]
-        lease = sequence.lease = Lease(heapq.heappop(self._free), num_cached, tables, prefix.identities)
+        lease = sequence.lease = Lease(heapq.heappop(self.free_seats), num_cached, tables, prefix.identities)
         missing = self._missing(prefix.tables, _num_places(sequence))
         for group, (table, count) in enumerate(zip(prefix.tables, missing, strict=True)):
             self._extend(lease, group, table.blocks + self.pool.allocate(count))
@@ -197,7 +198,7 @@ class Seating:
         if lease.sink is not None:
             self.pool.free([lease.sink])
         self._changes.loads = [load for load in self._changes.loads if load.seat != lease.seat]
-        heapq.heappush(self._free, lease.seat)
+        heapq.heappush(self.free_seats, lease.seat)
         self._changes.vacated.append(lease.seat)
         del self.running[sequence.key]
 
@@ -205,7 +206,7 @@ class Seating:
         """What does not add up in the seats and in the pool; takes a look at every block."""
         found = []
         leases = [sequence.held for sequence in self.running.values()]
-        if sorted([*self._free, *(lease.seat for lease in leases)]) != list(range(self._num_seats)):
+        if sorted([*self.free_seats, *(lease.seat for lease in leases)]) != list(range(self._num_seats)):
             found.append(f"the free seats and those of {len(leases)} sequences are not all seats")
         held = [block for lease in leases for block in lease.blocks]
         return found + self.pool.violations(held)
@@ -218,7 +219,7 @@ class Seating:
         self.running.clear()
         self._kept_blocks.clear()
         self._chains.clear()
-        self._free = list(range(self._num_seats))
+        self.free_seats = list(range(self._num_seats))
         self._changes = SeatChanges(vacated=list(range(self._num_seats)))
         self._states.reset()
         self.pool.reset()

@@ -9,6 +9,7 @@ cost and the sequence's own record can tell, and where no other sequence waits l
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from scheduler.planning.draft_room import FIRST_AHEAD, DraftRoom, Reserve
@@ -36,12 +37,11 @@ class Speculation:
         """By how many steps guesses have brought each sequence forward: the tokens that its own gave it, less what
         its steps took longer for anybody's."""
 
-    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float | None = None) -> None:
+    def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float = math.inf) -> None:
         most = [min(num_tokens, self.most(chunk)) for chunk in plan.chunks]
         if max(most, default=0) <= 0:
             return
-        limit = longest if longest is not None else float("inf")
-        room = DraftRoom(plan, reserve, num_tokens, limit, most, self._ahead)
+        room = DraftRoom(plan, reserve, num_tokens, longest, most, self._ahead)
         expected = self._text.draft(room) if self._text is not None else [1.0] * len(plan.chunks)
         if self.model is not None:
             self.model.ask(room, expected)

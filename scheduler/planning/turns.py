@@ -10,8 +10,12 @@ Those who only get what others leave (the class `low`) are held back before that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from scheduler.planning.plan import MIN_PROMPT_TOKENS, Pace
+from scheduler.planning.express import Express
+from scheduler.planning.pacing import CostPace, StepBudget, Wanted
+from scheduler.planning.plan import MIN_PROMPT_TOKENS, Plan
+from scheduler.planning.policy import Policy
 from scheduler.planning.rotation import Rotation
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
@@ -31,29 +35,35 @@ LONGEST = 1.5
 class Turns:
     """Keeps steps near `seconds`, as far as `cost` can tell."""
 
-    def __init__(self, cost: StepCost, seconds: float) -> None:
+    def __init__(self, cost: StepCost, seconds: float, policy: Policy) -> None:
         self._cost = cost
         self._seconds = seconds
-        self.pace = Pace(cost, LONGEST * seconds)
+        self._pace = CostPace(cost, LONGEST * seconds)
         """The bound on a step as it is put together: who is seated in it may find a long prefix in the cache, and
         then few tokens look at many keys."""
+        self._express = Express(policy)
         self._all = Rotation()
 
-    def divide(
-        self, decoding: list[Sequence], num_prompt_tokens: int, attended: int, budget: int
-    ) -> tuple[list[Sequence], int]:
-        """Who decodes in a step of `budget` tokens, and how many tokens it computes: all of both, if it is short
-        enough. Prompts want `num_prompt_tokens` of it, whose queries look at `attended` keys."""
+    def narrow(self, plan: Plan) -> bool:
+        return self._express.narrow(plan)
+
+    def budget(self, decoding: list[Sequence], prompts: Iterable[Wanted], most: int) -> StepBudget:
+        """All of both, if the step is short enough for it."""
+        num_prompt_tokens = attended = 0
+        for start, length in prompts:
+            num_prompt_tokens += length
+            attended += length * start + length * length // 2
         keys = sum(sequence.num_tokens for sequence in decoding)
-        wanted = min(num_prompt_tokens, budget - len(decoding))
+        wanted = min(num_prompt_tokens, most - len(decoding))
         decode_seconds = self._cost.predict(len(decoding), keys)
         prompt_seconds = self._cost.predict(len(decoding) + wanted, keys + attended) - decode_seconds
         if not decoding or decode_seconds + prompt_seconds < LONGEST * self._seconds:
             self._all.forget()
-            return decoding, budget
+            return StepBudget(decoding, most, self._pace)
         left = self._seconds - min(prompt_seconds, PROMPT_SHARE * self._seconds)
         parts = 1 if decode_seconds < FEW * self._seconds else max(1, round(decode_seconds / left))
         chosen = self._all.next(decoding, math.ceil(len(decoding) / parts))
         left = self._seconds - decode_seconds * len(chosen) / len(decoding)
         room = math.floor(wanted * left / prompt_seconds) if prompt_seconds > 0 else 0
-        return chosen, min(budget, len(chosen) + max(MIN_PROMPT_TOKENS, min(room, wanted)))
+        num_tokens = len(chosen) + max(MIN_PROMPT_TOKENS, min(room, wanted))
+        return StepBudget(chosen, min(most, num_tokens), self._pace)

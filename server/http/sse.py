@@ -66,7 +66,7 @@ class EventStream:
         stream = await cls._opened(request, response)
         with contextlib.suppress(StalledStreamError):  # there is no connection any more, and no seat to give back
             for start in range(0, len(data), PIECE):
-                await stream._write(data[start : start + PIECE])
+                await stream.write(data[start : start + PIECE])
             await stream.close()
         return response
 
@@ -81,15 +81,15 @@ class EventStream:
         """`named`: with its type before its data."""
         data = encode(event)
         if named:
-            await self._write(b"event: %b\ndata: %b\n\n" % (event.type.encode(), data))  # type: ignore[attr-defined]
+            await self.write(b"event: %b\ndata: %b\n\n" % (event.type.encode(), data))  # type: ignore[attr-defined]
         else:
             await self.send_json(data)
 
     async def send_json(self, event: bytes) -> None:
-        await self._write(b"data: %b\n\n" % event)
+        await self.write(b"data: %b\n\n" % event)
 
     async def done(self) -> None:
-        await self._write(b"data: [DONE]\n\n")
+        await self.write(b"data: [DONE]\n\n")
 
     async def close(self) -> web.StreamResponse:
         async with self._stall_ends():
@@ -113,7 +113,7 @@ class EventStream:
                 await self._comment()
 
     async def _comment(self) -> None:
-        await self._write(b": %b\n\n" % _progress(record_of(self._request)).encode())
+        await self.write(b": %b\n\n" % _progress(record_of(self._request)).encode())
 
     def comment(self) -> None:
         """Send something that says nothing, now."""
@@ -125,7 +125,8 @@ class EventStream:
         self._comments.add(task := asyncio.create_task(send()))
         task.add_done_callback(self._comments.discard)
 
-    async def _write(self, data: bytes | memoryview) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
+        """As it is."""
         self._last_sent = time.monotonic()
         async with self._stall_ends():
             await self._response.write(data)

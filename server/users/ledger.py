@@ -102,7 +102,7 @@ class Ledger:
         """Whether the last try to write did."""
         self._used: UsedByDay = defaultdict(Amounts)
         """What the writer has not been given yet."""
-        self._unwritten: UsedByDay = defaultdict(Amounts)
+        self.unwritten: UsedByDay = defaultdict(Amounts)
         """The writer's own: what it could not write so far. However long a disk is full, it holds no more than an
         entry for each user and day."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
@@ -172,12 +172,12 @@ class Ledger:
     def _write(self, used: UsedByDay) -> None:
         """Add to the table, or keep it for the next time if the disk is full or somebody else holds the file."""
         for key, amounts in used.items():
-            self._unwritten[key].add(amounts)
-        if not self._unwritten:
+            self.unwritten[key].add(amounts)
+        if not self.unwritten:
             return
         try:
             with self._database:
-                for (user, day), amounts in self._unwritten.items():
+                for (user, day), amounts in self.unwritten.items():
                     self._database.execute(_ADD, (user, _date(day), *msgspec.structs.astuple(amounts)))
         except sqlite3.Error as error:
             if not self._is_failing:  # it is tried twice a second: a full disk needs no line for each
@@ -187,7 +187,7 @@ class Ledger:
             if self._is_failing:
                 logger.warning("%s: can be written again, and nothing is lost", self._file)
             self._is_failing = False
-            self._unwritten.clear()
+            self.unwritten.clear()
 
     def _close(self) -> None:
         self._database.close()

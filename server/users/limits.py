@@ -97,17 +97,17 @@ class Limits:
 
     def check_rates(self, user: User) -> None:
         """Before anything of a request is read: raises `LimitExceededError` for what a minute's limits forbid."""
-        self._account(user).check_rates()
+        self.account_of(user).check_rates()
 
     def count(self, user: User) -> None:
         """Let a request in that generates nothing: so many times as many of them a minute as of others. Raises
         `LimitExceededError`."""
-        self._account(user).count()
+        self.account_of(user).count()
 
     @contextmanager
     def admit(self, user: User) -> Iterator[Admission]:
         """Let a request in, for as long as it takes. Raises `LimitExceededError`."""
-        admission = Admission(self, self._account(user))
+        admission = Admission(self, self.account_of(user))
         admission.enter()
         try:
             yield admission
@@ -135,12 +135,13 @@ class Limits:
             queue.num_queued_requests += num_prompts
             queue.num_queued_tokens += num_tokens
 
-    def _account(self, user: User) -> Account:
+    def account_of(self, user: User) -> Account:
+        """As the user's limits are now."""
         account = self._accounts[user.name]
         if self._rates_of is None:
             account.follow(user)
         else:
-            account.share(self._rates_of._account(user))
+            account.share(self._rates_of.account_of(user))
         return account
 
 

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from scheduler.engine.core import EngineCore
 from scheduler.execution.runner import Runner
 from scheduler.planning.blocks import Prefix
@@ -18,15 +20,37 @@ from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence
 from scheduler.step import StepInput
 
-KILLS, SPINS_ONCE, RAISES, FAILS_PLANNING, FAILS_COMMIT = 101, 102, 103, 104, 105
+KILLS, SPINS_ONCE, RAISES, FAILS_PLANNING, FAILS_COMMIT, GARBLES_ONCE = 101, 102, 103, 104, 105, 106
 
-SPUN = "CAROUSEL_TEST_SPUN"
-"""The environment variable that names a file: it is made before an engine spins, and no other spins then."""
+FAILED_ONCE = "CAROUSEL_TEST_FAILED_ONCE"
+"""The environment variable that names a file: it is made before what an engine does only once, and no other does
+it then."""
 
 
 def install(core: EngineCore) -> None:
     _fail_steps()
     _fail_accounts()
+    _garble()
+
+
+def _is_first() -> bool:
+    mark = Path(os.environ[FAILED_ONCE])
+    if mark.exists():
+        return False
+    mark.touch()
+    return True
+
+
+def _garble() -> None:
+    """What the engine says is no message."""
+    step = EngineCore.step
+
+    def garbling(core: EngineCore) -> Any:
+        said = step(core)
+        is_asked = any(each.token_ids[0] == GARBLES_ONCE for each in core.scheduler.running.values())
+        return msgspec.structs.replace(said, state="none") if is_asked and _is_first() else said
+
+    EngineCore.step = garbling  # type: ignore[assignment,method-assign]
 
 
 def _fail_accounts() -> None:
@@ -54,8 +78,7 @@ def _fail_steps() -> None:
         for first in [chunk.token_ids[0] for chunk in step.chunks if chunk.start == 0]:
             if first == KILLS:
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if first == SPINS_ONCE and not Path(os.environ[SPUN]).exists():
-                Path(os.environ[SPUN]).touch()
+            if first == SPINS_ONCE and _is_first():
                 while True:  # the pulse's thread goes on
                     time.sleep(0.001)
             if first == RAISES:

@@ -9,7 +9,8 @@ import msgspec
 
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.plan import Pace, Plan
+from scheduler.planning.pacing import LatencyTarget
+from scheduler.planning.plan import Plan
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
@@ -51,8 +52,9 @@ class Simulation:
             max_model_len=longest,
             policy=self.policy,
         )
-        self.scheduler.pace = None if target is None else Pace(self.cost, target)
-        self.scheduler.turns = Turns(self.cost, 0.04) if target is None else None
+        policy = self.scheduler.policy
+        divided = Turns(self.cost, 0.04, policy)
+        self.scheduler.pacing = divided if target is None else LatencyTarget(self.cost, target, policy)
         self.live: Counter[str] = Counter()
         """Sequences that have not ended, by user."""
         self.tokens: Counter[str] = Counter()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,8 @@ from scheduler.engine.core import EngineCore
 from scheduler.engine.loop import EngineLoop
 from scheduler.engine.pulse import Pulse
 from scheduler.engine.stream import Delta, RequestStream
-from scheduler.messages import RecordTrace, SequenceOutput, StepStats, ToEngine
+from scheduler.engine.supervisor import Supervisor
+from scheduler.messages import RecordTrace, SequenceOutput, Shutdown, StepStats, ToEngine
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError
 
@@ -127,13 +129,13 @@ async def test_a_recording_that_nobody_waits_for_ends(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[ToEngine] = []
-    send = engine._supervisor.send
+    send = Supervisor.send
 
-    async def spy(message: ToEngine) -> None:
+    async def spy(supervisor: Supervisor, message: ToEngine) -> None:
         sent.append(message)
-        await send(message)
+        await send(supervisor, message)
 
-    monkeypatch.setattr(engine._supervisor, "send", spy)
+    monkeypatch.setattr(Supervisor, "send", spy)
     recording = asyncio.create_task(engine.record_trace(10**6))
     while not sent:
         await asyncio.sleep(0)
@@ -141,22 +143,23 @@ async def test_a_recording_that_nobody_waits_for_ends(
     await asyncio.gather(recording, return_exceptions=True)
     (first, last) = cast(list[RecordTrace], sent)
     assert (last.number, last.num_steps) == (first.number, 0)
-    assert not engine._recordings
     again = asyncio.create_task(engine.record_trace(1))
     assert [delta async for delta in engine.generate([1, 2, 3], GREEDY)]
     assert b'"step 1"' in await again
-    assert not engine._recordings
 
 
 def test_the_engine_forgets_a_recording() -> None:
     core: Any = SimpleNamespace(observers=[], has_work=False)
     loop = EngineLoop(cast(EngineCore, core), lambda _: None, cast(Pulse, None))
-    loop._take(RecordTrace(1, 100))
-    loop._take(RecordTrace(2, 100))
-    loop._take(RecordTrace(1, 0))
-    loop._take(RecordTrace(7, 0))
-    assert core.observers == list(loop._recordings.values())
-    assert list(loop._recordings) == [2]
+
+    def tell(*messages: ToEngine) -> None:
+        coming = [msgspec.msgpack.encode(message) for message in (*messages, Shutdown())]
+        loop.run(cast(Any, SimpleNamespace(poll=lambda _: True, recv=lambda: coming.pop(0))))
+
+    tell(RecordTrace(1, 100), RecordTrace(2, 100), RecordTrace(1, 0), RecordTrace(7, 0))
+    assert len(core.observers) == 1
+    tell(RecordTrace(2, 0))
+    assert core.observers == []
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.text.detokenizer import IncrementalDetokenizer
@@ -117,18 +119,18 @@ def test_a_text_that_cannot_fit_is_not_tokenized_to_its_end(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = 0
-    encode = tokenizer._tokenizer.encode
+    encode = PreTrainedTokenizerBase.encode
 
-    def counting(text: str, **options: bool) -> list[int]:
+    def counting(theirs: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
         nonlocal encoded
         encoded += len(text)
-        ids: list[int] = encode(text, **options)
+        ids: list[int] = encode(theirs, text, **options)
         return ids
 
-    monkeypatch.setattr(tokenizer._tokenizer, "encode", counting)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "encode", counting)
     for text in ("word " * 10**6, "word " * 10**5):
         with pytest.raises(InvalidRequestError, match="shorten the prompt"):
             tokenizer.encode(text, longest=8192)
     assert encoded <= 2 * PIECE, "the first not at all"
     book = "word " * 15_000
-    assert tokenizer.encode(book, longest=8192) == encode(book), "a few too many are left to the caller"
+    assert tokenizer.encode(book, longest=8192) == tokenizer.encode(book), "a few too many are left to the caller"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from scheduler.config import DEFAULT_MODEL, EngineConfig
 from scheduler.engine.core import EngineCore
+from scheduler.execution.draft_runner import DraftRunner
 from scheduler.llm import LLM
 from scheduler.models.files.model_source import ModelNotFoundError
 from scheduler.models.model_config import UnsupportedModelError
@@ -119,7 +121,7 @@ def test_what_it_reads_is_part_of_the_step() -> None:
     scheduler = make_scheduler(num_blocks=500, block_size=16, max_batched_tokens=512, max_model_len=2000)
     scheduler.add(request("long", 300, 200))
     run_step(scheduler)
-    for longest, is_asked in ((0.015, False), (None, True)):
+    for longest, is_asked in ((0.015, False), (math.inf, True)):
         plan = scheduler.schedule()
         drafts.draft(plan, 100, scheduler.seating.reserve, longest)
         assert bool(plan.asked) == is_asked
@@ -175,16 +177,16 @@ def test_one_of_another_vocabulary_is_refused_with_the_reason(tmp_path: Path) ->
         LLM(speculative_model="nowhere")
 
 
-def test_one_that_fails_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_fails_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     name, changes = FAMILIES["llama"]
     tiny_model(name, **changes).save_pretrained(tmp_path)
     _tokenizer_into(tmp_path)
     config = EngineConfig(dtype="float32", speculative_model=str(tmp_path), kv_cache_memory="8MB")
     core = free(EngineCore(config, str(tmp_path)))
     watcher = Watcher(core)
-    drafter = core._drafter
-    assert drafter is not None
-    drafter._runner._tables = None  # type: ignore[assignment]
+    monkeypatch.setattr(DraftRunner, "draft", lambda *_: 1 // 0)
     core.add(Request(request_id="a", prompt_token_ids=[5] * 20, params=GREEDY))
     num_tokens = 0
     with caplog.at_level(logging.ERROR):

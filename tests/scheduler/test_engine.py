@@ -143,16 +143,16 @@ def test_a_small_pool_shortens_the_longest_length_when_none_was_asked_for(tiny_p
 
 
 def test_a_deadline_ends_a_request_and_an_unreachable_one_is_refused_at_once(
-    tiny_path: str, caplog: pytest.LogCaptureFixture
+    tiny_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = make_core(tiny_path)
     late = msgspec.structs.replace(request("late", max_tokens=200), deadline=time.monotonic() + 3600)
     assert core.add(late) == []
     core.step()
-    (sequence,) = core.scheduler.running.values()
-    core.scheduler._deadlines.remove(sequence)
-    core.scheduler._deadlines.push((time.monotonic(),), sequence)
-    (output,) = core.step().outputs
+    expire = core.scheduler.expire
+    with monkeypatch.context() as later:
+        later.setattr(core.scheduler, "expire", lambda now: expire(now + 3601))
+        (output,) = core.step().outputs
     assert output.finish_reason is FinishReason.TIMEOUT
     assert not core.has_work
     assert "failed" not in caplog.text, "a step with nothing left to do does nothing"
@@ -186,9 +186,9 @@ def test_accounts_that_do_not_add_up_are_repaired(
                     case "freed":
                         pool.free(sequence.held.tables[0].blocks[:1])
                     case "seat":
-                        seating._free.pop()
+                        seating.free_seats.pop()
                     case "content":
-                        pool._identities[sequence.held.tables[0].blocks[0]] = b"another"
+                        pool.identities[sequence.held.tables[0].blocks[0]] = b"another"
             num_violations += step.step.num_violations if step.step is not None else 0
             for output in step.outputs:
                 found.setdefault(output.request_id, []).extend(output.token_ids)

@@ -94,8 +94,8 @@ def layers(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Fault:
     """Each layer packed, and then changed."""
 
     def put_in(patch: Patch) -> None:
-        pack: Any = fused_weights._Packer.layer
-        patch.setattr(fused_weights._Packer, "layer", lambda self, number: change(pack(self, number)))
+        pack: Any = fused_weights.Packer.layer
+        patch.setattr(fused_weights.Packer, "layer", lambda self, number: change(pack(self, number)))
 
     return put_in
 
@@ -182,7 +182,7 @@ LLAMA: dict[str, Fault] = {
     "one row zero": one("mlp.gate_proj.weight", lambda weight: weight.index_fill(0, torch.tensor([3]), 0)),
     "rounded to 8 bits": one("self_attn.q_proj.weight", lambda weight: (weight * 8).round() / 8),
     "a norm of ones": one("input_layernorm.weight", torch.ones_like),
-    "a norm's offset": method(fused_weights._Packer, "_norm", lambda right, self, name: right(self, name) + 1),
+    "a norm's offset": method(fused_weights.Packer, "_norm", lambda right, self, name: right(self, name) + 1),
     "the epsilon": decoder(norm_epsilon=lambda value: 1e-2),
     "the scale of attention": decoder(attention_scale=lambda value: value * 1.1),
     "a soft cap of attention": decoder(attention_softcap=lambda value: 5.0),
@@ -197,10 +197,10 @@ LLAMA: dict[str, Fault] = {
 
 
 OTHERS: dict[str, tuple[str, Fault]] = {
-    "biases ignored": ("qwen2", method(fused_weights._Packer, "_bias", lambda right, self, parts: None)),
+    "biases ignored": ("qwen2", method(fused_weights.Packer, "_bias", lambda right, self, parts: None)),
     "biases doubled": (
         "qwen2",
-        method(fused_weights._Packer, "_bias", lambda right, self, parts: doubled(right(self, parts))),
+        method(fused_weights.Packer, "_bias", lambda right, self, parts: doubled(right(self, parts))),
     ),
     "norms of queries and keys exchanged": (
         "qwen3",
@@ -212,7 +212,7 @@ OTHERS: dict[str, tuple[str, Fault]] = {
     ),
     "no offset of norms": (
         "gemma2",
-        method(fused_weights._Packer, "_norm", lambda right, self, name: right(self, name) - 1),
+        method(fused_weights.Packer, "_norm", lambda right, self, name: right(self, name) - 1),
     ),
     "no scale of embeddings": ("gemma2", decoder(embedding_multiplier=lambda value: 1.0)),
     "no soft cap of attention": ("gemma2", decoder(attention_softcap=lambda value: 0.0)),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -157,12 +159,19 @@ def test_what_is_known_does_not_wait_for_what_is_new(checker: GrammarChecker) ->
     checker.check(good)
     with pytest.raises(InvalidRequestError):
         checker.check(bad)
-    with checker._lock:  # as while another grammar is tried
+    long, _ = HOSTILE["patterns at once, which would take minutes"]
+    with ThreadPoolExecutor(1) as beside:
+        trying = beside.submit(checker.check, long)
+        while not trying.running():
+            time.sleep(0.001)
         assert checker.check_known(good)
         assert not checker.check_known(new)
         with pytest.raises(InvalidRequestError, match="object") as caught:
             checker.check_known(bad, "guided_json")
         assert caught.value.param == "guided_json"
+        assert not trying.done()
+        with pytest.raises(InvalidRequestError):
+            trying.result()
 
 
 def test_a_checker_that_is_stopped_is_replaced(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

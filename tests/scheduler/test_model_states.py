@@ -112,10 +112,10 @@ def engine(path: str, **knobs: Any) -> EngineCore:
 def kept(core: EngineCore) -> dict[int, Any]:
     """By seat."""
     if isinstance(core.model, SequentialModel):
-        return dict(core.model._sequences)
+        return dict(core.model.sequences)
     assert isinstance(core.model, PagedModel)
     assert core.model.states is not None
-    return dict(core.model.states._kept)
+    return dict(core.model.states.kept)
 
 
 def test_nothing_is_kept_of_those_who_have_left(keeper: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import defaultdict
 
@@ -25,7 +26,8 @@ from scheduler.planning.draft_room import Reserve
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.model_drafts import ModelDrafts
-from scheduler.planning.plan import Chunk, Pace, Plan
+from scheduler.planning.pacing import LatencyTarget
+from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
@@ -47,7 +49,7 @@ class RandomGuesses(Speculation):
         super().__init__(None)
         self._random = random.Random(seed)
 
-    def draft(self, plan: Plan, room: int, reserve: Reserve, longest: float | None = None) -> None:
+    def draft(self, plan: Plan, room: int, reserve: Reserve, longest: float = math.inf) -> None:
         for place, chunk in enumerate(plan.chunks):
             count = self._random.randint(0, max(0, min(room, self.most(chunk))))
             if count and reserve(chunk.sequence, count):
@@ -127,8 +129,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 windows=windows,
                 states=SavedStates(num_slots, block_size) if num_slots else None,
             )
-            scheduler.turns = Turns(self.cost, 10 * per_token) if pace == "turns" else None
-            scheduler.pace = Pace(self.cost, 10 * per_token) if pace == "target" else None
+            if pace is not None:
+                pacing = Turns if pace == "turns" else LatencyTarget
+                scheduler.pacing = pacing(self.cost, 10 * per_token, scheduler.policy)
             if long_after is not None:
                 scheduler.long_after = long_after
             return scheduler

@@ -154,7 +154,7 @@ async def test_sockets_that_vanish_while_the_engine_loads_are_missed(
 
     def launch_and_tidy_up(process: EngineProcess, what: Launch) -> None:
         launch(process, what)
-        shutil.rmtree(process._folder.name)
+        shutil.rmtree(process.folder.name)
 
     monkeypatch.setattr(EngineProcess, "launch", launch_and_tidy_up)
     engine = AsyncEngine(EngineConfig(model=str(folder), kv_cache_memory="16MB"))

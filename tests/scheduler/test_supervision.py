@@ -55,9 +55,8 @@ async def engine(model_path: str, folder: Path) -> AsyncGenerator[AsyncEngine, N
 
 
 def pid(engine: AsyncEngine) -> int:
-    process = engine._supervisor._process
-    assert process is not None
-    return process._process.pid
+    assert engine.pid is not None
+    return engine.pid
 
 
 async def is_ready(engine: AsyncEngine) -> None:
@@ -139,10 +138,10 @@ async def test_a_killed_engine_costs_nobody_a_bit(
     assert await late.whole() == expected[0]
     assert pid(engine) != before
     assert [each.config["kv_cache_memory"] for each in launched] == [engine.info.pool_bytes] * 2, "as many blocks"
-    registry = engine.metrics._registry
+    registry = engine.metrics.registry
     lost = registry.get_sample_value("carousel_engine_lost_total", {"model": engine.config.model})
     assert lost == 2
-    assert not engine._clients
+    assert engine.num_in_flight == 0
     assert not await asyncio.to_thread(os.listdir, folder), "nothing is left in the temporary folder"
 
 
@@ -159,6 +158,41 @@ async def test_a_stopped_engine_is_taken_to_hang(engine: AsyncEngine) -> None:
     assert reason is FinishReason.TIMEOUT, "a deadline holds whatever the engine does"
     assert await answer.whole() == expected
     assert not psutil.pid_exists(stopped)
+
+
+async def test_what_an_engine_computed_that_is_late_for_a_deadline_is_told(engine: AsyncEngine) -> None:
+    """Whoever asked has their answer by then; what it took is theirs to pay for."""
+    told: list[int] = []
+    deadline = asyncio.get_running_loop().time() + 2
+    answer = Answer(engine, [5, 6, 7], LONG, deadline=deadline, computed=told.append)
+    await answer.has(3)
+    process = pid(engine)
+    os.kill(process, signal.SIGSTOP)
+    ((_, _, tokens, _, reason),) = await answer.whole()
+    assert reason is FinishReason.TIMEOUT
+    known = len(told)
+    os.kill(process, signal.SIGCONT)
+    async with asyncio.timeout(30):
+        while len(told) == known:
+            await asyncio.sleep(0.01)
+    assert told[-1] >= 3 + len(tokens) - 1
+    assert pid(engine) == process
+
+
+@pytest.mark.prove
+async def test_a_long_prompt_under_suspicion_holds_nobody_up_to_its_end(
+    engine: AsyncEngine,
+) -> None:
+    told: list[int] = []
+    long = Answer(engine, [5, 6, 7, 8] * 1500, msgspec.structs.replace(LONG, max_tokens=1), computed=told.append)
+    short = Answer(engine, [5, 6, 7], msgspec.structs.replace(LONG, max_tokens=30))
+    await short.has(5)
+    assert told
+    os.kill(pid(engine), signal.SIGKILL)
+    ((_, _, tokens, _, _),) = await short.whole()
+    assert len(tokens) == 30
+    assert not any(delta.token_ids for delta in long.deltas)
+    assert len((await long.whole())[0][2]) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,7 +225,7 @@ async def test_a_step_that_spins_for_ever_is_seen(
 ) -> None:
     """Though another thread of the same process still beats."""
     monkeypatch.setenv(TEST_HOOK, failing_engine.__name__)
-    monkeypatch.setenv(failing_engine.SPUN, str(tmp_path / "spun"))
+    monkeypatch.setenv(failing_engine.FAILED_ONCE, str(tmp_path / "spun"))
     async with engine_of(model_path, step_timeout=1.0) as engine:
         before = pid(engine)
         answers = [Answer(engine, [first, 6, 7], LONG) for first in (5, failing_engine.SPINS_ONCE)]
@@ -200,19 +234,22 @@ async def test_a_step_that_spins_for_ever_is_seen(
 
 
 @pytest.mark.prove
-async def test_a_message_that_is_none_costs_nobody_a_bit(engine: AsyncEngine) -> None:
-    expected = await Answer(engine, [5, 6, 7], LONG).whole()
-    answer = Answer(engine, [5, 6, 7], LONG)
-    await answer.has(10)
-    recording = asyncio.create_task(engine.record_trace(10**6))
-    await asyncio.sleep(0.05)
-    process = engine._supervisor._process
-    assert process is not None
-    process._decoder = msgspec.msgpack.Decoder(int)
-    assert await answer.whole() == expected
-    with pytest.raises(EngineDeadError, match="a message that is none"):
-        await recording
-    assert not engine._recordings
+async def test_a_message_that_is_none_costs_nobody_a_bit(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TEST_HOOK, failing_engine.__name__)
+    monkeypatch.setenv(failing_engine.FAILED_ONCE, str(tmp_path / "garbled"))
+    async with engine_of(model_path) as engine:
+        expected = await Answer(engine, [5, 6, 7], LONG).whole()
+        answer = Answer(engine, [5, 6, 7], LONG)
+        await answer.has(10)
+        recording = asyncio.create_task(engine.record_trace(10**6))
+        await asyncio.sleep(0.05)
+        garbled = Answer(engine, [failing_engine.GARBLES_ONCE, 6, 7], LONG)
+        assert await answer.whole() == expected
+        with pytest.raises(EngineDeadError, match="a message that is none"):
+            await recording
+        assert len((await garbled.whole())[0][2]) == LONG.max_tokens
 
 
 @pytest.mark.prove
@@ -232,7 +269,7 @@ async def test_when_no_engine_comes_back_everybody_is_told(
             await anext(engine.generate([1], LONG))
         with pytest.raises(EngineDeadError):
             await engine.record_trace(1)
-    assert not engine._clients
+    assert engine.num_in_flight == 0
 
 
 @pytest.mark.prove

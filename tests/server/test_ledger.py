@@ -213,7 +213,7 @@ async def test_however_long_it_cannot_be_written_it_holds_a_row_a_user_and_day(
                 ledger.add("alice", requests=1, engine_seconds=0.5)
                 ledger.add("bob", completion_tokens=2)
                 await ledger.usage("alice")
-            assert len(ledger._unwritten) <= 4, "two users, and midnight may have passed"
+            assert len(ledger.unwritten) <= 4, "two users, and midnight may have passed"
     alice, bob = read_ledger(file, "alice"), read_ledger(file, "bob")
     assert sum(day.requests for day in alice) == 50
     assert sum(day.engine_seconds for day in alice) == 25.0

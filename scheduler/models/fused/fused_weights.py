@@ -61,15 +61,15 @@ def pack_weights(
 
     Raises `CheckpointError` if the checkpoint lacks something.
     """
-    return _Packer(config, checkpoint, mode, plain).pack(num_threads)
+    return Packer(config, checkpoint, mode, plain).pack(num_threads)
 
 
 def pack_layer(config: PretrainedConfig, checkpoint: Checkpoint, number: int, mode: Mode) -> DecoderLayer:
     """One layer alone. Raises `CheckpointError`."""
-    return _Packer(config, checkpoint, mode, mode).layer(number)
+    return Packer(config, checkpoint, mode, mode).layer(number)
 
 
-class _Packer:
+class Packer:
     def __init__(self, config: PretrainedConfig, checkpoint: Checkpoint, mode: Mode, plain: Mode) -> None:
         self._config = config
         self._checkpoint = checkpoint

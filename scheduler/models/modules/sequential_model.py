@@ -55,7 +55,7 @@ class SequentialModel:
         self.module = module
         self.layers: list[LayerSpec] = []
         self._manner = manner
-        self._sequences: dict[int, SequenceState] = {}
+        self.sequences: dict[int, SequenceState] = {}
         self._takes = set(inspect.signature(module.forward).parameters)
 
     def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
@@ -83,13 +83,13 @@ class SequentialModel:
 
     def vacate(self, seat: int) -> None:
         """Whoever had this seat has left it."""
-        self._sequences.pop(seat, None)
+        self.sequences.pop(seat, None)
 
     def _run(self, seat: int, start: int, ids: list[int], sampled: list[int], read: list[int]) -> StepOutput:
         """The next tokens of the sequence on a seat, that has `start` tokens before them."""
         if start == 0:
-            self._sequences[seat] = SequenceState()
-        sequence = self._sequences[seat]
+            self.sequences[seat] = SequenceState()
+        sequence = self.sequences[seat]
         if sequence.last is not None and sequence.last[0] == start and len(sequence.tokens) == start + len(ids):
             return sequence.last[1]
         if len(sequence.tokens) != start:
@@ -97,7 +97,7 @@ class SequentialModel:
         try:
             logits, states = self.advance(sequence, ids)
         except BaseException:
-            del self._sequences[seat]  # it is neither here nor there
+            del self.sequences[seat]  # it is neither here nor there
             raise
         output = StepOutput(logits[sampled], states[read].float())
         sequence.last = (start, output)

@@ -63,7 +63,7 @@ class StateLayers:
 
     def __init__(self, config: PretrainedConfig) -> None:
         self._fresh = DynamicCache(config=config).layers
-        self._kept: dict[int, list[SequenceStates]] = {}
+        self.kept: dict[int, list[SequenceStates]] = {}
         self._saved: dict[int, SequenceStates] = {}
         self._step: _Step | None = None
         self._goes_on: dict[type[nn.Module], bool] = {}
@@ -96,11 +96,11 @@ class StateLayers:
         finally:
             self._step = None
         for seat, *states in zip(batch.seats, before, after, strict=True):
-            self._kept[seat] = states
+            self.kept[seat] = states
 
     def vacate(self, seat: int) -> None:
         """Whoever had this seat has left it."""
-        self._kept.pop(seat, None)
+        self.kept.pop(seat, None)
 
     def save(self, move: StateMove) -> None:
         """Put a copy of a seat's states into a slot."""
@@ -113,11 +113,11 @@ class StateLayers:
         saved = self._saved[move.slot]
         if saved.num_tokens != move.num_tokens:
             raise RuntimeError(f"the states in slot {move.slot} are of {saved.num_tokens} tokens, not {move}")
-        self._kept[move.seat] = [saved]
+        self.kept[move.seat] = [saved]
 
     def nbytes(self, seat: int) -> int:
         """What is kept for the sequence on a seat."""
-        layers = [layer for kept in self._kept[seat] for layer in kept.layers.values()]
+        layers = [layer for kept in self.kept[seat] for layer in kept.layers.values()]
         tensors = [tensor for layer in layers for states in _dicts(layer).values() for tensor in states.values()]
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -164,7 +164,7 @@ class StateLayers:
     def _states_at(self, seat: int, num_tokens: int) -> SequenceStates:
         if num_tokens == 0:
             return SequenceStates()
-        for kept in self._kept.get(seat, ()):
+        for kept in self.kept.get(seat, ()):
             if kept.num_tokens == num_tokens:
                 return kept
         raise RuntimeError(f"there is no state of the sequence on seat {seat} after {num_tokens} tokens")
