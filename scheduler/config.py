@@ -70,12 +70,7 @@ class EngineConfig(BaseModel):
     speculative: Literal["auto", "off", "ngram"] = "auto"
     """Guess the next tokens from what the prompt and the answer have said before, and compute several in one step
     where that is faster: no bit of an answer changes. auto is ngram where the native decoder runs, and off
-    elsewhere. A model given by --speculative-model guesses whatever this says."""
-
-    speculative_model: str | None = None
-    """A small model of the same vocabulary that guesses the next tokens, named as in --model: where the text has
-    no continuation to offer, and only as many as make the batch faster. Its keys and values are part of the KV
-    pool's memory."""
+    elsewhere."""
 
     context_shift: bool = False
     """Let an answer go on when it reaches the model's window: the first tokens stay, and the oldest behind them

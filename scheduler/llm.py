@@ -16,7 +16,7 @@ from scheduler.embedding import Embedding
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
-from scheduler.models.files.model_source import resolve_model, with_draft_model
+from scheduler.models.files.model_source import resolve_model
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
 from scheduler.step import TokenLogprobs
@@ -67,7 +67,7 @@ class LLM:
         self.config = EngineConfig(**knobs)
         path = resolve_model(self.config.model)
         self.tokenizer = Tokenizer(path)
-        self.engine = EngineCore(with_draft_model(self.config), path)
+        self.engine = EngineCore(self.config, path)
         self._num_requests = 0
         self._is_taught = False
 

@@ -12,9 +12,8 @@ import msgspec
 
 from scheduler.sampling_params import SamplingParams
 
-DraftKind = Literal["ngram", "prediction", "grammar", "model"]
-"""Where guesses come from: the sequence's own text, what its client expects, what its grammar forces, or a draft
-model."""
+DraftKind = Literal["ngram", "prediction", "grammar"]
+"""Where guesses come from: the sequence's own text, what its client expects, or what its grammar forces."""
 
 
 def num_attended(start: int, length: int) -> int:
@@ -106,22 +105,6 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
             num_pooled=min(self.num_pooled, rest),
         )
         return first, second
-
-
-class DraftInput(msgspec.Struct, frozen=True, array_like=True):
-    """What a draft model is asked about one sequence."""
-
-    request_id: str
-    index: int
-    seat: int
-    start: int
-    """The place of the first token that it has not seen."""
-    token_ids: list[int]
-    """From there on."""
-    num_wanted: int
-    """How many tokens it is to guess behind them; 0: it only reads."""
-    params: SamplingParams
-    """How it chooses them."""
 
 
 class StateMove(msgspec.Struct, frozen=True, array_like=True):

@@ -33,7 +33,7 @@ from scheduler.messages import (
     StepStats,
     Watch,
 )
-from scheduler.models.files.model_source import ModelNotFoundError, resolve_model, with_draft_model
+from scheduler.models.files.model_source import ModelNotFoundError, resolve_model
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.request import DeadlineError, FinishReason
 from scheduler.sampling_params import SamplingParams
@@ -154,10 +154,9 @@ class AsyncEngine:
     async def _find(self) -> Launch:
         """What is to be launched. The tokenizer loads while the engine does."""
         model_path = await asyncio.to_thread(resolve_model, self.config.model)
-        config = await asyncio.to_thread(with_draft_model, self.config)
         self._loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer, model_path))
         return Launch(
-            config=config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
+            config=self.config.model_dump(mode="json", include=set(EngineConfig.model_fields)),
             model_path=model_path,
             log_level=logging.getLogger().getEffectiveLevel(),
         )

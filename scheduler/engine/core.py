@@ -16,7 +16,7 @@ from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_i
 from scheduler.engine.free_cores import FreeCores
 from scheduler.engine.mask_turns import MaskTurns
 from scheduler.engine.outputs import output_of, part_of, refused, view_of
-from scheduler.engine.parts import drafter_of, make_policy, pacing_of, runner_of, speculation_of, window_of
+from scheduler.engine.parts import drafter_of, make_policy, pacing_of, runner_of, window_of
 from scheduler.engine.stopwatch import Stopwatch
 from scheduler.grammar_spec import GrammarSpec
 from scheduler.kernels.native import kernels
@@ -80,8 +80,6 @@ class EngineCore:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
         self.cost = StepCost()
-        self.draft_cost = StepCost()
-        """Of one pass of the draft model."""
         self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         longest_ms = config.longest_step_ms if config.target_itl_ms is None else config.target_itl_ms
@@ -99,7 +97,7 @@ class EngineCore:
             prefix_caching=config.prefix_caching and (not loaded.keeps_state or states is not None),
             share_prefixes=config.share_prefixes,
             pacing=pacing_of(config, self.cost, self._policy),
-            drafter=speculation_of(config, loaded, self.cost, self.draft_cost),
+            drafter=drafter_of(config, loaded, self.cost),
             window=window_of(loaded.info),
             states=states,
             long_after=ENDLESS if loaded.long_after is None else loaded.long_after,
@@ -107,9 +105,6 @@ class EngineCore:
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
         self.executor = runner_of(loaded, self.scheduler.num_seats)
-        self._drafter = drafter_of(loaded, self.scheduler.num_seats) if loaded.draft is not None else None
-        for each in self._drafter.measure() if self._drafter is not None else ():
-            self.draft_cost.observe(*each)
         self._compiling = Compiling(loaded.eos_token_ids)
         self._mask_turns = MaskTurns()
         self._resuming: dict[str, list[Progress]] = {}
@@ -251,8 +246,6 @@ class EngineCore:
         planning = clock.lap()
         in_hand = [chunk.sequence.request.request_id for chunk in plan.chunks]
         self.before_step(in_hand, self.cost.predict(plan.num_tokens, plan.attended))
-        self._draft(plan)
-        drafting = clock.lap()
         results, failed, sampling_time = self._execute(plan)
         executing = clock.lap() - sampling_time
         gains = self.scheduler.commit(plan, results)
@@ -262,15 +255,15 @@ class EngineCore:
             if gain.result.tokens and gain.sequence.first_token_time is None:
                 gain.sequence.first_token_time = now
         outputs = late + [output_of(sequence) for sequence in expired] + failed
-        seconds = drafting + executing + sampling_time
+        seconds = executing + sampling_time
         outputs += [
             output_of(gain.sequence, gain, part=part_of(gain.chunk, len(plan.chunks), seconds))
             for gain in gains
             if gain.is_news
         ]
         num_violations = self._check()
-        phases = Phases(planning, drafting + executing, sampling_time, clock.lap())
-        self._learn(plan, clock, drafting)
+        phases = Phases(planning, executing, sampling_time, clock.lap())
+        self._learn(plan, clock)
         self._mask_turns.learn(plan, self.executor.steerings.seconds, clock.total)
         step = StepStats(
             duration=clock.total,
@@ -321,30 +314,11 @@ class EngineCore:
         seats = list(map(view_of, self.scheduler.running.values()))
         return Snapshot(seats, self.pool.map(MAP_CELLS) if with_blocks else None)
 
-    def _draft(self, plan: Plan) -> None:
-        """Let the draft model guess. If it fails, the engine goes on without it: nobody needs a guess."""
-        if self._drafter is None:
-            return
-        self._drafter.follow(plan.changes.tables)
-        if not plan.asked:
-            return
-        try:
-            guesses, passes = self._drafter.draft(list(plan.asked.values()))
-        except Exception:
-            logger.exception("the draft model failed; going on without it")
-            self._drafter = None
-            self.scheduler.drafter.drop_model()
-            return
-        plan.take_guesses(guesses)
-        for each in passes:
-            self.draft_cost.observe(*each)
-
-    def _learn(self, plan: Plan, clock: Stopwatch, drafting: float) -> None:
-        """What streams feel is the time from one step's end to the next: what comes between counts too, but for
-        what the draft model took."""
+    def _learn(self, plan: Plan, clock: Stopwatch) -> None:
+        """What streams feel is the time from one step's end to the next: what comes between counts too."""
         if plan.chunks:
             since = clock.started if self._last_end is None else self._last_end
-            self.cost.observe(plan.num_tokens, plan.attended, clock.now - since - drafting)
+            self.cost.observe(plan.num_tokens, plan.attended, clock.now - since)
         self._last_end = clock.now if self.has_work else None
 
     def _received(self, plan: Plan, duration: float) -> dict[str, Received]:

@@ -46,9 +46,7 @@ class MaskTurns:
         resting = self._resting(plan.chunks, masked, left)
         if len(resting) == len(plan.chunks):  # of all who are over their part, the one who is least
             resting.remove(max(resting, key=lambda place: self._left.get(_user(plan.chunks[place]), MOST_SAVED)))
-        kept = [place for place in range(len(plan.chunks)) if place not in resting]
-        plan.asked = {kept.index(place): asked for place, asked in plan.asked.items() if place not in resting}
-        plan.chunks = [plan.chunks[place] for place in kept]
+        plan.chunks = [chunk for place, chunk in enumerate(plan.chunks) if place not in resting]
         for chunk in plan.chunks:
             if _needs_mask(chunk):
                 self._last[chunk.sequence.key] = self._num_steps

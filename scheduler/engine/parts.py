@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from scheduler.config import EngineConfig
 from scheduler.context_window import ContextWindow
-from scheduler.execution.draft_runner import DraftRunner
 from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
 from scheduler.messages import EngineInfo
 from scheduler.models.loading import LoadedModel
+from scheduler.planning.drafter import Drafter
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.pacing import LatencyTarget, Pacing
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.speculation import Speculation
@@ -39,13 +38,9 @@ def pacing_of(config: EngineConfig, cost: StepCost, policy: Policy) -> Pacing:
     return Turns(cost, config.longest_step_ms / 1000, policy)
 
 
-def speculation_of(
-    config: EngineConfig, loaded: LoadedModel, cost: StepCost, draft_cost: StepCost
-) -> Speculation | None:
-    """Who guesses, if anybody does. `draft_cost`: of one pass of the draft model."""
-    text = TextDrafts(cost) if _looks_back(config, loaded) else None
-    model = ModelDrafts(cost, draft_cost, loaded.info.block_size) if loaded.draft is not None else None
-    return Speculation(text, model) if text or model else None
+def drafter_of(config: EngineConfig, loaded: LoadedModel, cost: StepCost) -> Drafter | None:
+    """Who guesses, if anybody does."""
+    return Speculation(TextDrafts(cost)) if _looks_back(config, loaded) else None
 
 
 def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
@@ -73,18 +68,3 @@ def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
         max_model_len=loaded.info.max_model_len,
         steerings=Steerings(loaded.info.vocab_size, loaded.eos_token_ids),
     )
-
-
-def drafter_of(loaded: LoadedModel, num_seats: int) -> DraftRunner:
-    """What runs the draft model that was loaded here."""
-    draft = loaded.draft
-    assert draft is not None
-    runner = Runner(
-        draft.model,
-        draft.cache,
-        device=loaded.device,
-        num_seats=num_seats,
-        max_model_len=loaded.info.max_model_len,
-        steerings=Steerings(draft.vocab_size, ()),
-    )
-    return DraftRunner(runner, draft.vocab_size, loaded.info.vocab_size)

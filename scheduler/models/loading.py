@@ -27,7 +27,6 @@ from scheduler.execution.kv_cache import (
 )
 from scheduler.execution.step_model import OwnState, StepModel
 from scheduler.messages import EngineInfo
-from scheduler.models.draft_model import LoadedDraft, OpenedDraft, open_draft
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.opening import OpenedModel, open_model
 from scheduler.models.packed import Source
@@ -63,8 +62,6 @@ class LoadedModel:
     device: torch.device
     eos_token_ids: frozenset[int]
     info: EngineInfo
-    draft: LoadedDraft | None = None
-    """The draft model, where there is one."""
     keeps_state: bool = False
     """Whether sequences have more than what is in the pool: no token can be taken back, and what one computed is
     of use to another only with a state that was put aside."""
@@ -96,10 +93,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
             opened.config.full_len,
         )
     groups = group_layers(opened.source.layers)
-    draft = None
-    if config.speculative_model is not None:
-        draft = open_draft(config, model_path, groups, device=device, dtype=dtype, num_threads=num_threads)
-    pool = _divide_memory(config, opened, groups, draft, device)
+    pool = _divide_memory(config, opened, groups, device)
     has_graphs = (
         config.cuda_graphs
         and device.type == "cuda"
@@ -129,16 +123,12 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
             device=device,
         )
     _announce(info, opened.packed.bits)
-    loaded_draft = None
-    if draft is not None:
-        loaded_draft = draft.load(pool.num_blocks, config.block_size, info.max_model_len, device)
     return LoadedModel(
         model,
         cache,
         device,
         opened.config.eos_token_ids,
         info,
-        loaded_draft,
         keeps_state,
         pool.num_state_slots,
         opened.source.long_after,
@@ -167,7 +157,6 @@ def _divide_memory(
     config: EngineConfig,
     opened: OpenedModel,
     groups: list[LayerGroup],
-    draft: OpenedDraft | None,
     device: torch.device,
 ) -> _Pool:
     """Raises `UnsupportedModelError` or `KVCacheTooSmallError`."""
@@ -179,8 +168,6 @@ def _divide_memory(
         block_bytes = max(LEAST_BLOCK_BYTES, block_bytes + source.own.per_token * config.block_size)
         num_state_slots = _num_state_slots(config, source.own, pool_memory(config, device))
         seats_bytes = source.own.per_seat * config.max_num_seqs + source.own.per_slot * num_state_slots
-    if draft is not None:
-        block_bytes += draft.block_bytes(config.block_size)
     model_max_len = opened.max_len
     num_blocks = choose_num_blocks(
         config, groups, block_bytes, model_max_len=model_max_len, device=device, seats_bytes=seats_bytes
@@ -235,9 +222,10 @@ def _describe(
 
 def _check_speculation(config: EngineConfig) -> None:
     """For a model that keeps what it has computed in its own way. Raises `UnsupportedModelError`."""
-    flag = "--speculative ngram" if config.speculative == "ngram" else "--speculative-model"
-    if config.speculative == "ngram" or config.speculative_model is not None:
-        raise UnsupportedModelError(f"{flag}: this model keeps a state from which no token can be taken back")
+    if config.speculative == "ngram":
+        raise UnsupportedModelError(
+            "--speculative ngram: this model keeps a state from which no token can be taken back"
+        )
 
 
 def _shift_obstacle(config: EngineConfig, source: Source, model_config: ModelConfig, max_model_len: int) -> str:

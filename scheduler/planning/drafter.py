@@ -17,8 +17,8 @@ class Drafter(Protocol):
     """That a step can give a sequence."""
 
     def draft(self, plan: Plan, num_tokens: int, reserve: Reserve, longest: float = math.inf) -> None:
-        """Put guesses behind the chunks of a plan, or ask the draft model for some: `num_tokens` at most, and only
-        as far as the step, by what is known of its cost, takes no more than `longest` seconds."""
+        """Put guesses behind the chunks of a plan: `num_tokens` at most, and only as far as the step, by what is
+        known of its cost, takes no more than `longest` seconds."""
 
     def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
         """A chunk that samples gave so many tokens: one, and the guesses before it that were right; in a step that
@@ -26,9 +26,6 @@ class Drafter(Protocol):
 
     def forget(self, sequence: Sequence) -> None:
         """It ends; its blocks are still its own."""
-
-    def drop_model(self) -> None:
-        """There is no draft model any more: nothing is asked of it."""
 
 
 class NoDrafts:
@@ -41,5 +38,3 @@ class NoDrafts:
     def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None: ...
 
     def forget(self, sequence: Sequence) -> None: ...
-
-    def drop_model(self) -> None: ...

@@ -11,7 +11,6 @@ from scheduler.planning.policy import Work
 from scheduler.planning.sequence import Sequence
 from scheduler.step import (
     ChunkInput,
-    DraftInput,
     DraftKind,
     SeatChanges,
     StepInput,
@@ -109,8 +108,6 @@ class Plan:
     num_yielded: int = 0
     """How many of them gave way to somebody who waited, rather than for want of blocks."""
     changes: SeatChanges = field(default_factory=SeatChanges)
-    asked: dict[int, DraftInput] = field(default_factory=dict)
-    """By the chunk's place, what the draft model is to be asked before the step is executed."""
     stretch: float = 1.0
     """How many times longer it takes for the guesses in it."""
     work: list[Work] = field(default_factory=list)
@@ -134,12 +131,6 @@ class Plan:
     def attended(self) -> int:
         """Keys that the step's queries look at."""
         return sum(chunk.attended for chunk in self.chunks)
-
-    def take_guesses(self, guesses: list[list[int]]) -> None:
-        """What the draft model says, in the order of `asked`."""
-        for place, tokens in zip(self.asked, guesses, strict=True):
-            if tokens:
-                self.chunks[place] = self.chunks[place]._replace(drafted=tuple(tokens), draft_kind="model")
 
     def step_input(self) -> StepInput:
         """The plan as data, to be executed."""

@@ -13,7 +13,6 @@ import math
 from typing import ClassVar
 
 from scheduler.planning.draft_room import FIRST_AHEAD, DraftRoom, Reserve
-from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.text_drafts import TextDrafts
@@ -26,13 +25,12 @@ MOST_AHEAD = 8.0
 
 
 class Speculation:
-    """Guesses from text that is there already, where there are some, and else those of a draft model."""
+    """Guesses from text that is there already."""
 
     most_tokens: ClassVar[int] = MOST_DRAFTED + 1
 
-    def __init__(self, text: TextDrafts | None, model: ModelDrafts | None = None) -> None:
+    def __init__(self, text: TextDrafts) -> None:
         self._text = text
-        self.model = model
         self._ahead: dict[tuple[str, int], float] = {}
         """By how many steps guesses have brought each sequence forward: the tokens that its own gave it, less what
         its steps took longer for anybody's."""
@@ -42,9 +40,7 @@ class Speculation:
         if max(most, default=0) <= 0:
             return
         room = DraftRoom(plan, reserve, num_tokens, longest, most, self._ahead)
-        expected = self._text.draft(room) if self._text is not None else [1.0] * len(plan.chunks)
-        if self.model is not None:
-            self.model.ask(room, expected)
+        self._text.draft(room)
         plan.stretch = room.stretch
 
     def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
@@ -53,20 +49,12 @@ class Speculation:
             ahead = self._ahead.get(key, FIRST_AHEAD) + num_kept - stretch
             self._ahead[key] = min(max(0.0, ahead), MOST_AHEAD)
         if chunk.drafted:
-            drafts = self.model if chunk.draft_kind == "model" else self._text
-            assert drafts is not None
-            drafts.learn(chunk, num_kept - 1)
-        if self._text is not None:
-            self._text.force(chunk.sequence, forced)
-
-    def drop_model(self) -> None:
-        self.model = None
+            self._text.learn(chunk, num_kept - 1)
+        self._text.force(chunk.sequence, forced)
 
     def forget(self, sequence: Sequence) -> None:
         self._ahead.pop(sequence.key, None)
-        for drafts in (self._text, self.model):
-            if drafts is not None:
-                drafts.forget(sequence)
+        self._text.forget(sequence)
 
     def most(self, chunk: Chunk) -> int:
         """How many guesses may be behind a chunk: none but those that can become part of the answer."""

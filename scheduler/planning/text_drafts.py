@@ -101,14 +101,13 @@ class TextDrafts:
         self._given: WeakValueDictionary[str, NgramIndex] = WeakValueDictionary()
         """By request, for as long as one of its sequences has a text."""
 
-    def draft(self, room: DraftRoom) -> list[float]:
-        """Put guesses behind the plan's chunks. Returns how many tokens each can be expected to give, or 1 if it
-        gives none yet."""
+    def draft(self, room: DraftRoom) -> None:
+        """Put guesses behind the plan's chunks."""
         plan = room.plan
         plain = Plain.of(plan, self._cost)
         matches = self._matches(room, self._allotter.least(plain))
         if not matches:
-            return [1.0] * len(plan.chunks)
+            return
         candidates = [self._candidate(room, place, match) for place, match in matches.items()]
         allotment = self._allotter.allot(room, plain, candidates)
         room.stretch = allotment.stretch
@@ -121,7 +120,6 @@ class TextDrafts:
                 kind, guesses = text.guesses(chunk.sequence, matches[candidate.place], count)
                 plan.chunks[candidate.place] = chunk._replace(drafted=tuple(guesses), draft_kind=kind)
                 room.num_tokens -= count
-        return allotment.expected
 
     def learn(self, chunk: Chunk, num_right: int) -> None:
         """So many of a chunk's guesses were right."""

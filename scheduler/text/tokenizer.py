@@ -88,11 +88,6 @@ class Tokenizer:
             "this model has no tokens to fill in the middle: suffix is not possible", "suffix"
         )
 
-    def vocabulary(self) -> dict[str, int]:
-        """The number of each token."""
-        numbers: dict[str, int] = self._tokenizer.get_vocab()
-        return numbers
-
     def decode(self, token_ids: Sequence[int], **options: bool) -> str:
         """`options`: skip_special_tokens and spaces_between_special_tokens, as transformers has them."""
         options = {"skip_special_tokens": True} | options

@@ -25,7 +25,6 @@ from scheduler.messages import Progress
 from scheduler.planning.draft_room import Reserve
 from scheduler.planning.fair import FairShare, Prices
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.model_drafts import ModelDrafts
 from scheduler.planning.pacing import LatencyTarget
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
@@ -34,11 +33,11 @@ from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
+from scheduler.planning.text_drafts import TextDrafts
 from scheduler.planning.turns import Turns
 from scheduler.planning.windows import Holdings
 from scheduler.request import CLASS_DISTANCE, FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
-from scheduler.step import DraftInput
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 
@@ -46,7 +45,7 @@ class RandomGuesses(Speculation):
     """Guesses anything, as many tokens as there may be."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(None)
+        super().__init__(TextDrafts(StepCost()))
         self._random = random.Random(seed)
 
     def draft(self, plan: Plan, room: int, reserve: Reserve, longest: float = math.inf) -> None:
@@ -59,13 +58,6 @@ class RandomGuesses(Speculation):
 
     def learn(self, chunk: Chunk, num_kept: int, stretch: float, forced: list[int]) -> None:
         pass
-
-
-def model_speculation(block_size: int) -> Speculation:
-    """A draft model that costs nothing is asked for as much as there may be."""
-    draft_cost = StepCost()
-    draft_cost.estimate *= 0
-    return Speculation(None, ModelDrafts(StepCost(), draft_cost, block_size))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -89,7 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority", "fair", "fair"]),
         pace=st.sampled_from([None, "turns", "target"]),
         per_token=st.sampled_from([1e-4, 5e-3]),
-        guesses=st.none() | st.just("model") | st.integers(0, 99),
+        guesses=st.none() | st.integers(0, 99),
         shifts=st.booleans(),
         num_slots=st.sampled_from([0, 0, 1, 3, 9]),
         long_after=st.none() | st.integers(1, 30),
@@ -105,7 +97,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy: str,
         pace: str | None,
         per_token: float,
-        guesses: int | str | None,
+        guesses: int | None,
         shifts: bool,
         num_slots: int,
         long_after: int | None,
@@ -149,14 +141,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.shifts:
             window = min(self.capacity // block_size, num_blocks - 1) * block_size
             self.scheduler.window = ContextWindow(window, block_size, 100)
-        if isinstance(guesses, int):
+        if guesses is not None:
             self.scheduler.drafter = RandomGuesses(guesses)
-        elif guesses is not None and windows[0] is None:
-            self.scheduler.drafter = model_speculation(block_size)
-        self.draft_kv: list[int | None] = [None] * (num_blocks * block_size)
         self.kv: list[int | None] = [None] * (num_blocks * block_size)
         self.tables: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)  # of a seat, in a group
-        self.texts: dict[bytes, list[int]] = {}  # by a full block's identity
         self.sequences: list[Sequence] = []
         self.requests: list[Request] = []
         self.num_steps = 0
@@ -241,8 +229,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = self.make()
         if isinstance(drafter, RandomGuesses):
             self.scheduler.drafter = drafter
-        for places in (self.kv, self.draft_kv):
-            places[:] = [None] * len(places)
+        self.kv[:] = [None] * len(self.kv)
         self.tables.clear()
         self.saved.clear()
         if self.states is not None:
@@ -296,27 +283,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             for move in plan.changes.loads:
                 assert len(self.saved[move.slot]) == move.num_tokens
                 self.states[move.seat] = self.saved[move.slot]
-        plan.take_guesses([self._guess(plan.chunks[place], asked) for place, asked in plan.asked.items()])
-        assert plan.num_tokens <= self.scheduler.max_batched_tokens
         for chunk in plan.chunks:
             self._compute(chunk)
         # Sequences that differ in index draw different tokens.
         self.scheduler.commit(plan, sampled(plan, lambda sequence: (tokens + sequence.index) % 3))
-
-    def _guess(self, chunk: Chunk, asked: DraftInput) -> list[int]:
-        """A pretend draft model, whose keys and values lie in blocks of the same numbers."""
-        size = self.scheduler.pool.block_size
-        table = self.tables[chunk.seat, 0]
-        known = chunk.sequence.token_ids
-        guesses = [(chunk.end + place) % 3 for place in range(asked.num_wanted)]
-        written = [*asked.token_ids, *guesses[:-1]]
-        for place, token in enumerate(written, asked.start):
-            self.draft_kv[table[place // size] * size + place % size] = token
-        seen = [self.draft_kv[table[place // size] * size + place % size] for place in range(asked.start)]
-        assert seen == known[: asked.start], "the draft model has not seen what it is said to have"
-        assert asked.token_ids == known[asked.start : asked.start + len(asked.token_ids)]
-        assert not guesses or asked.start + len(asked.token_ids) == len(known)
-        return guesses
 
     def _compute(self, chunk: Chunk) -> None:
         pool = self.scheduler.pool
@@ -373,18 +343,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         ]
         assert scheduler.num_waiting == len(waiting)
 
-    @invariant()
-    def what_is_noted_of_draft_blocks_is_so(self) -> None:
-        if not hasattr(self, "scheduler") or (drafts := getattr(self.scheduler.drafter, "model", None)) is None:
-            return
-        size = self.scheduler.pool.block_size
-        for sequence in self.scheduler.running.values():
-            for place, identity in enumerate(sequence.held.prefix):
-                self.texts[identity] = sequence.token_ids[place * size : (place + 1) * size]
-        for block, identity in drafts.noted.items():
-            held = self.draft_kv[block * size : (block + 1) * size]
-            assert self.texts.get(identity, held) == held, "a block is said to hold another text"
-
     def teardown(self) -> None:
         """Whatever was admitted finishes, within the steps that its tokens can take, and returns every block."""
         if not hasattr(self, "scheduler"):
@@ -398,41 +356,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(sequence.status is Status.FINISHED for sequence in self.sequences)
         assert self.scheduler.pool.num_used == 0
         assert not self.scheduler.live_requests
-
-
-def test_what_a_draft_model_knows_of_a_context_that_has_shifted_is_not_taken_for_its_first_tokens() -> None:
-    machine = SchedulerMachine()
-    machine.start(
-        num_blocks=7,
-        block_size=1,
-        max_num_seqs=1,
-        max_batched_tokens=12,
-        prefix_caching=True,
-        windows=(None,),
-        policy="fcfs",
-        pace=None,
-        per_token=1e-4,
-        guesses="model",
-        shifts=True,
-        num_slots=0,
-        long_after=None,
-    )
-    machine.arrive(
-        prompt=[1, 2, 2],
-        max_tokens=3,
-        n=1,
-        user="a",
-        priority=0,
-        shifts=True,
-        scored=False,
-        seconds=None,
-        max_running=None,
-    )
-    while machine.scheduler.has_work:
-        machine.one_step(tokens=1)
-        machine.what_is_noted_of_draft_blocks_is_so()
-    assert machine.sequences[0].num_tokens > machine.capacity
-    machine.teardown()
 
 
 TestSchedulerStates = SchedulerMachine.TestCase

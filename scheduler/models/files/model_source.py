@@ -22,7 +22,6 @@ from typing import Any
 import filelock
 import platformdirs
 
-from scheduler.config import EngineConfig
 from scheduler.models.files.fetching import NAMED_MODELS, FetchError, NamedModel, fetch, named_model, sha256
 from scheduler.models.files.gguf_split import GgufError, split_files
 from scheduler.models.files.hub import hub_folder
@@ -40,36 +39,36 @@ class ModelNotFoundError(ValueError):
     """The model is not where its name says, or cannot be fetched; the message says what to do."""
 
 
-def resolve_model(name: str, flag: str = "--model") -> str:
+def resolve_model(name: str) -> str:
     """Find or fetch the model called `name`, and return the folder that it can be loaded from.
 
     `name` is the name of a model in `NAMED_MODELS`, a local folder, a .gguf file, or a Hugging Face id. The first
     use of a model that is not here downloads it. Two processes that start at once wait for each other. What the
-    cache has is served also where it cannot be written. Raises `ModelNotFoundError`, which names the `flag`.
+    cache has is served also where it cannot be written. Raises `ModelNotFoundError`.
     """
     path = Path(name).expanduser()
     if (named := named_model(name)) is not None and not path.exists():
         return str(_named_folder(named))
     if path.is_file():
         if path.suffix.lower() != GGUF:
-            raise ModelNotFoundError(f"{flag} {name}: expected a folder or a .gguf file")
+            raise ModelNotFoundError(f"--model {name}: expected a folder or a .gguf file")
         return str(_linked_folder(path.resolve()))
     if path.is_dir():
         if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
             raise ModelNotFoundError(
-                f"{flag} {name}: this folder has an adapter and no model: merge it into its model first "
+                f"--model {name}: this folder has an adapter and no model: merge it into its model first "
                 "(merge_and_unload of peft)"
             )
         if not (path / "config.json").is_file():
-            return str(_linked_folder(_only_gguf(path, f"{flag} {name}").resolve()))
+            return str(_linked_folder(_only_gguf(path, f"--model {name}").resolve()))
         return str(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".") and not name.lower().endswith(GGUF):
         try:
             return hub_folder(name)
         except FetchError as error:
-            raise ModelNotFoundError(f"{flag} {error}") from error
+            raise ModelNotFoundError(f"--model {error}") from error
     raise ModelNotFoundError(
-        f"{flag} {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
+        f"--model {name}: no such file or folder. Give a local folder, a .gguf file, a Hugging Face id "
         f"(owner/name), or one of {', '.join(model.name for model in NAMED_MODELS)}"
     )
 
@@ -85,15 +84,6 @@ def _only_gguf(folder: Path, asked: str) -> Path:
     except GgufError as error:
         raise ModelNotFoundError(f"{asked}: {error}") from error
     raise ModelNotFoundError(f"{asked}: this folder has {len(files)} GGUF files: give one of them")
-
-
-def with_draft_model(config: EngineConfig) -> EngineConfig:
-    """The same, with the draft model's folder or Hugging Face id in place of its name. Raises
-    `ModelNotFoundError`."""
-    if config.speculative_model is None:
-        return config
-    path = resolve_model(config.speculative_model, "--speculative-model")
-    return config.model_copy(update={"speculative_model": path})
 
 
 def models_folder() -> Path:
