@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from scheduler.models.files.model_source import resolve_model
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
 from scheduler.step import TokenLogprobs
+from scheduler.text.grammar_checker import GrammarChecker
 from scheduler.text.tokenizer import Tokenizer
 
 
@@ -69,7 +70,19 @@ class LLM:
         self.tokenizer = Tokenizer(path)
         self.engine = EngineCore(self.config, path)
         self._num_requests = 0
-        self._is_taught = False
+        self._checker: GrammarChecker | None = None
+
+    def close(self) -> None:
+        """Give back what it holds: memory, threads, and the process that tries grammars."""
+        if self._checker is not None:
+            self._checker.close()
+        del self.engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def generate(
         self,
@@ -108,7 +121,7 @@ class LLM:
         self._check_grammars(requests)
         for request in requests:
             if logits_processors:
-                self.engine.executor.steerings.processors[request.request_id] = list(logits_processors)
+                self.engine.steerings.process(request.request_id, logits_processors)
             for output in self.engine.add(request):
                 streams[request.request_id].push(output)
                 results[request.request_id].completions[output.index].error = output.error
@@ -139,14 +152,14 @@ class LLM:
         return np.stack([each.embedding.vector(normalize=normalize) for each in results if each.embedding])
 
     def _check_grammars(self, requests: Sequence[Request]) -> None:
-        """Raises `InvalidRequestError` for one that cannot be compiled."""
+        """Raises `InvalidRequestError` for one that cannot be served, and `NotCheckedError`."""
         for grammar in dict.fromkeys(request.params.grammar for request in requests):
             if grammar is None:
                 continue
-            if not self._is_taught:
+            if self._checker is None:
                 self.engine.learn_tokenizer(self.tokenizer.definition())
-                self._is_taught = True
-            self.engine.check_grammar(grammar)
+                self._checker = GrammarChecker(self.tokenizer.definition, self.engine.info.eos_token_ids)
+            self._checker.check(grammar)
 
     def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

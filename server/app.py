@@ -14,7 +14,6 @@ from scheduler.messages import StepStats
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.embeddings import create_embeddings
-from server.api.grammars import grammars_lifetime
 from server.api.health import live, ready
 from server.api.messages_api.endpoint import count_tokens, create_message
 from server.api.models import (
@@ -103,7 +102,7 @@ def create_app(config: ServeConfig, engine: AsyncEngine, registry: CollectorRegi
     app[TURNSTILE] = Turnstile()
     app[BODIES] = BodyRoom()
     app[TRACES] = asyncio.Semaphore(AT_ONCE)
-    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime, grammars_lifetime])
+    app.cleanup_ctx.extend([_ledger_lifetime, _engine_lifetime, live_lifetime, worker_lifetime])
     if config.batches is not None:
         app.cleanup_ctx.append(batches_lifetime)  # after the engine's: it ends before that does
     app.cleanup_ctx.append(EventLoopWatch(registry).lifetime)

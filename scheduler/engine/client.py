@@ -13,6 +13,7 @@ from typing import Self, Unpack
 from prometheus_client import CollectorRegistry
 
 from scheduler.config import EngineConfig
+from scheduler.engine.grammars import Grammars
 from scheduler.engine.in_flight import Computed, InFlight
 from scheduler.engine.lesson import Lesson
 from scheduler.engine.recordings import Recordings
@@ -65,6 +66,7 @@ class AsyncEngine:
 
     info: EngineInfo
     tokenizer: Tokenizer
+    grammars: Grammars
 
     def __init__(
         self,
@@ -150,6 +152,7 @@ class AsyncEngine:
                 raise EngineStartError(f"cannot load a tokenizer for {self.config.model}: {error}") from error
             raise
         self._lesson = Lesson(self.tokenizer, self._supervisor)
+        self.grammars = Grammars(self.tokenizer.definition, self.info.eos_token_ids)
 
     async def _find(self) -> Launch:
         """What is to be launched. The tokenizer loads while the engine does."""
@@ -167,6 +170,7 @@ class AsyncEngine:
         self._give_up(self.error or "")
         if self._lesson is not None:
             await self._lesson.end()
+            await asyncio.to_thread(self.grammars.close)
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
@@ -252,6 +256,7 @@ class AsyncEngine:
         )
         if params.grammar is not None:
             assert self._lesson is not None
+            await self.grammars.check(request.user, params.grammar)
             await self._lesson.learned()
         client = InFlight(request, self.tokenizer, computed)
         self.metrics.record_request(request.user)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from typing import NamedTuple
 
-from scheduler.grammar_spec import GrammarSpec
 from scheduler.request import Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.shared_thread import SharedThread
@@ -39,12 +38,6 @@ class Compiling:
     def learn(self, tokenizer: str) -> None:
         """The tokenizer, as `Tokenizer.definition` has it: needed before the first grammar."""
         self._compiler = self._thread.submit("", lambda: GrammarCompiler(tokenizer, self._end_tokens))
-
-    def check(self, grammar: GrammarSpec) -> None:
-        """Compile it, so that it is known. Raises `InvalidRequestError`."""
-        if self._compiler is None:
-            raise InvalidRequestError("grammars are not possible without a tokenizer")
-        self._compiler.result().compile(grammar)
 
     def known(self, request: Request) -> Grammar | None:
         """Its grammar, if that was compiled for another one: nobody has to wait for it."""

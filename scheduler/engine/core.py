@@ -18,7 +18,6 @@ from scheduler.engine.mask_turns import MaskTurns
 from scheduler.engine.outputs import output_of, part_of, refused, view_of
 from scheduler.engine.parts import drafter_of, make_policy, pacing_of, runner_of, window_of
 from scheduler.engine.stopwatch import Stopwatch
-from scheduler.grammar_spec import GrammarSpec
 from scheduler.kernels.native import kernels
 from scheduler.messages import (
     Draft,
@@ -105,6 +104,7 @@ class EngineCore:
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
         self.executor = runner_of(loaded, self.scheduler.num_seats)
+        self.steerings = self.executor.steerings
         self._compiling = Compiling(loaded.eos_token_ids)
         self._mask_turns = MaskTurns()
         self._resuming: dict[str, list[Progress]] = {}
@@ -142,10 +142,6 @@ class EngineCore:
         """As `Tokenizer.definition` has it: needed before the first request that has a grammar."""
         self._compiling.learn(definition)
 
-    def check_grammar(self, grammar: GrammarSpec) -> None:
-        """For who can wait. Raises `InvalidRequestError` for one that cannot be compiled."""
-        self._compiling.check(grammar)
-
     def add(self, request: Request, progress: list[Progress] | None = None) -> list[SequenceOutput]:
         """Queue a request, or the rest of one that was lost with another engine. If it can never be served, or not
         in time, the outputs say so; otherwise there are none yet. One that has a grammar is queued when that is
@@ -178,7 +174,7 @@ class EngineCore:
         """Queue a request whose grammar is compiled. Of one that is refused nothing is kept."""
         outputs = self._queue(request, progress)
         if not outputs:
-            self.executor.steerings.grammars[request.request_id] = grammar
+            self.steerings.hold(request.request_id, grammar)
         return outputs
 
     def _queue(self, request: Request, progress: list[Progress] | None) -> list[SequenceOutput]:
@@ -231,7 +227,7 @@ class EngineCore:
             self._mask_turns.forget(sequence)
             request_id = sequence.request.request_id
             if request_id not in self.scheduler.live_requests:
-                self.executor.steerings.forget(request_id)
+                self.steerings.forget(request_id)
 
     def step(self) -> StepOutputs:
         """Run one step: every running sequence moves on, and those that end leave."""
@@ -264,7 +260,7 @@ class EngineCore:
         num_violations = self._check()
         phases = Phases(planning, executing, sampling_time, clock.lap())
         self._learn(plan, clock)
-        self._mask_turns.learn(plan, self.executor.steerings.seconds, clock.total)
+        self._mask_turns.learn(plan, self.steerings.seconds, clock.total)
         step = StepStats(
             duration=clock.total,
             num_tokens=plan.num_tokens,
@@ -384,7 +380,7 @@ class EngineCore:
 
     def _fail_without_token(self, chunk: Chunk) -> SequenceOutput:
         request_id = chunk.sequence.request.request_id
-        if (trouble := self.executor.steerings.troubles.get(request_id)) is not None:
+        if (trouble := self.steerings.trouble(request_id)) is not None:
             logger.info("request %s: %s", request_id, trouble)
             return self._fail(chunk, trouble, FinishReason.REFUSED)
         logger.error("request %s: %s", request_id, NO_TOKEN)

@@ -302,28 +302,37 @@ class Grammar(Protocol):
 class Steerings:
     """Those of all seats. A seat's is made anew when its chunk brings what came before."""
 
-    grammars: dict[str, Grammar]
-    """By request."""
-    seconds: dict[str, float]
-    """By request, what one of its masks took in the last step, of this thread's own time."""
-    troubles: dict[str, str]
-    """By request, why there is no mask for one of its rows."""
-    processors: dict[str, list[LogitsProcessor]]
-    """By request."""
-
     def __init__(self, vocab_size: int, end_tokens: Iterable[int]) -> None:
         self._vocab_size = vocab_size
         self._end_tokens = frozenset(end_tokens)
         self._of_seats: dict[int, Steering] = {}
-        self.grammars = {}
-        self.seconds = {}
-        self.troubles = {}
-        self.processors = {}
+        self._grammars: dict[str, Grammar] = {}  # by request, as all that follows
+        self._processors: dict[str, Sequence[LogitsProcessor]] = {}
+        self._troubles: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        """By request, what one of its masks took in the last step, of this thread's own time."""
 
     @staticmethod
     def has_work(step: StepInput) -> bool:
         """Whether any of its chunks is steered."""
         return any(chunk.params.is_steered for chunk in step.chunks)
+
+    def hold(self, request_id: str, grammar: Grammar) -> None:
+        """Its answer follows a grammar."""
+        self._grammars[request_id] = grammar
+
+    def process(self, request_id: str, processors: Sequence[LogitsProcessor]) -> None:
+        """Functions change its logits, one after the other."""
+        self._processors[request_id] = processors
+
+    def trouble(self, request_id: str) -> str | None:
+        """Why there is no mask for one of its rows, if there is none."""
+        return self._troubles.get(request_id)
+
+    @property
+    def num_held(self) -> int:
+        """Requests of which it keeps something."""
+        return len({*self._grammars, *self._processors, *self._troubles})
 
     def steer(self, chunks: Sequence[ChunkInput]) -> SteeredStep | None:
         """Take in the chunks' tokens, and say what is to be done to the rows of which tokens are sampled, counted
@@ -344,8 +353,8 @@ class Steerings:
                     changes += steering.changes(chunk.token_ids[known:])
                     self.seconds[chunk.request_id] = (time.thread_time() - started) / chunk.num_sampled
                     if steering.trouble is not None:
-                        self.troubles[chunk.request_id] = steering.trouble
-                    for processor in self.processors.get(chunk.request_id, ()):
+                        self._troubles[chunk.request_id] = steering.trouble
+                    for processor in self._processors.get(chunk.request_id, ()):
                         processed += [
                             Processed(row, processor, change.tokens or [])
                             for row, change in zip(
@@ -366,9 +375,9 @@ class Steerings:
 
     def forget(self, request_id: str) -> None:
         """It has ended."""
-        self.grammars.pop(request_id, None)
-        self.troubles.pop(request_id, None)
-        self.processors.pop(request_id, None)
+        self._grammars.pop(request_id, None)
+        self._troubles.pop(request_id, None)
+        self._processors.pop(request_id, None)
 
     def _steering(self, chunk: ChunkInput) -> Steering:
         if chunk.before is not None:
@@ -377,7 +386,7 @@ class Steerings:
                 chunk.num_prompt_tokens,
                 vocab_size=self._vocab_size,
                 end_tokens=self._end_tokens,
-                matcher=None if chunk.params.grammar is None else self.grammars[chunk.request_id].matcher(),
+                matcher=None if chunk.params.grammar is None else self._grammars[chunk.request_id].matcher(),
             )
             steering.extend(0, chunk.before)
             self._of_seats[chunk.seat] = steering

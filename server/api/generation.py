@@ -20,7 +20,6 @@ from scheduler.engine.client import AsyncEngine, Delta
 from scheduler.engine.stream import Ownership
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
-from server.api.grammars import GRAMMARS
 from server.api.metering import Meter
 from server.api.models import longest_sequence
 from server.api.requests import ServedRequest, StreamOptions
@@ -253,7 +252,7 @@ async def _understood(
 async def _held(app: web.Application, user: User, asked: Asked, form: Form) -> Asked:
     """The same, if its grammar can be served. Raises `InvalidRequestError` if that is needed and cannot be."""
     try:
-        await app[GRAMMARS].check(user.name, form)
+        await app[ENGINE].grammars.check(user.name, form.grammar, form.field)
     except InvalidRequestError as error:
         if form.is_needed:
             raise

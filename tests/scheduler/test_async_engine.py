@@ -19,9 +19,12 @@ from scheduler.engine.loop import EngineLoop
 from scheduler.engine.pulse import Pulse
 from scheduler.engine.stream import Delta, RequestStream
 from scheduler.engine.supervisor import Supervisor
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.messages import RecordTrace, SequenceOutput, Shutdown, StepStats, ToEngine
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.grammar_checker import TOO_MUCH_WORK
+from tests.scheduler.test_grammar_checker import chain
 
 REGISTRY = CollectorRegistry()
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -80,6 +83,14 @@ async def test_leaving_the_loop_early_aborts_the_request(engine: AsyncEngine) ->
 async def test_a_refusal_comes_before_the_first_token(engine: AsyncEngine) -> None:
     with pytest.raises(InvalidRequestError, match="9000 in the prompt, 1 in the answer"):
         await anext(engine.generate([1] * 9000, SamplingParams(max_tokens=9000)))
+
+
+async def test_a_grammar_that_would_end_the_engine_is_refused(engine: AsyncEngine) -> None:
+    bottomless = GrammarSpec(GrammarKind.LARK, chain("r", 3000, '"x" {}'))
+    process = engine.pid
+    with pytest.raises(InvalidRequestError, match=TOO_MUCH_WORK):
+        await anext(engine.generate([1, 2, 3], msgspec.structs.replace(GREEDY, grammar=bottomless)))
+    assert engine.pid == process
 
 
 async def test_the_same_request_id_twice_is_no_conflict(engine: AsyncEngine) -> None:

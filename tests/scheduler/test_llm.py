@@ -15,6 +15,8 @@ from scheduler import LLM, SamplingParams
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError
+from scheduler.text.grammar_checker import TOO_MUCH_WORK
+from tests.scheduler.test_grammar_checker import chain
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,14 @@ def test_a_grammar(llm: LLM) -> None:
     assert len(texts) > 4
     assert all(re.fullmatch(form.text, text) for text in texts)
     assert {completion.finish_reason for completion in result.completions} == {FinishReason.STOP}
-    assert not llm.engine.executor.steerings.grammars
+    assert llm.engine.steerings.num_held == 0
+
+
+def test_a_grammar_that_would_end_the_process_is_refused(llm: LLM) -> None:
+    bottomless = GrammarSpec(GrammarKind.LARK, chain("r", 3000, '"x" {}'))
+    with pytest.raises(InvalidRequestError, match=TOO_MUCH_WORK):
+        llm.generate(["A word:"], SamplingParams(grammar=bottomless), progress=False)
+    assert not llm.engine.has_work
 
 
 def test_a_request_whose_grammar_is_known_joins_the_queue_at_once(llm: LLM) -> None:
@@ -102,7 +111,7 @@ def test_a_request_whose_grammar_is_known_joins_the_queue_at_once(llm: LLM) -> N
         engine.step()
     (refused,) = engine.add(replace(request, prompt_token_ids=[5] * (engine.info.max_model_len + 1)))
     assert refused.finish_reason is FinishReason.ERROR
-    assert not engine.executor.steerings.grammars
+    assert engine.steerings.num_held == 0
 
 
 @pytest.mark.prove
@@ -144,4 +153,4 @@ def test_logits_processors_written_in_python(llm: LLM) -> None:
     (found,) = llm.generate(prompt, plain, logits_processors=[penalize], progress=False)
     (untouched,) = llm.generate(prompt, plain, progress=False)
     assert found.text == expected.text != untouched.text
-    assert not llm.engine.executor.steerings.processors
+    assert llm.engine.steerings.num_held == 0
