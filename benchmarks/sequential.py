@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 
@@ -87,7 +88,7 @@ class Measured:
 class Bench:
     """Requests of this module, step by step."""
 
-    def __init__(self, model: str, speculative: str) -> None:
+    def __init__(self, model: str, speculative: Literal["off", "ngram"]) -> None:
         self.llm = LLM(
             model, speculative=speculative, prefix_caching=False, max_model_len=MAX_LEN, longest_step_ms=1e9,
             max_batched_tokens=MAX_LEN,

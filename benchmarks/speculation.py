@@ -35,6 +35,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -50,7 +51,7 @@ from scheduler.planning.step_cost import StepCost
 from scheduler.sampling_params import SamplingParams
 from server.bench.report import circles as share_of_circles
 
-MODES = ("off", "ngram")
+MODES: tuple[Literal["off", "ngram"], ...] = ("off", "ngram")
 FUNCTIONS = (
     shutil.copytree, textwrap.TextWrapper, shutil.rmtree, textwrap.dedent, shutil.which, statistics.quantiles,
     heapq.merge, fnmatch.translate, colorsys.rgb_to_hls, csv.Sniffer, copy.deepcopy, statistics.mode, glob.escape,
@@ -264,7 +265,7 @@ KINDS = {
 def measure(
     model: str, kinds: list[str], rounds: int, max_tokens: int, longest_copy: int
 ) -> list[dict[str, object]]:
-    llms = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
+    llms: dict[str, LLM] = {mode: LLM(model, speculative=mode, prefix_caching=False) for mode in MODES}
     loads = {kind: KINDS[kind].load(llms, max_tokens, longest_copy) for kind in kinds}
     observers = {mode: Steps(llm.engine.cost) for mode, llm in llms.items()}  # both: to look takes time
     for mode, llm in llms.items():
@@ -275,7 +276,7 @@ def measure(
     with tqdm(total=num_runs, desc="runs of both modes", file=sys.stderr) as bar:
         for kind, load in loads.items():
             for size in KINDS[kind].sizes:
-                runs: dict[str, list[Run]] = {mode: [] for mode in MODES}
+                runs: dict[str, list[Run]] = {name: [] for name in llms}
                 steps.forget()
                 for turn in range(rounds):
                     for mode, run in load.run(size, turn).items():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, Unpack, cast
 
 import msgspec
 import numpy as np
@@ -12,10 +12,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
+from scheduler.conversation import Message, ResponseFormat, held_to, prompt_of
 from scheduler.embedding import Embedding
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
+from scheduler.knobs import Knobs
 from scheduler.models.files.model_source import resolve_model
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
@@ -44,7 +46,11 @@ class Result:
     prompt_token_ids: list[int]
     completions: list[Completion]
     num_cached_tokens: int = 0
+    """Tokens of the prompt that the prefix cache spared."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens but the first, if they were asked for."""
     embedding: Embedding | None = None
+    """If that was asked for."""
 
     @property
     def text(self) -> str:
@@ -62,10 +68,9 @@ class LLM:
     ```
     """
 
-    def __init__(self, model: str | None = None, **knobs: Any) -> None:
-        if model is not None:
-            knobs["model"] = model
-        self.config = EngineConfig(**knobs)
+    def __init__(self, model: str | None = None, **knobs: Unpack[Knobs]) -> None:
+        given: dict[str, Any] = dict(knobs)
+        self.config = EngineConfig(**(given if model is None else given | {"model": model}))
         path = resolve_model(self.config.model)
         self.tokenizer = Tokenizer(path)
         self.engine = EngineCore(self.config, path)
@@ -134,6 +139,31 @@ class LLM:
                         self.engine.abort(request_id)
         return [results[request.request_id] for request in requests]
 
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        response_format: ResponseFormat = None,
+        progress: bool = True,
+    ) -> list[Result]:
+        """Answer a conversation, or each of several, all in one running batch; results are in their order. Calls
+        of `tools` are in the text, as the model writes them. Raises `InvalidRequestError`, before anything is
+        computed, if one cannot be served."""
+        several = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [prompt_of(self.tokenizer, cast("Sequence[Message]", each), tools) for each in several]
+        wishes = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        return self.generate(prompts, [held_to(wish, response_format) for wish in wishes], progress=progress)
+
+    def score(
+        self, prompts: Sequence[str | list[int]], *, alternatives: int = 0, progress: bool = True
+    ) -> list[list[TokenLogprobs]]:
+        """For each prompt, the log-probability of each of its tokens but the first, given those before it, with so
+        many of the likeliest `alternatives`. Raises `InvalidRequestError` if a prompt cannot be served."""
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=alternatives)
+        return [result.prompt_logprobs for result in self.generate(prompts, params, progress=progress)]
+
     def embed(
         self,
         prompts: Sequence[str | list[int]],
@@ -176,6 +206,7 @@ class LLM:
                     continue
                 result = results[output.request_id]
                 result.num_cached_tokens = max(result.num_cached_tokens, output.num_cached_tokens)
+                result.prompt_logprobs += delta.result.scored
                 if result.embedding is not None:
                     result.embedding.add(delta.result.pooled)
                 completion = result.completions[delta.index]
