@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from scheduler.planning.accounts import MIN_TURN, QUANTUM
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.pacing import LatencyTarget
 from scheduler.planning.plan import Plan
 from scheduler.planning.policy import Policy, PriorityFirst
 from scheduler.planning.recomputation import MOST, SHARE
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence, Status
+from scheduler.planning.step_cost import StepCost
 from scheduler.request import CLASS_DISTANCE, FinishReason, Request
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
@@ -115,6 +117,7 @@ def test_a_newcomer_gets_a_seat_at_once_from_one_who_holds_them_all() -> None:
 
 def test_a_newcomers_short_prompt_is_computed_alone_but_seldom() -> None:
     users = Users(fair_scheduler())
+    users.scheduler.pacing = LatencyTarget(StepCost(), 1e9, users.scheduler.policy)
     users.send("flood", 20, 200, count=50)
     for _ in range(40):
         users.step()
