@@ -1,1 +1,1 @@
-"""Measurements: everything the README shows is printed or drawn by a command in here."""
+"""Measurements: everything the README and docs/ show is printed or drawn by a command in here."""

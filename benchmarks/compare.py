@@ -141,8 +141,8 @@ def _best(rows: Sequence[Row], concurrency: int) -> Row | None:
 
 
 def markdown(rows: Sequence[Row], concurrencies: Sequence[int], *, is_held: bool) -> str:
-    """The README's table: output tokens per second, the best peer's in bold, and latencies at the highest
-    concurrency."""
+    """The table of docs/benchmarks.md: output tokens per second, the best peer's in bold, and latencies at the
+    highest concurrency."""
     top = concurrencies[-1]
     head = ["server", "precision", "bits a weight", *(f"C={c}" for c in concurrencies)]
     head += ["circles", f"TTFT p50 / p99, C={top}", f"ITL p50 / p99, C={top}"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from scheduler.request import FinishReason, Request
+from scheduler.request import FinishReason, Progress, Request
 from scheduler.sampling_params import Pooling
 from scheduler.step import NOTHING, ChunkResult, DraftKind
 
@@ -22,17 +22,6 @@ class Launch(msgspec.Struct, frozen=True):
     """The validated EngineConfig, as JSON has it."""
     model_path: str
     log_level: int
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far one of a request's sequences had come when the engine was lost that had it."""
-
-    index: int
-    token_ids: list[int]
-    """Of its answer."""
-    num_computed: int
-    """As `SequenceOutput` has it."""
-    num_cached_tokens: int
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):

@@ -74,3 +74,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def priority_class(self) -> PriorityClass:
         """The class whose priority is nearest."""
         return PriorityClass(max(-1, min(1, round(self.priority / CLASS_DISTANCE))))
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far one of a request's sequences had come when the engine was lost that had it."""
+
+    index: int
+    token_ids: list[int]
+    """Of its answer."""
+    num_computed: int
+    """The most of its tokens, the prompt's among them, that had been computed."""
+    num_cached_tokens: int

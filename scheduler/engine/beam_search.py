@@ -23,6 +23,7 @@ from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import ChunkResult, SampledToken
 from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
+from scheduler.text.tokenizer import Tokenizer
 
 NUM_CANDIDATES = 20
 """Of each beam, that are looked at."""
@@ -150,14 +151,8 @@ async def search_beams(
         computed_for = SequenceOutput(request_id, 0, num_cached_tokens=num_cached_tokens)
         yield Delta(computed_for, num_charged=len(deltas))
         search.advance([delta.result.logprobs[0].top for delta in deltas])
-    decoder = decoder_for(
-        engine.tokenizer,
-        skip_special_tokens=params.skip_special_tokens,
-        spaces_between=params.spaces_between_special_tokens,
-    )
     num_left = sum(len(beam.tokens) for beam in search.best) - num_charged
     for index, beam in enumerate(search.best):
-        said = beam.tokens[:-1] if beam.has_ended else beam.tokens
         answer = SequenceOutput(
             request_id,
             index,
@@ -166,8 +161,18 @@ async def search_beams(
             stop_reason=beam.tokens[-1] if beam.tokens[-1] in params.stop_token_ids else None,
             num_cached_tokens=num_cached_tokens or 0,
         )
-        text = IncrementalDetokenizer(decoder, prompt=prompt_token_ids).push(said, last=True)
+        text = _text_of(beam, engine.tokenizer, prompt_token_ids, params)
         yield Delta(answer, text, num_charged=num_left if index == 0 else 0)
+
+
+def _text_of(beam: Beam, tokenizer: Tokenizer, prompt_token_ids: list[int], params: SamplingParams) -> str:
+    decoder = decoder_for(
+        tokenizer,
+        skip_special_tokens=params.skip_special_tokens,
+        spaces_between=params.spaces_between_special_tokens,
+    )
+    said = beam.tokens[:-1] if beam.has_ended else beam.tokens
+    return IncrementalDetokenizer(decoder, prompt=prompt_token_ids).push(said, last=True)
 
 
 def check_beams(params: SamplingParams) -> None:

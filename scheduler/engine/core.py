@@ -1,4 +1,4 @@
-"""EngineCore: intake, plan, execute, commit, publish. The README draws this loop."""
+"""EngineCore: intake, plan, execute, commit, publish. docs/architecture.md draws this loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from scheduler.messages import (
     Draft,
     EngineState,
     Phases,
-    Progress,
     Received,
     SequenceOutput,
     Snapshot,
@@ -40,7 +39,7 @@ from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import DeadlineError, FinishReason, Request
+from scheduler.request import DeadlineError, FinishReason, Progress, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepInput, StepResult
 from scheduler.text.grammar import Grammar

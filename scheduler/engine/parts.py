@@ -10,8 +10,9 @@ from scheduler.messages import EngineInfo
 from scheduler.models.loading import LoadedModel
 from scheduler.planning.drafter import Drafter
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.pacing import LatencyTarget, Pacing
+from scheduler.planning.pacing import Pacing
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost

@@ -9,8 +9,8 @@ from typing import TypedDict, Unpack
 import msgspec
 
 from scheduler.fitting import check_fits, longest_of
-from scheduler.messages import EngineInfo, Progress, SequenceOutput
-from scheduler.request import FinishReason, Request
+from scheduler.messages import EngineInfo, SequenceOutput
+from scheduler.request import FinishReason, Progress, Request
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
 from scheduler.step import ChunkResult
 from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for

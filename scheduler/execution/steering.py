@@ -309,8 +309,8 @@ class Steerings:
         self._grammars: dict[str, Grammar] = {}  # by request, as all that follows
         self._processors: dict[str, Sequence[LogitsProcessor]] = {}
         self._troubles: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        """By request, what one of its masks took in the last step, of this thread's own time."""
+        self._mask_seconds: dict[str, float] = {}
+        self._forced_seconds: dict[str, float] = {}
 
     @staticmethod
     def has_work(step: StepInput) -> bool:
@@ -330,6 +330,13 @@ class Steerings:
         return self._troubles.get(request_id)
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """By request, what one of its masks took at most in the last step, with what the grammar then forces, of
+        the threads' own time. At most, because where a grammar begins to be ambiguous for the first of its
+        sequences it does so for the others soon."""
+        return {name: mask + self._forced_seconds.get(name, 0.0) for name, mask in self._mask_seconds.items()}
+
+    @property
     def num_held(self) -> int:
         """Requests of which it keeps something."""
         return len({*self._grammars, *self._processors, *self._troubles})
@@ -341,7 +348,7 @@ class Steerings:
         changes: list[Change] = []
         processed: list[Processed] = []
         first = 0
-        self.seconds = {}
+        self._mask_seconds, self._forced_seconds = {}, {}
         for chunk in chunks:
             if chunk.params.is_steered:
                 started = time.thread_time()
@@ -351,7 +358,10 @@ class Steerings:
                 if chunk.samples:
                     rows += range(first, first + chunk.num_sampled)
                     changes += steering.changes(chunk.token_ids[known:])
-                    self.seconds[chunk.request_id] = (time.thread_time() - started) / chunk.num_sampled
+                    seconds = (time.thread_time() - started) / chunk.num_sampled
+                    self._mask_seconds[chunk.request_id] = max(
+                        seconds, self._mask_seconds.get(chunk.request_id, 0.0)
+                    )
                     if steering.trouble is not None:
                         self._troubles[chunk.request_id] = steering.trouble
                     for processor in self._processors.get(chunk.request_id, ()):
@@ -366,7 +376,11 @@ class Steerings:
 
     def forced(self, chunk: ChunkInput, gained: Sequence[int]) -> list[int]:
         """The tokens that its grammar forces behind those that a chunk gained."""
-        return self._of_seats[chunk.seat].forced(gained)
+        started = time.thread_time()
+        forced = self._of_seats[chunk.seat].forced(gained)
+        seconds = (time.thread_time() - started) / len(gained)
+        self._forced_seconds[chunk.request_id] = max(seconds, self._forced_seconds.get(chunk.request_id, 0.0))
+        return forced
 
     def accept(self, chunk: ChunkInput, guessed: Sequence[int]) -> None:
         """So many of a chunk's guessed tokens were right: the sequence's next chunk begins behind them."""

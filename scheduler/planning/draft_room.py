@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scheduler.planning.drafter import Reserve
 from scheduler.planning.plan import Plan
-from scheduler.planning.sequence import Sequence
 
 SLOWDOWN = 1.05
 """Times what a sequence has gained, that a step may take longer for the others' guesses."""
 
 FIRST_AHEAD = 1.0
 """Steps that a sequence is taken to be ahead before it has shown what it gains."""
-
-Reserve = Callable[[Sequence, int], bool]
-"""Makes room for so many guessed tokens of a sequence, if there is any to spare."""
 
 
 @dataclass(slots=True)

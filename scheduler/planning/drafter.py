@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
-from scheduler.planning.draft_room import Reserve
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.sequence import Sequence
+
+Reserve = Callable[[Sequence, int], bool]
+"""Makes room for so many guessed tokens of a sequence, if there is any to spare."""
 
 
 class Drafter(Protocol):

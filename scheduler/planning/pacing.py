@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from scheduler.planning.express import Express
 from scheduler.planning.plan import NO_PACE, Pace, Plan
-from scheduler.planning.policy import Policy
 from scheduler.planning.sequence import Sequence
-from scheduler.planning.step_cost import StepCost
 
 
 class Wanted(NamedTuple):
@@ -51,28 +47,3 @@ class NoPacing:
 
     def narrow(self, plan: Plan) -> bool:
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class CostPace:
-    """No step longer than `seconds`, as far as `cost` can tell."""
-
-    cost: StepCost
-    seconds: float
-
-    def room(self, num_tokens: int, attended: int, start: int) -> int:
-        return self.cost.prompt_tokens_within(self.seconds, num_tokens, attended, start)
-
-
-class LatencyTarget:
-    """A promise to the running streams: no step longer than `seconds`, but for the least that prompts get."""
-
-    def __init__(self, cost: StepCost, seconds: float, policy: Policy) -> None:
-        self._pace = CostPace(cost, seconds)
-        self._express = Express(policy)
-
-    def budget(self, decoding: list[Sequence], prompts: Iterable[Wanted], most: int) -> StepBudget:
-        return StepBudget(decoding, most, self._pace)
-
-    def narrow(self, plan: Plan) -> bool:
-        return self._express.narrow(plan)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.messages import Progress
 from scheduler.planning.sequence import Sequence
-from scheduler.request import Request
+from scheduler.request import Progress, Request
 
 
 def resumed(request: Request, progress: Progress) -> Sequence:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator
 
 from scheduler.context_window import ENDLESS, ContextWindow
 from scheduler.fitting import check_fits
-from scheduler.messages import Progress
 from scheduler.planning.admission import Admission
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.drafter import Drafter, NoDrafts
@@ -22,11 +21,11 @@ from scheduler.planning.plan import Plan, PlanBuilder
 from scheduler.planning.policy import Policy
 from scheduler.planning.ranked import Ranked
 from scheduler.planning.resuming import resumed
-from scheduler.planning.saved_states import NoStates, States
 from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.siblings import Siblings
-from scheduler.request import FinishReason, Request
+from scheduler.planning.states import NoStates, States
+from scheduler.request import FinishReason, Progress, Request
 from scheduler.sampling_params import InvalidRequestError
 from scheduler.step import StepResult
 

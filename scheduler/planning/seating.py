@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Callable
 
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
-from scheduler.planning.saved_states import States
 from scheduler.planning.sequence import BlockTable, Lease, Sequence
+from scheduler.planning.states import States
 from scheduler.planning.windows import Holdings
 from scheduler.request import Request
 from scheduler.step import SeatChanges, SinkShift, TableChange

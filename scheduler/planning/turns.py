@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterable
 
 from scheduler.planning.express import Express
-from scheduler.planning.pacing import CostPace, StepBudget, Wanted
+from scheduler.planning.latency_target import CostPace
+from scheduler.planning.pacing import StepBudget, Wanted
 from scheduler.planning.plan import MIN_PROMPT_TOKENS, Plan
 from scheduler.planning.policy import Policy
 from scheduler.planning.rotation import Rotation

@@ -15,13 +15,7 @@ from scheduler.request import FinishReason
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
-from server.api.conversation import Conversation, call_id, heard, understand
-from server.api.explanation import Explainer
-from server.api.generation import Asked, answer
-from server.api.logprobs import LogprobWords
-from server.api.models import longest_sequence
-from server.api.reading import read
-from server.api.responses import (
+from server.api.completion_objects import (
     CalledCustom,
     CalledFunction,
     ChatChoice,
@@ -35,6 +29,12 @@ from server.api.responses import (
     ToolCallDelta,
     Usage,
 )
+from server.api.conversation import Conversation, call_id, heard, understand
+from server.api.explanation import Explainer
+from server.api.generation import Asked, answer
+from server.api.logprobs import LogprobWords
+from server.api.models import longest_sequence
+from server.api.reading import read
 from server.api.shape import check_chat
 from server.api.wording import ChunkedWording
 from server.app_keys import ENGINE

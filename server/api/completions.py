@@ -16,13 +16,13 @@ from scheduler.engine.client import Delta
 from scheduler.engine.stream import with_phrases
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
+from server.api.completion_objects import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.completion_request import CompletionRequest
 from server.api.explanation import Explainer
 from server.api.generation import Asked, answer, truncated
 from server.api.logprobs import LogprobWords, TextOffsets
 from server.api.models import longest_sequence, served_model
 from server.api.reading import read
-from server.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.shape import check_completion
 from server.api.wording import ChunkedWording
 from server.app_keys import CONFIG, ENGINE, LIMITS

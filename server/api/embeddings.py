@@ -13,11 +13,11 @@ from aiohttp import web
 
 from scheduler.embedding import Embedding
 from scheduler.engine.client import Delta
+from server.api.completion_objects import EmbeddingAnswer, EmbeddingList, EmbeddingUsage, Usage
 from server.api.embedding_request import EmbeddingRequest
 from server.api.generation import Asked, answer, truncated
 from server.api.models import longest_sequence, served_model
 from server.api.reading import read
-from server.api.responses import EmbeddingAnswer, EmbeddingList, EmbeddingUsage, Usage
 from server.api.shape import check_embedding
 from server.api.wording import ChunkedWording
 from server.app_keys import ENGINE, LIMITS

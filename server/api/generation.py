@@ -20,10 +20,10 @@ from scheduler.engine.client import AsyncEngine, Delta
 from scheduler.engine.stream import Ownership
 from scheduler.request import FinishReason
 from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from server.api.completion_objects import Usage
 from server.api.metering import Meter
 from server.api.models import longest_sequence
 from server.api.requests import ServedRequest, StreamOptions
-from server.api.responses import Usage
 from server.api.structured import Form
 from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, user_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from scheduler.engine.client import EngineDeadError, Phase
-from server.api.responses import Health
+from server.api.completion_objects import Health
 from server.app_keys import ENGINE
 from server.http.draining import DRAINING, unready
 from server.http.json import json_response

@@ -9,7 +9,7 @@ import msgspec
 
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
-from server.api.responses import ChatLogprob, CompletionLogprobs, PromptLogprob, TopLogprob, finite
+from server.api.completion_objects import ChatLogprob, CompletionLogprobs, PromptLogprob, TopLogprob, finite
 from server.http.json import encode
 
 

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from scheduler.messages import EngineInfo
-from server.api.responses import Model, ModelList
+from server.api.completion_objects import Model, ModelList
 from server.app_keys import CONFIG, ENGINE
 from server.http.errors import ApiError
 from server.http.json import json_response

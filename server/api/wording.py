@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UnsetType
 
 from scheduler.engine.client import Delta
-from server.api.responses import CompletionTokensDetails, PromptTokensDetails, Usage
+from server.api.completion_objects import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.http.errors import ApiError
 from server.http.record import RequestRecord
 

@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 import msgspec
 
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.pacing import LatencyTarget
 from scheduler.planning.plan import Plan
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence

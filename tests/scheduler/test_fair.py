@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scheduler.planning.accounts import MIN_TURN, QUANTUM
 from scheduler.planning.fair import FairShare, Prices
-from scheduler.planning.pacing import LatencyTarget
+from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.plan import Plan
 from scheduler.planning.policy import Policy, PriorityFirst
 from scheduler.planning.recomputation import MOST, SHARE

@@ -21,11 +21,10 @@ from hypothesis.stateful import (
 )
 
 from scheduler.context_window import ContextWindow
-from scheduler.messages import Progress
-from scheduler.planning.draft_room import Reserve
+from scheduler.planning.drafter import Reserve
 from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.pacing import LatencyTarget
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.saved_states import SavedStates
@@ -36,7 +35,7 @@ from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
 from scheduler.planning.turns import Turns
 from scheduler.planning.windows import Holdings
-from scheduler.request import CLASS_DISTANCE, FinishReason, Request
+from scheduler.request import CLASS_DISTANCE, FinishReason, Progress, Request
 from scheduler.sampling_params import InvalidRequestError
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 

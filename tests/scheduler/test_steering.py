@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,8 +23,10 @@ from transformers import (
 )
 
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
-from scheduler.execution.steering import Steered, Steering, mask_of
+from scheduler.execution.steering import Grammar, Steered, Steering, Steerings, mask_of
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.sampling_params import SamplingParams
+from scheduler.step import ChunkInput
 
 VOCABULARY = 1003
 PROMPT = [5, 7, 7, 900, 1002]
@@ -159,3 +164,45 @@ def test_entries_outside_of_the_logits_are_refused() -> None:
     change = steering(logit_bias={VOCABULARY: 1.0}).changes([])
     with pytest.raises(ValueError, match="is not in"):
         NativeScans(1).steer(torch.zeros(1, VOCABULARY), Steered.of([0], change))
+
+
+class SlowMatcher:
+    """A grammar in which anything goes, after some thought."""
+
+    is_finished = False
+
+    def __init__(self, mask: float, forced: float) -> None:
+        self._mask, self._forced = mask, forced
+
+    def fill(self, mask: np.ndarray) -> None:
+        think(self._mask)
+        mask[:] = 0xFFFFFFFF
+
+    def forced(self) -> list[int]:
+        think(self._forced)
+        return []
+
+    def advance(self, token_ids: object) -> None: ...
+
+    def rollback(self, count: int) -> None: ...
+
+
+def think(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+def test_what_a_grammar_takes_is_what_the_costliest_of_its_sequences_takes_with_what_it_forces() -> None:
+    """So that a grammar that turns costly for one of 64 answers is costly for all of them in the next step."""
+    speeds = iter([(0.02, 0.0), (0.0, 0.03), (0.0, 0.0)])
+    steerings = Steerings(VOCABULARY, [END])
+    params = SamplingParams(grammar=GrammarSpec(GrammarKind.REGEX, "any"))
+    steerings.hold("one", cast(Grammar, SimpleNamespace(matcher=lambda: SlowMatcher(*next(speeds)))))
+    chunks = [ChunkInput("one", index, index, 2, [7], 0, True, params, 3, before=[5, 6]) for index in range(3)]
+    steerings.steer(chunks)
+    for chunk in chunks:
+        steerings.forced(chunk, [9])
+    assert steerings.seconds["one"] >= 0.05
+    steerings.steer([msgspec.structs.replace(chunks[2], start=3, before=None)])
+    assert steerings.seconds["one"] < 0.02, "what is over is over"

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from scheduler.planning.pacing import LatencyTarget
+from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.plan import MIN_PROMPT_TOKENS
 from scheduler.planning.step_cost import StepCost
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step

@@ -18,10 +18,10 @@ from scheduler.step import ChunkResult, SampledToken, TokenLogprobs
 from server.api import generation
 from server.api.chat import ChatWording
 from server.api.chat_request import ChatRequest, Message
+from server.api.completion_objects import PromptTokensDetails, Usage
 from server.api.completion_request import CompletionRequest
 from server.api.completions import CompletionWording, Prompt
 from server.api.conversation import Conversation
-from server.api.responses import PromptTokensDetails, Usage
 from server.api.shape import MAX_FIELD_BYTES, check_chat, check_completion
 from server.http.body import BodyRoom
 from server.http.errors import ApiError

@@ -12,8 +12,8 @@ from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
 from scheduler.request import FinishReason
+from server.api.completion_objects import Usage
 from server.api.conversation import Conversation, heard
-from server.api.responses import Usage
 from server.http.errors import ApiError, in_anthropics_words
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from scheduler.engine.client import Delta
-from server.api.responses import Usage
+from server.api.completion_objects import Usage
 
 
 class InputDetails(msgspec.Struct, frozen=True):

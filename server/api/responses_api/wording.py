@@ -12,9 +12,9 @@ from msgspec import UnsetType
 
 from scheduler.engine.client import Delta
 from scheduler.text.tokenizer import Tokenizer
+from server.api.completion_objects import Usage
 from server.api.conversation import Conversation, call_id, heard
 from server.api.logprobs import LogprobWords
-from server.api.responses import Usage
 from server.api.responses_api.answers import Item, Part, Response, ResponseUsage, StreamEvent, status_of
 from server.api.responses_api.request import ResponsesRequest
 from server.http.errors import ApiError
