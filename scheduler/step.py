@@ -205,8 +205,6 @@ class ChunkResult(msgspec.Struct, frozen=True, array_like=True):
 
     def first(self, num_tokens: int) -> ChunkResult:
         """The same with so many tokens: where an answer ends, what was sampled behind its end is none of it."""
-        if num_tokens == len(self.tokens):
-            return self
         return msgspec.structs.replace(self, tokens=self.tokens[:num_tokens])
 
     def followed_by(self, rest: ChunkResult) -> ChunkResult:

@@ -39,7 +39,7 @@ class Chunk(NamedTuple):
     def of(cls, sequence: Sequence, length: int) -> Chunk:
         """A running sequence's next `length` tokens."""
         start, lease = sequence.num_computed_tokens, sequence.held
-        samples = start + length == sequence.num_tokens and sequence.request.params.max_tokens != 0
+        samples = start + length == len(sequence.token_ids) and sequence.request.params.max_tokens != 0
         return cls(sequence, start, length, lease.seat, samples, shift=lease.shift)
 
     def input(self) -> ChunkInput:

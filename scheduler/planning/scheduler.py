@@ -277,33 +277,34 @@ class Scheduler:
         gains = []
         plan.work = []
         ended: list[tuple[Sequence, FinishReason]] = []
-        for chunk, result in zip(plan.chunks, results, strict=True):
-            tokens = result.tokens
+        for chunk, came in zip(plan.chunks, results, strict=True):
+            result, tokens = came, came.tokens
             if chunk.samples != bool(tokens) or len(tokens) > len(chunk.drafted) + 1:
                 raise ValueError(f"{len(tokens)} tokens came back for {chunk}")
             sequence = chunk.sequence
-            num_taken = len(tokens)
             for place, token in enumerate(tokens, 1):
                 sequence.append(token.token_id)
                 if (reason := self._finish_reason(sequence, token.token_id)) is not None:
                     ended.append((sequence, reason))
-                    num_taken = place
+                    result = result.first(place)
                     break
             if sequence.request.params.max_tokens == 0 and chunk.end == sequence.num_tokens:
                 ended.append((sequence, FinishReason.LENGTH))
+            num_taken = len(result.tokens)
             plan.work.append(work_of(chunk, num_taken, len(chunk.drafted) + 1 - len(tokens)))
             if tokens:
                 self.drafter.learn(chunk, len(tokens), plan.stretch, result.forced)
             sequence.num_computed_tokens = chunk.end + num_taken - 1 if chunk.drafted else chunk.end
             sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
             self.seating.settle(sequence)
-            gains.append(Gain(chunk, result.first(num_taken)))
+            gains.append(Gain(chunk, result))
             if tokens and self._siblings and sequence.index == 0:
                 self._siblings.follow(sequence)
         self.policy.charge(plan.work)
         for sequence, reason in ended:
             self.finish(sequence, reason)
-        self._lengthen([chunk.sequence for chunk in plan.chunks])
+        if self.long_after < self.max_model_len:
+            self._lengthen([chunk.sequence for chunk in plan.chunks])
         return gains
 
     def _lengthen(self, sequences: Iterable[Sequence]) -> None:

@@ -131,9 +131,10 @@ class Seating:
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
         are not enough."""
-        if not self._shift(sequence):
+        lease = sequence.held
+        if sequence.num_computed_tokens >= sequence.window.num_tokens and not self._shift(sequence, lease):
             return False
-        lease, num_places = sequence.held, _num_places(sequence)
+        num_places = _num_places(sequence, lease.shift)
         table = lease.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
         if (table.first + len(table.blocks)) * self.pool.block_size >= num_places:
             return True
@@ -144,7 +145,8 @@ class Seating:
         preempted for a guess, in the next step neither."""
         lease = sequence.held
         num_spare = self.pool.num_free - len(self.pool.windows) * len(self.running)
-        return self._take(lease, self._missing(lease.tables, _num_places(sequence, num_drafted)), num_spare)
+        num_places = _num_places(sequence, lease.shift, num_drafted)
+        return self._take(lease, self._missing(lease.tables, num_places), num_spare)
 
     def _take(self, lease: Lease, missing: list[int], most: int) -> bool:
         """Give it so many blocks more in each group; False if that is more than `most` together."""
@@ -155,10 +157,10 @@ class Seating:
                 self._extend(lease, group, self.pool.allocate(count))
         return True
 
-    def _shift(self, sequence: Sequence) -> bool:
+    def _shift(self, sequence: Sequence, lease: Lease) -> bool:
         """Drop what has to make room for a running sequence's next token; False if there is no block for the first
         one's copy."""
-        lease, window = sequence.held, sequence.window
+        window = sequence.window
         shift = window.shift_at(sequence.num_computed_tokens)
         num_dropped = (shift - lease.shift) // window.block_size
         if num_dropped == 0:
@@ -306,11 +308,10 @@ class Seating:
         return min(self.holdings.blocks(soon), self.pool.num_blocks)
 
 
-def _num_places(sequence: Sequence, num_drafted: int = 0) -> int:
+def _num_places(sequence: Sequence, shift: int = 0, num_drafted: int = 0) -> int:
     """Of a sequence's known tokens, and of guesses behind them, in its block table: no more than its window has,
     as what is dropped makes room first."""
-    shift = 0 if sequence.lease is None else sequence.lease.shift
-    return min(sequence.num_tokens + num_drafted - shift, sequence.window.num_tokens)
+    return min(len(sequence.token_ids) + num_drafted - shift, sequence.window.num_tokens)
 
 
 def _in_order(tables: list[BlockTable]) -> list[int]:
