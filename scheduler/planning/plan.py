@@ -141,8 +141,11 @@ class Plan:
 MAX_SCORED_TOKENS = 256
 """How many tokens a step computes of prompts whose logprobs are wanted: each has a row of the whole vocabulary."""
 
-MIN_PROMPT_TOKENS = 8
+MIN_PROMPT_TOKENS = 16
 """What a step computes of prompts at least, whatever the latency target: they must not starve."""
+
+DEEP = 2048
+"""Keys before a chunk, from which on half of that is the least: each of its tokens takes several times as long."""
 
 
 class Pace(Protocol):
@@ -198,9 +201,11 @@ class PlanBuilder:
             length = min(length, MAX_SCORED_TOKENS - self._num_scored)
             self._num_scored += length
         if self._has_streams:
-            room = self._pace.room(self._num_tokens, self._attended, sequence.num_computed_tokens)
+            start = sequence.num_computed_tokens
+            room = self._pace.room(self._num_tokens, self._attended, start)
             if room < length:
-                length = max(room, min(length, MIN_PROMPT_TOKENS))
+                least = MIN_PROMPT_TOKENS if start < DEEP else MIN_PROMPT_TOKENS // 2
+                length = max(room, min(length, least))
                 self.budget = length  # and nothing after it
         if length > 0:
             self._add(Chunk.of(sequence, length))
