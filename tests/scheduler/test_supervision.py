@@ -179,22 +179,6 @@ async def test_what_an_engine_computed_that_is_late_for_a_deadline_is_told(engin
     assert pid(engine) == process
 
 
-@pytest.mark.prove
-async def test_a_long_prompt_under_suspicion_holds_nobody_up_to_its_end(
-    engine: AsyncEngine,
-) -> None:
-    told: list[int] = []
-    long = Answer(engine, [5, 6, 7, 8] * 1500, msgspec.structs.replace(LONG, max_tokens=1), computed=told.append)
-    short = Answer(engine, [5, 6, 7], msgspec.structs.replace(LONG, max_tokens=30))
-    await short.has(5)
-    assert told
-    os.kill(pid(engine), signal.SIGKILL)
-    ((_, _, tokens, _, _),) = await short.whole()
-    assert len(tokens) == 30
-    assert not any(delta.token_ids for delta in long.deltas)
-    assert len((await long.whole())[0][2]) == 1
-
-
 @pytest.mark.parametrize(
     "crash", [failing_engine.KILLS, failing_engine.FAILS_PLANNING, failing_engine.FAILS_COMMIT]
 )
