@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
@@ -12,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
 from scheduler.engine.client import AsyncEngine, Delta, Phase
+from scheduler.engine.grammars import Grammars
 from scheduler.messages import EngineInfo, SequenceOutput
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.step import ChunkResult, SampledToken
@@ -49,7 +51,13 @@ class ScriptedEngine:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *exception: object) -> None: ...
+    async def __aexit__(self, *exception: object) -> None:
+        if "grammars" in self.__dict__:
+            self.grammars.close()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.tokenizer.definition, self.info.eos_token_ids)
 
     async def generate(self, *request: object, **options: object) -> AsyncGenerator[Delta, None]:
         self.num_running += 1
