@@ -9,14 +9,13 @@ from typing import Any, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.config import EngineConfig
-from scheduler.conversation import Message, ResponseFormat, held_to, prompt_of
+from scheduler.conversation import Message, ResponseFormat, held_to, pooling_of, prompt_of, tokens_of
 from scheduler.embedding import Embedding
 from scheduler.engine.client import AsyncEngine
 from scheduler.engine.stream import Delta, Ownership
 from scheduler.engine.supervisor import EngineDeadError
-from scheduler.knobs import Knobs
-from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
+from scheduler.knobs import Knobs, config_of
+from scheduler.sampling_params import Pooling, SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 
@@ -36,8 +35,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str | None = None, **knobs: Unpack[Knobs]) -> None:
-        given: dict[str, Any] = dict(knobs)
-        self.config = EngineConfig(**(given if model is None else given | {"model": model}))
+        self.config = config_of(model, knobs)
         self.engine = AsyncEngine(self.config)
 
     @property
@@ -68,7 +66,7 @@ class AsyncLLM:
     ) -> AsyncGenerator[Delta, None]:
         """What each step adds to the answers, as it comes. Closing or cancelling the generator ends the request.
         Raises what `AsyncEngine.generate` raises."""
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = tokens_of(self.tokenizer, prompt)
         return self.engine.generate(token_ids, params, **ownership)
 
     def chat(
@@ -94,10 +92,8 @@ class AsyncLLM:
         **ownership: Unpack[Ownership],
     ) -> npt.NDArray[np.float32]:
         """A vector, [dimensions], as `LLM.embed` makes it. Raises as `generate` does."""
-        pooling = pooling or self.engine.info.pooling
-        if pooling is None:
-            raise InvalidRequestError("this model does not say how it makes embeddings: choose one", "pooling")
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        pooling = pooling_of(self.engine.info.pooling, pooling)
+        token_ids = tokens_of(self.tokenizer, prompt)
         embedding = Embedding(pooling, len(token_ids), self.engine.info.embedding_layers)
         params = SamplingParams(max_tokens=0, pooling=pooling)
         for delta in await self._all(token_ids, params, ownership):
@@ -109,7 +105,7 @@ class AsyncLLM:
     ) -> list[TokenLogprobs]:
         """The log-probability of each token of a text but the first, as `LLM.score` gives it. Raises as `generate`
         does."""
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = tokens_of(self.tokenizer, prompt)
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=alternatives)
         deltas = await self._all(token_ids, params, ownership)
         return [entry for delta in deltas for entry in delta.result.scored]

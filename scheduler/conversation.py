@@ -1,4 +1,4 @@
-"""A conversation as a Python program has it: to a prompt, and to the form that its answer is held to."""
+"""What a Python program asks, in its own types: to a prompt, and to what is wanted of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]
@@ -17,6 +17,19 @@ Message: TypeAlias = Mapping[str, Any]
 
 ResponseFormat: TypeAlias = GrammarSpec | Mapping[str, Any] | None
 """A grammar, or OpenAI's {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}."""
+
+
+def tokens_of(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
+    """A copy, where they are tokens already."""
+    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+
+def pooling_of(own: Pooling | None, wanted: Pooling | None) -> Pooling:
+    """The wanted one, or else the model's own. Raises `InvalidRequestError` where there is neither."""
+    pooling = wanted or own
+    if pooling is None:
+        raise InvalidRequestError("this model does not say how it makes embeddings: choose one", "pooling")
+    return pooling
 
 
 def prompt_of(

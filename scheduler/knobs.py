@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+from scheduler.config import EngineConfig
 
 
 class Knobs(TypedDict, total=False):
@@ -35,3 +37,9 @@ class Knobs(TypedDict, total=False):
     trace: Path | str | None
     log_format: Literal["text", "json"]
     threads: int | None
+
+
+def config_of(model: str | None, knobs: Knobs) -> EngineConfig:
+    """Of the default model, if none is named. Raises `pydantic.ValidationError`."""
+    given: dict[str, Any] = dict(knobs)
+    return EngineConfig(**(given if model is None else given | {"model": model}))

@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from scheduler.config import EngineConfig
-from scheduler.conversation import Message, ResponseFormat, held_to, prompt_of
+from scheduler.conversation import Message, ResponseFormat, held_to, pooling_of, prompt_of, tokens_of
 from scheduler.embedding import Embedding
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
-from scheduler.knobs import Knobs
+from scheduler.knobs import Knobs, config_of
 from scheduler.models.files.model_source import resolve_model
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
@@ -69,8 +68,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **knobs: Unpack[Knobs]) -> None:
-        given: dict[str, Any] = dict(knobs)
-        self.config = EngineConfig(**(given if model is None else given | {"model": model}))
+        self.config = config_of(model, knobs)
         path = resolve_model(self.config.model)
         self.tokenizer = Tokenizer(path)
         self.engine = EngineCore(self.config, path)
@@ -175,9 +173,7 @@ class LLM:
         """A vector for each prompt, [prompts, dimensions]: the mean of its tokens' last hidden states, or the
         last token's, as `pooling` or else the model's folder says. Raises `InvalidRequestError` if a prompt cannot
         be served."""
-        pooling = pooling or self.engine.info.pooling
-        if pooling is None:
-            raise InvalidRequestError("this model does not say how it makes embeddings: choose one", "pooling")
+        pooling = pooling_of(self.engine.info.pooling, pooling)
         results = self.generate(prompts, SamplingParams(max_tokens=0, pooling=pooling), progress=progress)
         return np.stack([each.embedding.vector(normalize=normalize) for each in results if each.embedding])
 
@@ -192,7 +188,7 @@ class LLM:
             self._checker.check(grammar)
 
     def _request(self, prompt: str | list[int], params: SamplingParams) -> Request:
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        token_ids = tokens_of(self.tokenizer, prompt)
         self._num_requests += 1
         return make_request(str(self._num_requests), token_ids, params, self.engine.info, self.tokenizer)
 

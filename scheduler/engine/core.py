@@ -347,14 +347,10 @@ class EngineCore:
             results, failed = self._execute_singly(plan, step)
             if is_out_of_memory(error):
                 self._take_smaller_steps(plan.num_tokens)
-        if any(result.is_broken for result in results):
-            chunks, plan.chunks = plan.chunks, []
-            for chunk, result in zip(chunks, results, strict=True):
-                if result.is_broken:
-                    failed.append(self._fail_without_token(chunk))
-                else:
-                    plan.chunks.append(chunk)
-            results = [result for result in results if not result.is_broken]
+        done = list(zip(plan.chunks, results, strict=True))
+        failed += [self._fail_without_token(chunk) for chunk, result in done if result.is_broken]
+        plan.chunks = [chunk for chunk, result in done if not result.is_broken]
+        results = [result for result in results if not result.is_broken]
         return results, failed, sampling.lap()
 
     def _execute_singly(self, plan: Plan, step: StepInput) -> tuple[StepResult, list[SequenceOutput]]:

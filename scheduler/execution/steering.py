@@ -358,10 +358,7 @@ class Steerings:
                 if chunk.samples:
                     rows += range(first, first + chunk.num_sampled)
                     changes += steering.changes(chunk.token_ids[known:])
-                    seconds = (time.thread_time() - started) / chunk.num_sampled
-                    self._mask_seconds[chunk.request_id] = max(
-                        seconds, self._mask_seconds.get(chunk.request_id, 0.0)
-                    )
+                    _note_most(self._mask_seconds, chunk, (time.thread_time() - started) / chunk.num_sampled)
                     if steering.trouble is not None:
                         self._troubles[chunk.request_id] = steering.trouble
                     for processor in self._processors.get(chunk.request_id, ()):
@@ -378,8 +375,7 @@ class Steerings:
         """The tokens that its grammar forces behind those that a chunk gained."""
         started = time.thread_time()
         forced = self._of_seats[chunk.seat].forced(gained)
-        seconds = (time.thread_time() - started) / len(gained)
-        self._forced_seconds[chunk.request_id] = max(seconds, self._forced_seconds.get(chunk.request_id, 0.0))
+        _note_most(self._forced_seconds, chunk, (time.thread_time() - started) / len(gained))
         return forced
 
     def accept(self, chunk: ChunkInput, guessed: Sequence[int]) -> None:
@@ -405,3 +401,7 @@ class Steerings:
             steering.extend(0, chunk.before)
             self._of_seats[chunk.seat] = steering
         return self._of_seats[chunk.seat]
+
+
+def _note_most(of_requests: dict[str, float], chunk: ChunkInput, seconds: float) -> None:
+    of_requests[chunk.request_id] = max(seconds, of_requests.get(chunk.request_id, 0.0))

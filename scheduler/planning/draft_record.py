@@ -20,7 +20,6 @@ class DraftRecord:
 
     prior: float
     """The share that is taken to be right until more is known."""
-    memory: float = MEMORY
     right: float = 0.0
     tested: float = 0.0
 
@@ -31,7 +30,7 @@ class DraftRecord:
 
     def learn(self, num_drafted: int, num_right: int) -> None:
         """After the first wrong guess the others say nothing."""
-        self._fade(self.memory)
+        self._fade(MEMORY)
         self.right += num_right
         self.tested += min(num_right + 1, num_drafted)
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from scheduler.planning.express import Express
-from scheduler.planning.latency_target import CostPace
+from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.pacing import StepBudget, Wanted
-from scheduler.planning.plan import MIN_PROMPT_TOKENS, Plan
+from scheduler.planning.plan import MIN_PROMPT_TOKENS
 from scheduler.planning.policy import Policy
 from scheduler.planning.rotation import Rotation
 from scheduler.planning.sequence import Sequence
@@ -33,20 +32,15 @@ LONGEST = 1.5
 """Times its target that a step may take before it is divided, or cut as it is put together."""
 
 
-class Turns:
-    """Keeps steps near `seconds`, as far as `cost` can tell."""
+class Turns(LatencyTarget):
+    """Keeps steps near `seconds`, as far as `cost` can tell. As a step is put together it is bounded by `LONGEST`
+    times that: who is seated in it may find a long prefix in the cache, and then few tokens look at many keys."""
 
     def __init__(self, cost: StepCost, seconds: float, policy: Policy) -> None:
+        super().__init__(cost, LONGEST * seconds, policy)
         self._cost = cost
         self._seconds = seconds
-        self._pace = CostPace(cost, LONGEST * seconds)
-        """The bound on a step as it is put together: who is seated in it may find a long prefix in the cache, and
-        then few tokens look at many keys."""
-        self._express = Express(policy)
         self._all = Rotation()
-
-    def narrow(self, plan: Plan) -> bool:
-        return self._express.narrow(plan)
 
     def budget(self, decoding: list[Sequence], prompts: Iterable[Wanted], most: int) -> StepBudget:
         """All of both, if the step is short enough for it."""
@@ -60,11 +54,11 @@ class Turns:
         prompt_seconds = self._cost.predict(len(decoding) + wanted, keys + attended) - decode_seconds
         if not decoding or decode_seconds + prompt_seconds < LONGEST * self._seconds:
             self._all.forget()
-            return StepBudget(decoding, most, self._pace)
+            return super().budget(decoding, (), most)
         left = self._seconds - min(prompt_seconds, PROMPT_SHARE * self._seconds)
         parts = 1 if decode_seconds < FEW * self._seconds else max(1, round(decode_seconds / left))
         chosen = self._all.next(decoding, math.ceil(len(decoding) / parts))
         left = self._seconds - decode_seconds * len(chosen) / len(decoding)
         room = math.floor(wanted * left / prompt_seconds) if prompt_seconds > 0 else 0
         num_tokens = len(chosen) + max(MIN_PROMPT_TOKENS, min(room, wanted))
-        return StepBudget(chosen, min(most, num_tokens), self._pace)
+        return super().budget(chosen, (), min(most, num_tokens))
