@@ -1,4 +1,4 @@
-"""What choosing a token costs, by what a request wants of it: how `SamplingParams.token_cost` prices it.
+"""What choosing a token costs, by what a request wants of it: how `token_cost` prices it.
 
     python -m benchmarks.choosing
 
@@ -20,6 +20,7 @@ from benchmarks.processor import processor
 from scheduler.config import DEFAULT_MODEL
 from scheduler.engine.stream import make_request
 from scheduler.llm import LLM
+from scheduler.planning.prices import token_cost
 from scheduler.sampling_params import SamplingParams
 
 PROMPT, STEPS, WARM = 20, 16, 8
@@ -78,7 +79,7 @@ def main() -> None:
     print("| a request wants | ms a step | times plain | priced |\n| --- | --- | --- | --- |")
     for name, params in wishes.items():
         seconds = statistics.median(found[name])
-        print(f"| {name} | {1000 * seconds:.1f} | {seconds / plain:.2f} | {params.token_cost:g} |")
+        print(f"| {name} | {1000 * seconds:.1f} | {seconds / plain:.2f} | {token_cost(params):g} |")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from scheduler.planning.accounts import MIN_TURN, QUANTUM
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare, Prices
-from scheduler.planning.policy import FirstComeFirstServed, Policy
+from scheduler.planning.fair import FairShare
+from scheduler.planning.giving_way import GivingWay
+from scheduler.planning.prices import Prices
 from scheduler.planning.recomputation import SHARE
 from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.sharing_policy import ArrivalOrder, SharingPolicy
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import NOTHING, ChunkResult, SampledToken
@@ -43,15 +45,15 @@ class Outcome:
     """What fair.py promises of that."""
 
 
-def simulate(policy: Policy, prices: Prices, num_blocks: int) -> Outcome:
+def simulate(policy: SharingPolicy, prices: Prices, num_blocks: int) -> Outcome:
     """Run all requests to their end."""
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK),
         policy,
+        yielding=GivingWay(policy),
         max_num_seqs=SEATS,
         max_batched_tokens=BUDGET,
         max_model_len=PROMPT + ANSWER,
-        vocab_size=1 << 20,
     )
     params = SamplingParams(max_tokens=ANSWER, ignore_eos=True, seed=0)
     for number in range(USERS * REQUESTS):
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     for times in tqdm(POOLS, desc="pools", unit="pool"):
         prices = Prices()
         fair = simulate(FairShare(prices), prices, round(times * need))
-        fcfs = simulate(FirstComeFirstServed(), prices, round(times * need))
+        fcfs = simulate(ArrivalOrder(), prices, round(times * need))
         ratio = fair.tokens_per_second / fcfs.tokens_per_second
         tqdm.write(
             f"{times:3.1f} x need {fair.useful:14.0%} {fair.tokens_per_second:9.0f} {fair.num_preemptions:12} "

@@ -24,7 +24,9 @@ from scheduler.models.files.model_source import resolve_model
 from scheduler.models.loading import usable_cpus
 from scheduler.observing.metrics import EngineMetrics
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.fair import FairShare
+from scheduler.planning.giving_way import GivingWay
+from scheduler.planning.prices import Prices
 from scheduler.planning.scheduler import Scheduler
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
@@ -89,13 +91,14 @@ def attention(backend: AttentionBackend, num_sequences: int, context: int, repet
 def planning(num_running: int, num_waiting: int) -> float:
     """Milliseconds of one schedule() and commit() under the default policy, with 20 users."""
     pool = BlockPool(200_000, 16)
+    policy = FairShare(Prices())
     scheduler = Scheduler(
         pool,
-        FairShare(Prices()),
+        policy,
+        yielding=GivingWay(policy),
         max_num_seqs=num_running,
         max_batched_tokens=16 * num_running,
         max_model_len=4096,
-        vocab_size=1000,
     )
     params = SamplingParams(max_tokens=4000, seed=0)
     for index in range(num_running + num_waiting):
@@ -119,7 +122,6 @@ def crowded_planning(num_users: int, num_prompt_tokens: int) -> float:
         max_num_seqs=num_running if num_prompt_tokens < 1000 else 2 * num_running,
         max_batched_tokens=16 * num_running,
         max_model_len=max_len,
-        vocab_size=1000,
     )
     params = SamplingParams(max_tokens=2000, seed=0)
 

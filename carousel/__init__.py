@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from scheduler.engine.supervisor import EngineDeadError, EngineStartError
     from scheduler.grammar_spec import GrammarKind, GrammarSpec
     from scheduler.llm import LLM, Completion, Result
-    from scheduler.request import DeadlineError, FinishReason
-    from scheduler.sampling_params import InvalidRequestError, SamplingParams
+    from scheduler.planning.deadline import DeadlineError
+    from scheduler.request import FinishReason, InvalidRequestError
+    from scheduler.sampling_params import SamplingParams
     from scheduler.step import TokenLogprobs
 
 _HOMES = {
     "AsyncLLM": "scheduler.async_llm",
     "Completion": "scheduler.llm",
-    "DeadlineError": "scheduler.request",
+    "DeadlineError": "scheduler.planning.deadline",
     "Delta": "scheduler.engine.stream",
     "Embedding": "scheduler.embedding",
     "EngineConfig": "scheduler.config",
@@ -34,7 +35,7 @@ _HOMES = {
     "FinishReason": "scheduler.request",
     "GrammarKind": "scheduler.grammar_spec",
     "GrammarSpec": "scheduler.grammar_spec",
-    "InvalidRequestError": "scheduler.sampling_params",
+    "InvalidRequestError": "scheduler.request",
     "LLM": "scheduler.llm",
     "Result": "scheduler.llm",
     "SamplingParams": "scheduler.sampling_params",

@@ -15,7 +15,8 @@ from scheduler.engine.client import AsyncEngine
 from scheduler.engine.stream import Delta, Ownership
 from scheduler.engine.supervisor import EngineDeadError
 from scheduler.knobs import Knobs, config_of
-from scheduler.sampling_params import Pooling, SamplingParams
+from scheduler.sampling import Pooling
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 

@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
+from scheduler.request import InvalidRequestError
+from scheduler.sampling import Pooling
+from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]

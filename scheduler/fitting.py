@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from scheduler.request import Request
-from scheduler.sampling_params import TOO_LONG, InvalidRequestError, PromptTooLongError, SamplingParams
+from scheduler.request import InvalidRequestError, Request
+from scheduler.sampling import Sampling
+
+TOO_LONG = "context_length_exceeded"
+"""The code of a request that is longer than the model's context: programs cut their prompts when they read it."""
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt has `num_tokens` (or more: a text is not counted to its end), `longest` with the answer fit."""
+
+    def __init__(self, message: str, num_tokens: int, longest: int) -> None:
+        super().__init__(message, "prompt", TOO_LONG)
+        self.num_tokens = num_tokens
+        self.longest = longest
 
 
 def longest_of(
@@ -46,7 +58,7 @@ def check_fits(
     _check_tokens(request.params, vocab_size)
 
 
-def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+def _check_tokens(params: Sampling, vocab_size: int) -> None:
     chosen = {
         "logit_bias": params.logit_bias,
         "allowed_token_ids": params.allowed_token_ids,

@@ -40,8 +40,3 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
     @property
     def is_json(self) -> bool:
         return self.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT)
-
-
-class GrammarError(RuntimeError):
-    """Which tokens may come next cannot be told: mostly because that takes more work than a step may have. At
-    which of an answer's tokens that is, depends on the grammar and the tokens alone."""

@@ -18,8 +18,9 @@ from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
 from scheduler.knobs import Knobs, config_of
 from scheduler.models.files.model_source import resolve_model
-from scheduler.request import FinishReason, Request
-from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
+from scheduler.request import FinishReason, InvalidRequestError, Request
+from scheduler.sampling import Pooling
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import TokenLogprobs
 from scheduler.text.grammar_checker import GrammarChecker
 from scheduler.text.tokenizer import Tokenizer

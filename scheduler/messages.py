@@ -7,12 +7,23 @@ from typing import Any
 
 import msgspec
 
-from scheduler.request import FinishReason, Progress, Request
-from scheduler.sampling_params import Pooling
+from scheduler.request import FinishReason, Request
+from scheduler.sampling import Pooling
 from scheduler.step import NOTHING, ChunkResult, DraftKind
 
 REQUESTS, OUTPUTS = "requests", "outputs"
 """The sockets' names: messages to the engine, and from it."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far one of a request's sequences had come when the engine was lost that had it."""
+
+    index: int
+    token_ids: list[int]
+    """Of its answer."""
+    num_computed: int
+    """The most of its tokens, the prompt's among them, that had been computed."""
+    num_cached_tokens: int
 
 
 class Launch(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""One prompt and whose it is, as it travels to the engine."""
+"""One prompt, whose it is, and why an answer ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import time
 
 import msgspec
 
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling import Sampling
 
 ANONYMOUS = "anonymous"
 """The user of every request while there are no keys."""
 
 
-class DeadlineError(RuntimeError):
-    """The request cannot be answered by its deadline; the message says why."""
+class InvalidRequestError(ValueError):
+    """The request cannot be served as it is; the message tells the client what to change.
+
+    `param` names the field at fault, and `code` the kind of fault, where they have names.
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
 
 
 class FinishReason(enum.StrEnum):
@@ -34,24 +42,12 @@ class FinishReason(enum.StrEnum):
     """It failed inside the engine; the log has the traceback."""
 
 
-class PriorityClass(enum.IntEnum):
-    """A user's class; see fair.py and `PriorityFirst` for what it does."""
-
-    HIGH = -1
-    NORMAL = 0
-    LOW = 1
-
-
-CLASS_DISTANCE = 1000
-"""Between the priorities of two classes."""
-
-
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt from one client, as it travels to the engine."""
 
     request_id: str
     prompt_token_ids: list[int]
-    params: SamplingParams
+    params: Sampling
     """With `max_tokens` and `seed` resolved to numbers."""
     user: str = ANONYMOUS
     """Whose it is: who is served, and who is charged."""
@@ -69,19 +65,3 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Prefixes are shared only between requests of the same salt."""
     arrival_time: float = msgspec.field(default_factory=time.monotonic)
     """Seconds on the machine's monotonic clock."""
-
-    @property
-    def priority_class(self) -> PriorityClass:
-        """The class whose priority is nearest."""
-        return PriorityClass(max(-1, min(1, round(self.priority / CLASS_DISTANCE))))
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far one of a request's sequences had come when the engine was lost that had it."""
-
-    index: int
-    token_ids: list[int]
-    """Of its answer."""
-    num_computed: int
-    """The most of its tokens, the prompt's among them, that had been computed."""
-    num_cached_tokens: int

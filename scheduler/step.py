@@ -10,7 +10,7 @@ from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling import Sampling
 
 DraftKind = Literal["ngram", "prediction", "grammar"]
 """Where guesses come from: the sequence's own text, what its client expects, or what its grammar forces."""
@@ -60,7 +60,7 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     what is kept (speculative decoding, Leviathan et al., arXiv 2211.17192)."""
     samples: bool
     """Whether the logits of the last known token, and of all guessed ones, are wanted."""
-    params: SamplingParams
+    params: Sampling
     num_prompt_tokens: int = 0
     before: list[int] | None = None
     """The tokens before `start`, of a request that is steered: with its first chunk since it got its seat."""
@@ -79,32 +79,6 @@ class ChunkInput(msgspec.Struct, frozen=True, array_like=True):
     def num_sampled(self) -> int:
         """Rows of logits: those of the chunk's last tokens."""
         return self.num_drafted + 1 if self.samples else 0
-
-    def split(self, length: int) -> tuple[ChunkInput, ChunkInput]:
-        """The same in two chunks, to be computed one after the other: `length` tokens, and the rest. The rest has
-        the rows of which tokens are sampled."""
-        middle = self.start + length
-        num_scored = min(len(self.targets), max(0, middle - self.first_scored))
-        rest = len(self.token_ids) - length
-        replace = msgspec.structs.replace
-        first = replace(
-            self,
-            token_ids=self.token_ids[:length],
-            num_drafted=0,
-            samples=False,
-            targets=self.targets[:num_scored],
-            num_pooled=max(0, self.num_pooled - rest),
-        )
-        second = replace(
-            self,
-            start=middle,
-            token_ids=self.token_ids[length:],
-            before=None,
-            first_scored=self.first_scored + num_scored,
-            targets=self.targets[num_scored:],
-            num_pooled=min(self.num_pooled, rest),
-        )
-        return first, second
 
 
 class StateMove(msgspec.Struct, frozen=True, array_like=True):
@@ -206,17 +180,6 @@ class ChunkResult(msgspec.Struct, frozen=True, array_like=True):
     def first(self, num_tokens: int) -> ChunkResult:
         """The same with so many tokens: where an answer ends, what was sampled behind its end is none of it."""
         return msgspec.structs.replace(self, tokens=self.tokens[:num_tokens])
-
-    def followed_by(self, rest: ChunkResult) -> ChunkResult:
-        """That of a chunk of which this is the first part's and `rest` the other's."""
-        sums = [part.pooled for part in (self, rest) if part.pooled]
-        return ChunkResult(
-            rest.tokens,
-            self.is_broken or rest.is_broken,
-            self.scored + rest.scored,
-            [sum(numbers) for numbers in zip(*sums, strict=True)],
-            rest.forced,
-        )
 
 
 NOTHING = ChunkResult()

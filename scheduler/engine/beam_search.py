@@ -19,8 +19,8 @@ from scheduler.engine.client import AsyncEngine
 from scheduler.engine.in_flight import Computed
 from scheduler.engine.stream import Delta, Ownership, make_request
 from scheduler.messages import SequenceOutput
-from scheduler.request import FinishReason
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkResult, SampledToken
 from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
 from scheduler.text.tokenizer import Tokenizer

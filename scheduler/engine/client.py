@@ -36,7 +36,8 @@ from scheduler.messages import (
 )
 from scheduler.models.files.model_source import ModelNotFoundError, resolve_model
 from scheduler.observing.metrics import EngineMetrics
-from scheduler.request import DeadlineError, FinishReason
+from scheduler.planning.deadline import DeadlineError
+from scheduler.request import FinishReason
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from typing import NamedTuple
 
-from scheduler.request import Request
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import InvalidRequestError, Request
 from scheduler.shared_thread import SharedThread
 from scheduler.text.grammar import Grammar, GrammarCompiler
 

@@ -23,6 +23,7 @@ from scheduler.messages import (
     Draft,
     EngineState,
     Phases,
+    Progress,
     Received,
     SequenceOutput,
     Snapshot,
@@ -30,17 +31,19 @@ from scheduler.messages import (
     StepStats,
 )
 from scheduler.models.loading import load, usable_cpus
+from scheduler.planning.audit import picture, violations
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.deadline import least_seconds
-from scheduler.planning.fair import Prices
+from scheduler.planning.deadline import DeadlineError, Deadlines, least_seconds
+from scheduler.planning.giving_way import GivingWay
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.plan import Chunk, Plan
+from scheduler.planning.prices import Prices, choosing_cost
+from scheduler.planning.resuming import resumed
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import DeadlineError, FinishReason, Progress, Request
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import FinishReason, InvalidRequestError, Request
 from scheduler.step import StepInput, StepResult
 from scheduler.text.grammar import Grammar
 
@@ -90,7 +93,6 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.step_tokens(loaded.device.type),
             max_model_len=loaded.info.max_model_len,
-            vocab_size=loaded.info.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
             prefix_caching=config.prefix_caching and (not loaded.keeps_state or states is not None),
             share_prefixes=config.share_prefixes,
@@ -98,6 +100,7 @@ class EngineCore:
             drafter=drafter_of(config, loaded, self.cost),
             window=window_of(loaded.info),
             states=states,
+            yielding=GivingWay(self._policy),
             long_after=ENDLESS if loaded.long_after is None else loaded.long_after,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
@@ -106,6 +109,7 @@ class EngineCore:
         self.steerings = self.executor.steerings
         self._compiling = Compiling(loaded.eos_token_ids)
         self._mask_turns = MaskTurns()
+        self._deadlines = Deadlines()
         self._resuming: dict[str, list[Progress]] = {}
         """By request, of those whose grammars are being compiled."""
         self.before_step: Callable[[list[str], float], None] = lambda requests, seconds: None
@@ -180,7 +184,8 @@ class EngineCore:
         try:
             if request.deadline is not None and progress is None:
                 self._check_deadline(request, request.deadline - time.monotonic())
-            self.scheduler.add(request, progress)
+            lost = None if progress is None else [resumed(request, each) for each in progress]
+            self._deadlines.add(self.scheduler.add(request, lost))
         except (InvalidRequestError, DeadlineError) as error:
             reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
             return refused(request, reason, str(error))
@@ -224,6 +229,7 @@ class EngineCore:
         """What is kept for requests of which no sequence is left."""
         for sequence in ended:
             self._mask_turns.forget(sequence)
+            self._deadlines.forget(sequence)
             request_id = sequence.request.request_id
             if request_id not in self.scheduler.live_requests:
                 self.steerings.forget(request_id)
@@ -232,7 +238,7 @@ class EngineCore:
         """Run one step: every running sequence moves on, and those that end leave."""
         late = self._take_compiled()
         clock = Stopwatch()
-        expired = self.scheduler.expire(time.monotonic())
+        expired = self._deadlines.expire(self.scheduler, time.monotonic())
         plan = self.scheduler.schedule()
         self._mask_turns.rest(plan)
         now = time.monotonic()
@@ -290,10 +296,12 @@ class EngineCore:
         if self._num_unchecked < (CHECK_EVERY if self.has_work else min(CHECK_EVERY, CHECK_IDLE)):
             return 0
         self._num_unchecked = 0
-        violations = self.scheduler.repair()
-        for violation in violations:
+        found = violations(self.scheduler.seating)
+        if found:
+            self.scheduler.begin_anew()
+        for violation in found:
             logger.error("the block pool was set up anew, please report it: %s", violation)
-        return len(violations)
+        return len(found)
 
     def _tell_observers(self, plan: Plan, started: float, step: StepStats, ended: list[Sequence]) -> None:
         """One that fails is told no more: nobody's answer depends on who looks on."""
@@ -307,7 +315,7 @@ class EngineCore:
     def snapshot(self, *, with_blocks: bool) -> Snapshot:
         """Who sits where, and perhaps the state of the blocks."""
         seats = list(map(view_of, self.scheduler.running.values()))
-        return Snapshot(seats, self.pool.map(MAP_CELLS) if with_blocks else None)
+        return Snapshot(seats, picture(self.pool, MAP_CELLS) if with_blocks else None)
 
     def _learn(self, plan: Plan, clock: Stopwatch) -> None:
         """What streams feel is the time from one step's end to the next: what comes between counts too."""
@@ -324,7 +332,7 @@ class EngineCore:
         for chunk, work in zip(plan.chunks, plan.work, strict=True):
             user = chunk.sequence.request.user
             service[user] = service.get(user, 0.0) + self._prices.service(work)
-            tokens[user] = tokens.get(user, 0) + chunk.num_computed + chunk.choosing_cost
+            tokens[user] = tokens.get(user, 0) + chunk.num_computed + choosing_cost(chunk)
         per_token = duration / max(1, sum(tokens.values()))
         return {user: Received(service[user], per_token * count) for user, count in tokens.items()}
 

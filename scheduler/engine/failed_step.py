@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 
 from scheduler.step import ChunkInput, ChunkResult, Executor, SeatChanges, StepInput
@@ -48,9 +49,48 @@ def _run(executor: Executor[Any], step: StepInput, chunk: ChunkInput) -> ChunkRe
         if not is_out_of_memory(error) or half < 1:
             return error
     parts: list[ChunkResult] = []
-    for part in chunk.split(half):
+    for part in _split(chunk, half):
         found = _run(executor, step, part)
         if isinstance(found, Exception):
             return found
         parts.append(found)
-    return parts[0].followed_by(parts[1])
+    return _joined(*parts)
+
+
+def _split(chunk: ChunkInput, length: int) -> tuple[ChunkInput, ChunkInput]:
+    """The same in two chunks, to be computed one after the other: `length` tokens, and the rest. The rest has
+    the rows of which tokens are sampled."""
+    middle = chunk.start + length
+    num_scored = min(len(chunk.targets), max(0, middle - chunk.first_scored))
+    rest = len(chunk.token_ids) - length
+    replace = msgspec.structs.replace
+    first = replace(
+        chunk,
+        token_ids=chunk.token_ids[:length],
+        num_drafted=0,
+        samples=False,
+        targets=chunk.targets[:num_scored],
+        num_pooled=max(0, chunk.num_pooled - rest),
+    )
+    second = replace(
+        chunk,
+        start=middle,
+        token_ids=chunk.token_ids[length:],
+        before=None,
+        first_scored=chunk.first_scored + num_scored,
+        targets=chunk.targets[num_scored:],
+        num_pooled=min(chunk.num_pooled, rest),
+    )
+    return first, second
+
+
+def _joined(first: ChunkResult, rest: ChunkResult) -> ChunkResult:
+    """That of a chunk of which this is the first part's and `rest` the other's."""
+    sums = [part.pooled for part in (first, rest) if part.pooled]
+    return ChunkResult(
+        rest.tokens,
+        first.is_broken or rest.is_broken,
+        first.scored + rest.scored,
+        [sum(numbers) for numbers in zip(*sums, strict=True)],
+        rest.forced,
+    )

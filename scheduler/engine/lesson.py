@@ -6,7 +6,7 @@ import asyncio
 
 from scheduler.engine.supervisor import Supervisor
 from scheduler.messages import LearnTokenizer
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import InvalidRequestError
 from scheduler.text.tokenizer import Tokenizer
 
 

@@ -9,18 +9,19 @@ from scheduler.execution.steering import Steerings
 from scheduler.messages import EngineInfo
 from scheduler.models.loading import LoadedModel
 from scheduler.planning.drafter import Drafter
-from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.fair import FairShare
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.pacing import Pacing
-from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.prices import Prices
+from scheduler.planning.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
 from scheduler.planning.turns import Turns
 
 
-def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> Policy:
+def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> SharingPolicy:
     """The policy that `--policy` names."""
     match name:
         case "fair":
@@ -28,11 +29,11 @@ def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> Policy:
         case "priority":
             return PriorityFirst()
         case "fcfs":
-            return FirstComeFirstServed()
+            return ArrivalOrder()
     raise ValueError(f"unknown policy {name!r}")
 
 
-def pacing_of(config: EngineConfig, cost: StepCost, policy: Policy) -> Pacing:
+def pacing_of(config: EngineConfig, cost: StepCost, policy: SharingPolicy) -> Pacing:
     """What bounds a step: a target, or else that of a step that is divided."""
     if config.target_itl_ms is not None:
         return LatencyTarget(cost, config.target_itl_ms / 1000, policy)

@@ -9,9 +9,9 @@ from typing import TypedDict, Unpack
 import msgspec
 
 from scheduler.fitting import check_fits, longest_of
-from scheduler.messages import EngineInfo, SequenceOutput
-from scheduler.request import FinishReason, Progress, Request
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.messages import EngineInfo, Progress, SequenceOutput
+from scheduler.request import FinishReason, InvalidRequestError, Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkResult
 from scheduler.text.detokenizer import IncrementalDetokenizer, decoder_for
 from scheduler.text.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scheduler.execution.steering import Steered
 from scheduler.kernels.native import kernels
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling import Sampling
 
 NUM_CANDIDATES = 256
 """In torch, truncation first looks at this many likeliest tokens, and sorts the whole vocabulary only for a row
@@ -33,7 +33,7 @@ class Truncation(NamedTuple):
     """float64."""
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Self:
+    def of(cls, params: Sequence[Sampling], device: torch.device) -> Self:
         def tensor(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 

@@ -16,7 +16,7 @@ import torch
 
 from scheduler.execution.logits import NUM_CANDIDATES, LogitScans, TorchScans, Truncation, are_all, narrowed
 from scheduler.execution.steering import SteeredStep
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling import Sampling
 from scheduler.step import Choice, SampledToken, TokenLogprobs
 
 
@@ -24,7 +24,7 @@ from scheduler.step import Choice, SampledToken, TokenLogprobs
 class SamplingRow:
     """Whose token is sampled from one row of logits."""
 
-    params: SamplingParams
+    params: Sampling
     index: int
     """The sequence's place among the request's n."""
     position: int
@@ -109,7 +109,7 @@ def choice_of(logits: torch.Tensor, token_id: int, row: SamplingRow, scans: Logi
 
 def _candidates(
     logits: torch.Tensor,
-    params: SamplingParams,
+    params: Sampling,
     temperatures: torch.Tensor,
     log_total: torch.Tensor,
     scans: LogitScans,
@@ -147,7 +147,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans) 
     return tokens
 
 
-def _is_truncated(params: SamplingParams) -> bool:
+def _is_truncated(params: Sampling) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 

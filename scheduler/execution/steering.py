@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from scheduler.grammar_spec import GrammarError
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling import Sampling
 from scheduler.step import ChunkInput, StepInput
+from scheduler.text.grammar import GrammarError
 
 TokenArray = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float32]
@@ -107,7 +107,7 @@ class Steering:
 
     def __init__(
         self,
-        params: SamplingParams,
+        params: Sampling,
         num_prompt_tokens: int,
         *,
         vocab_size: int,

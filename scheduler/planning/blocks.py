@@ -23,8 +23,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from scheduler.planning.sequence import BlockTable
 from scheduler.planning.windows import ENDLESS, blocks_behind
 
@@ -52,7 +50,7 @@ class Prefix(NamedTuple):
         return [block for table in self.tables for block in table.blocks]
 
 
-class _Content(NamedTuple):
+class Content(NamedTuple):
     """What is known of the blocks of one identity."""
 
     parent: Identity
@@ -91,75 +89,29 @@ class BlockPool:
 
     def reset(self) -> None:
         """Forget who holds what: all blocks are free, and nothing is cached."""
-        self._references = array("i", bytes(self.num_blocks * array("i").itemsize))
-        self._free = deque(range(self.num_blocks))
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self.references = array("i", bytes(self.num_blocks * array("i").itemsize))
+        """By block, how many sequences refer to it."""
+        self.free_blocks = deque(range(self.num_blocks))
+        self.cached_blocks: OrderedDict[int, None] = OrderedDict()
+        """The least recently used first."""
         self.identities: list[Identity | None] = [None] * self.num_blocks
         """By block, under which its content is published, if it is."""
-        self._published: dict[Identity, _Content] = {}
-
-    def violations(self, held: Iterable[int]) -> list[str]:
-        """What does not add up, if `held` are the blocks that sequences refer to, each as often as they do."""
-        found = []
-        references = np.bincount(np.fromiter(held, np.int64), minlength=self.num_blocks)
-        counted = np.frombuffer(self._references, np.intc)
-        wrong = np.flatnonzero(references != counted)
-        if len(wrong):
-            block = wrong[0]
-            found.append(
-                f"{len(wrong)} blocks are referred to more or less often than it is counted, like {block}: "
-                f"{references[block]} and {counted[block]} times"
-            )
-        idle = np.bincount([*self._free, *self._cached], minlength=self.num_blocks)
-        if not np.array_equal(idle, counted == 0):
-            found.append(
-                f"{self.num_free} blocks are free or cached, and they are not those that nobody refers to"
-            )
-        num_contents = self.num_blocks - self.identities.count(None)
-        in_use = (*np.flatnonzero(references).tolist(), *self._cached)
-        if num_contents != sum(self.identities[block] is not None for block in in_use):
-            found.append("a block that is free has a content")
-        if any(self.identities[block] is None for block in self._cached):
-            found.append("a block that is cached has no content")
-        for identity, content in self._published.items():
-            if any(self.identities[block] != identity for copies in content.copies for block in copies):
-                found.append("a block has another content than the one under which it is found")
-                break
-        return found
+        self.published: dict[Identity, Content] = {}
 
     @property
     def num_free(self) -> int:
         """Blocks that can be allocated now: free and cached ones."""
-        return len(self._free) + len(self._cached)
+        return len(self.free_blocks) + len(self.cached_blocks)
 
     @property
     def num_cached(self) -> int:
         """Blocks that nobody refers to but whose content can still be shared."""
-        return len(self._cached)
+        return len(self.cached_blocks)
 
     @property
     def num_used(self) -> int:
         """Blocks that some sequence refers to."""
         return self.num_blocks - self.num_free
-
-    def map(self, num_cells: int) -> bytes:
-        """The pool as a picture: one byte for each block, or for each group of neighbours where there are more
-        blocks than `num_cells`. 0: free; 1: cached; 2: used; 3: shared by several sequences. A group shows the
-        highest of its blocks."""
-        states = bytearray(self.num_blocks)
-        for block in self._cached:
-            states[block] = 1
-        for block, count in enumerate(self._references):
-            if count:
-                states[block] = 2 if count == 1 else 3
-        width = -(-self.num_blocks // num_cells)
-        if width == 1:
-            return bytes(states)
-        return bytes(max(states[start : start + width]) for start in range(0, self.num_blocks, width))
-
-    def references(self, block: int) -> int:
-        """How many sequences refer to `block`."""
-        return self._references[block]
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks hold `num_tokens` tokens."""
@@ -173,13 +125,13 @@ class BlockPool:
         """
         if count > self.num_free:
             raise NoFreeBlocksError(f"{count} blocks asked for, {self.num_free} of {self.num_blocks} are free")
-        blocks = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        blocks = [self.free_blocks.popleft() if self.free_blocks else self._evict() for _ in range(count)]
         for block in blocks:
-            self._references[block] = 1
+            self.references[block] = 1
         return blocks
 
     def _evict(self) -> int:
-        block, _ = self._cached.popitem(last=False)
+        block, _ = self.cached_blocks.popitem(last=False)
         self._forget(block)
         return block
 
@@ -187,11 +139,11 @@ class BlockPool:
         """A block's content is not to be found there any more."""
         identity = self.identities[block]
         assert identity is not None
-        copies = self._published[identity].copies
+        copies = self.published[identity].copies
         for blocks in copies:
             blocks.pop(block, None)
         if not any(copies):
-            del self._published[identity]
+            del self.published[identity]
         self.identities[block] = None
 
     def free(self, blocks: Sequence[int]) -> None:
@@ -203,16 +155,16 @@ class BlockPool:
         Raises `ValueError` for a block that nobody refers to.
         """
         for block in reversed(blocks):
-            if self._references[block] == 0:
+            if self.references[block] == 0:
                 raise ValueError(f"block {block} is freed twice")
-            self._references[block] -= 1
-            if self._references[block] == 0:
+            self.references[block] -= 1
+            if self.references[block] == 0:
                 if self._is_spare(block):
                     self._forget(block)
                 if self.identities[block] is None:
-                    self._free.append(block)
+                    self.free_blocks.append(block)
                 else:
-                    self._cached[block] = None
+                    self.cached_blocks[block] = None
 
     def _is_spare(self, block: int) -> bool:
         """Whether there is another block of the same content. It has been of use just now, and is kept as long as
@@ -220,21 +172,21 @@ class BlockPool:
         identity = self.identities[block]
         if identity is None:
             return False
-        blocks = next(blocks for blocks in self._published[identity].copies if block in blocks)
+        blocks = next(blocks for blocks in self.published[identity].copies if block in blocks)
         for other in blocks:
-            if other in self._cached:
-                self._cached.move_to_end(other)
+            if other in self.cached_blocks:
+                self.cached_blocks.move_to_end(other)
         return len(blocks) > 1
 
     def share(self, blocks: Iterable[int]) -> None:
         """Add one reference to each of `blocks`, which `lookup` has just found."""
         for block in blocks:
-            self._references[block] += 1
-            self._cached.pop(block, None)
+            self.references[block] += 1
+            self.cached_blocks.pop(block, None)
 
     def num_free_after_sharing(self, blocks: Iterable[int]) -> int:
         """What `num_free` would be after `share(blocks)`."""
-        return self.num_free - sum(1 for block in blocks if self._references[block] == 0)
+        return self.num_free - sum(1 for block in blocks if self.references[block] == 0)
 
     def root(self, *parts: str) -> Identity:
         """The parent of first blocks: `parts` name all that the content depends on besides its tokens."""
@@ -249,9 +201,9 @@ class BlockPool:
         if len(tokens) != self.block_size:
             raise ValueError(f"only full blocks are published: {len(tokens)} tokens, not {self.block_size}")
         identity = self._identity(parent, tokens)
-        content = self._published.get(identity)
+        content = self.published.get(identity)
         if content is None:
-            content = self._published[identity] = _Content(parent, tuple(tokens), [{} for _ in blocks])
+            content = self.published[identity] = Content(parent, tuple(tokens), [{} for _ in blocks])
         elif not _is_of(content, parent, tokens):  # two contents of one digest: only the first can be found
             return secrets.token_bytes(16)
         for block, copies in zip(blocks, content.copies, strict=True):
@@ -267,7 +219,7 @@ class BlockPool:
         """
         chain = [] if chain is None else chain
         identities: list[Identity] = []
-        contents: list[_Content | None] = []
+        contents: list[Content | None] = []
         unbroken = [0] * len(self.behind)  # of each group: how many blocks up to this one are there
         longest = 0
         parent = root
@@ -296,14 +248,14 @@ class BlockPool:
             tables.append(BlockTable(first, [self._copy(content, group) for content in found]))
         return Prefix(tables, identities[:longest])
 
-    def _find(self, identity: Identity, parent: Identity, tokens: Sequence[int]) -> _Content | None:
+    def _find(self, identity: Identity, parent: Identity, tokens: Sequence[int]) -> Content | None:
         """What is known of these tokens after those of `parent`, which `identity` names."""
-        content = self._published.get(identity)
+        content = self.published.get(identity)
         return content if content is not None and _is_of(content, parent, tokens) else None
 
-    def _copy(self, content: _Content, group: int) -> int:
+    def _copy(self, content: Content, group: int) -> int:
         """One of a group's blocks of this content: rather one in use, which takes nothing from what is free."""
-        return max(content.copies[group], key=lambda block: self._references[block] > 0)
+        return max(content.copies[group], key=lambda block: self.references[block] > 0)
 
     def _identity(self, parent: Identity, tokens: Sequence[int]) -> Identity:
         return self._digest(parent + array("q", tokens).tobytes())
@@ -312,5 +264,5 @@ class BlockPool:
         return hashlib.blake2b(content, digest_size=16, key=self._secret).digest()
 
 
-def _is_of(content: _Content, parent: Identity, tokens: Sequence[int]) -> bool:
+def _is_of(content: Content, parent: Identity, tokens: Sequence[int]) -> bool:
     return content.parent == parent and content.tokens == tuple(tokens)

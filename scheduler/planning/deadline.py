@@ -1,9 +1,45 @@
-"""How soon a request can be answered at best: one that would be late even then is refused at once."""
+"""When requests end that are not answered yet, and how soon one can be: what would be late is refused at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from scheduler.planning.ranked import Ranked
+from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import Request
+from scheduler.request import FinishReason, Request
+
+
+class DeadlineError(RuntimeError):
+    """The request cannot be answered by its deadline; the message says why."""
+
+
+class Deadlines:
+    """The sequences that end at a time of their own, answered or not."""
+
+    def __init__(self) -> None:
+        self._ends: Ranked[Sequence] = Ranked()
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.request.deadline is not None:
+                self._ends.push((sequence.request.deadline,), sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """It has ended."""
+        self._ends.discard(sequence)
+
+    def expire(self, scheduler: Scheduler, now: float) -> list[Sequence]:
+        """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
+        late: list[Sequence] = []
+        while (first := self._ends.first) is not None and first[0][0] <= now:
+            sequence = first[1]
+            self.forget(sequence)
+            if sequence.status is not Status.FINISHED:
+                scheduler.finish(sequence, FinishReason.TIMEOUT)
+                late.append(sequence)
+        return late
 
 
 def least_seconds(

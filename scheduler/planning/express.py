@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.policy import Policy
+from scheduler.planning.sharing_policy import SharingPolicy
 
 EXPRESS_TOKENS = 64
 """Prompt tokens at most that a step computes for newcomers alone."""
@@ -16,7 +16,7 @@ class Express:
     """Where a step computes newcomers' short prompts alone, their first tokens are out in a fraction of the time
     that a step of all takes, and the others lose little."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: SharingPolicy) -> None:
         self._policy = policy
         self._num_steps_since = EXPRESS_EVERY
 

@@ -43,11 +43,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 
 from scheduler.planning.accounts import QUANTUM, Account, Standings, Turn, within_user
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.policy import Work
+from scheduler.planning.prices import Prices
+from scheduler.planning.priority_class import PriorityClass
 from scheduler.planning.ranked import Rank, Ranked
 from scheduler.planning.recomputation import RecomputationCredit
 from scheduler.planning.sequence import Sequence, Status
@@ -59,19 +60,6 @@ LOW_SECONDS = 30.0
 
 _DUE, _USUAL, _LEFTOVERS = range(3)
 """Lanes: who goes before whom, whatever their counters say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """What a token counts, in prompt tokens. Output tokens cost a step each; cached ones hardly anything."""
-
-    output: float = 2.0
-    cached: float = 0.05
-
-    def service(self, work: Work) -> float:
-        """A wrong guess costs what it takes to compute it, and a token of an answer what it takes to choose it."""
-        output = self.output * work.output * work.sequence.request.params.token_cost
-        return work.prompt + self.cached * work.cached + output + work.refused
 
 
 class FairShare:
@@ -98,12 +86,12 @@ class FairShare:
     def add(self, sequence: Sequence) -> None:
         user, request = sequence.request.user, sequence.request
         account = self._accounts.setdefault(user, Account(user))
-        if account.is_low != (request.priority_class > 0):
+        if account.is_low != (PriorityClass.of(request) > 0):
             self._standings(account).drop(account)
             self._is_gone(account)
         account.weight = request.weight
         account.max_running = request.max_running
-        account.priority_class = request.priority_class
+        account.priority_class = PriorityClass.of(request)
         if account.is_low and account not in self._hungry:
             self._is_fed(account)
         self._enqueue(account, sequence)

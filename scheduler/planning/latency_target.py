@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from scheduler.planning.express import Express
 from scheduler.planning.pacing import StepBudget, Wanted
 from scheduler.planning.plan import Plan
-from scheduler.planning.policy import Policy
 from scheduler.planning.sequence import Sequence
+from scheduler.planning.sharing_policy import SharingPolicy
 from scheduler.planning.step_cost import StepCost
 
 
@@ -27,7 +27,7 @@ class CostPace:
 class LatencyTarget:
     """A promise to the running streams: no step longer than `seconds`, but for the least that prompts get."""
 
-    def __init__(self, cost: StepCost, seconds: float, policy: Policy) -> None:
+    def __init__(self, cost: StepCost, seconds: float, policy: SharingPolicy) -> None:
         self._pace = CostPace(cost, seconds)
         self._express = Express(policy)
 

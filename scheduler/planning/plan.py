@@ -85,12 +85,6 @@ class Chunk(NamedTuple):
         return self.length + len(self.drafted)
 
     @property
-    def choosing_cost(self) -> float:
-        """What choosing its tokens costs beyond computing them, in tokens."""
-        num_chosen = len(self.drafted) + 1 if self.samples else 0
-        return num_chosen * (self.sequence.request.params.token_cost - 1)
-
-    @property
     def attended(self) -> int:
         """Keys that its queries look at."""
         return num_attended(self.start - self.shift, self.num_computed)

@@ -1,11 +1,11 @@
-"""Who is admitted next, and who gives way: what the scheduler asks of a policy, and the two that know only order.
+"""Who is admitted next, and who goes when blocks are short: what the scheduler asks of a policy, and the plainest.
 
-The default, fair shares between users, is in fair.py.
+What `carousel serve` takes by default, fair shares between users, is in fair.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple, Protocol
 
 from scheduler.planning.ranked import Rank, Ranked
@@ -66,10 +66,6 @@ class Policy(Protocol):
     def rank(self, sequence: Sequence) -> Rank:
         """In which order prompts take what a step's token budget leaves, whether running or still to be seated."""
 
-    def is_newcomer(self, sequence: Sequence) -> bool:
-        """Whether a sequence that was just seated is all that its user asks for, and should not wait for a whole
-        step of all the others."""
-
     def gets_leftovers(self, sequence: Sequence) -> bool:
         """Whether a sequence only gets what the others leave."""
 
@@ -79,16 +75,6 @@ class Policy(Protocol):
 
     def victim(self, running: Collection[Sequence]) -> Sequence:
         """The sequence among `running` (never empty) to preempt when running sequences are out of blocks."""
-
-    def yielding(
-        self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
-    ) -> Iterator[Sequence]:
-        """Running sequences that should give up their seats to the waiting `candidate`, the first to go first.
-        `loss` guesses how many of a sequence's tokens would have to be computed again."""
-
-    @property
-    def gap(self) -> float:
-        """How unequally those who wait were served: see `FairShare`; 0 for a policy that knows no users."""
 
     def __len__(self) -> int:
         """How many wait."""
@@ -174,9 +160,6 @@ class FirstComeFirstServed:
     def rank(self, sequence: Sequence) -> Rank:
         return (sequence.arrival,)
 
-    def is_newcomer(self, sequence: Sequence) -> bool:
-        return False
-
     def gets_leftovers(self, sequence: Sequence) -> bool:
         return False
 
@@ -186,27 +169,5 @@ class FirstComeFirstServed:
     def victim(self, running: Collection[Sequence]) -> Sequence:
         return max(running, key=self.rank)
 
-    def yielding(
-        self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
-    ) -> Iterator[Sequence]:
-        return iter(())
-
-    @property
-    def gap(self) -> float:
-        return 0.0
-
     def __len__(self) -> int:
         return self._num_waiting
-
-
-class PriorityFirst(FirstComeFirstServed):
-    """Admit by priority, then arrival; a request of a higher class takes the seat of a lower one's."""
-
-    def rank(self, sequence: Sequence) -> Rank:
-        return (sequence.request.priority, sequence.arrival)
-
-    def yielding(
-        self, candidate: Sequence, running: Collection[Sequence], loss: Callable[[Sequence], int]
-    ) -> Iterator[Sequence]:
-        lower = [sequence for sequence in running if sequence.request.priority > candidate.request.priority]
-        return iter(sorted(lower, key=self.rank, reverse=True))

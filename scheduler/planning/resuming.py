@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from scheduler.messages import Progress
 from scheduler.planning.sequence import Sequence
-from scheduler.request import Progress, Request
+from scheduler.request import Request
 
 
 def resumed(request: Request, progress: Progress) -> Sequence:

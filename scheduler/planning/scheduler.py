@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 
 from scheduler.context_window import ENDLESS, ContextWindow
-from scheduler.fitting import check_fits
 from scheduler.planning.admission import Admission
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.drafter import Drafter, NoDrafts
@@ -19,14 +18,12 @@ from scheduler.planning.gain import Gain, work_of
 from scheduler.planning.pacing import NoPacing, Pacing, Wanted
 from scheduler.planning.plan import Plan, PlanBuilder
 from scheduler.planning.policy import Policy
-from scheduler.planning.ranked import Ranked
-from scheduler.planning.resuming import resumed
 from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.siblings import Siblings
 from scheduler.planning.states import NoStates, States
-from scheduler.request import FinishReason, Progress, Request
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.planning.yielding import NoYielding, Yielding
+from scheduler.request import FinishReason, InvalidRequestError, Request
 from scheduler.step import StepResult
 
 
@@ -48,7 +45,6 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         max_model_len: int,
-        vocab_size: int,
         eos_token_ids: Iterable[int] = (),
         prefix_caching: bool = True,
         share_prefixes: bool = False,
@@ -56,6 +52,7 @@ class Scheduler:
         drafter: Drafter | None = None,
         window: ContextWindow | None = None,
         states: States | None = None,
+        yielding: Yielding | None = None,
         long_after: int = ENDLESS,
     ) -> None:
         self.pool = pool
@@ -63,7 +60,6 @@ class Scheduler:
         self.num_seats = min(max_num_seqs, max_batched_tokens)
         self.max_batched_tokens = max_batched_tokens
         self.max_model_len = max_model_len
-        self.vocab_size = vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
         self.prefix_caching = prefix_caching
         self.seating = Seating(
@@ -84,8 +80,7 @@ class Scheduler:
         self.long_after = long_after
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
-        self._deadlines: Ranked[Sequence] = Ranked()
-        self.admission = Admission(policy, self.seating)
+        self.admission = Admission(policy, self.seating, yielding or NoYielding())
         self._siblings = Siblings(policy)
 
     @property
@@ -111,22 +106,13 @@ class Scheduler:
 
     # Intake ---------------------------------------------------------------------------------------------
 
-    def add(self, request: Request, progress: Iterable[Progress] | None = None) -> list[Sequence]:
+    def add(self, request: Request, resumed: list[Sequence] | None = None) -> list[Sequence]:
         """Queue a request, and return its `n` sequences; or those that it had in another engine, which go on as
         after a preemption. Raises `InvalidRequestError` if it can never fit."""
-        check_fits(
-            request,
-            max_model_len=self.max_model_len,
-            pool_tokens=self._longest,
-            vocab_size=self.vocab_size,
-            shifted_len=self.window.longest,
-        )
+        window = self._window_of(request)
         if request.request_id in self._live:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use by a live request")
-        if progress is None:
-            sequences = [Sequence(request, index) for index in range(request.params.n)]
-        else:
-            sequences = [resumed(request, each) for each in progress]
+        sequences = [Sequence(request, index) for index in range(request.params.n)] if resumed is None else resumed
         self._live[request.request_id] = list(sequences)
         for sequence in sequences:
             self._num_arrivals += 1
@@ -134,11 +120,19 @@ class Scheduler:
             sequence.long_after = self.long_after
             sequence.is_long = self._is_long(sequence.num_tokens)
             sequence.root = self.seating.root(request, is_long=sequence.is_long)
-            sequence.window = self.window if request.params.context_shift else self._whole
-            if request.deadline is not None:
-                self._deadlines.push((request.deadline,), sequence)
+            sequence.window = window
         self._enqueue(sequences)
         return sequences
+
+    def _window_of(self, request: Request) -> ContextWindow:
+        """What its sequences look back on. Raises `InvalidRequestError` if they cannot end in it."""
+        num_prompt_tokens, most = len(request.prompt_token_ids), request.params.max_tokens
+        shifts = request.params.context_shift and num_prompt_tokens < self._whole.longest
+        window = self.window if shifts else self._whole
+        if num_prompt_tokens == 0 or num_prompt_tokens + (1 if most is None else most) > window.longest:
+            asked = f"{num_prompt_tokens} tokens in the prompt and {most} in the answer"
+            raise InvalidRequestError(f"{asked} do not fit into {window.longest}", "prompt")
+        return window
 
     def _enqueue(self, sequences: list[Sequence]) -> None:
         """The first goes ahead. Its siblings follow when the prompt, which is theirs too, is in the cache."""
@@ -157,14 +151,6 @@ class Scheduler:
 
     def _is_long(self, num_tokens: int) -> bool:
         return num_tokens > self.long_after
-
-    def expire(self, now: float) -> list[Sequence]:
-        """End the sequences whose deadline has passed, and return them. `now` is on the monotonic clock."""
-        expired = []
-        while (first := self._deadlines.first) is not None and first[0][0] <= now:
-            self.finish(first[1], FinishReason.TIMEOUT)
-            expired.append(first[1])
-        return expired
 
     def abort(
         self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT
@@ -258,14 +244,10 @@ class Scheduler:
             if left == 0:
                 return
 
-    def repair(self) -> list[str]:
-        """Look whether the accounts of seats and blocks add up. If they do not, everybody starts anew from an
-        empty pool, as after a preemption: nobody reads what may be another's. Returns what did not add up."""
-        found = self.seating.violations()
-        if found:
-            for sequence in self.seating.abandon():
-                self.admission.wait_again(sequence)
-        return found
+    def begin_anew(self) -> None:
+        """All who run begin anew from an empty pool, as after a preemption: nobody reads what may be another's."""
+        for sequence in self.seating.abandon():
+            self.admission.wait_again(sequence)
 
     # Committing -----------------------------------------------------------------------------------------
 
@@ -342,7 +324,6 @@ class Scheduler:
             self._siblings.leave(sequence)
         if sequence.index == 0:
             self._siblings.follow(sequence)
-        self._deadlines.discard(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         siblings = self._live[sequence.request.request_id]

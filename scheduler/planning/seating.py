@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
 from scheduler.planning.sequence import BlockTable, Lease, Sequence
@@ -36,12 +35,11 @@ class Seating:
         self.running: dict[tuple[str, int], Sequence] = {}
         self._max_model_len = max_model_len
         self._has_windows = any(window is not None for window in pool.windows)
-        self._prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching
         self._share_prefixes = share_prefixes
-        self._num_seats = num_seats
+        self.num_seats = num_seats
         self.free_seats = list(range(num_seats))
         """A heap: low seats are taken first."""
-        self._kept_blocks: dict[Sequence, int] = {}  # cached blocks of those who wait to resume
         self._chains: dict[Sequence, list[Identity]] = {}  # of the blocks of those who wait, and were looked up
         self._states = states
         self._changes = SeatChanges()
@@ -80,7 +78,7 @@ class Seating:
 
     def _lookup(self, token_ids: list[int], root: Identity, chain: list[Identity]) -> Prefix:
         """What the cache has of these tokens, up to where there is a state too, of a model that keeps them."""
-        if not self._prefix_caching:
+        if not self.prefix_caching:
             return Prefix([BlockTable(0, []) for _ in self.pool.windows], [])
         prefix = self.pool.lookup(token_ids, root, chain)
         num_known = len(prefix.identities)
@@ -94,7 +92,7 @@ class Seating:
         size, lease = self.pool.block_size, sequence.held
         # What is computed without the tokens that were dropped is its own.
         num_filled = min(sequence.num_computed_tokens, sequence.window.num_tokens) // size
-        if self._prefix_caching:
+        if self.prefix_caching:
             prefix = lease.prefix
             for place in range(len(prefix), num_filled):
                 parent = prefix[-1] if prefix else sequence.root
@@ -191,11 +189,9 @@ class Seating:
         self._changes.tables.append(TableChange(lease.seat, table.end, blocks, group))
         table.blocks += blocks
 
-    def vacate(self, sequence: Sequence, *, comes_back: bool = False) -> None:
+    def vacate(self, sequence: Sequence) -> None:
         """Take back a running sequence's seat and blocks; the full ones stay cached for its return."""
         lease, sequence.lease = sequence.held, None
-        if comes_back:
-            self._kept_blocks[sequence] = sum(len(lease.prefix) - table.first for table in lease.tables)
         self.pool.free(_in_order(lease.tables))
         if lease.sink is not None:
             self.pool.free([lease.sink])
@@ -204,32 +200,21 @@ class Seating:
         self._changes.vacated.append(lease.seat)
         del self.running[sequence.key]
 
-    def violations(self) -> list[str]:
-        """What does not add up in the seats and in the pool; takes a look at every block."""
-        found = []
-        leases = [sequence.held for sequence in self.running.values()]
-        if sorted([*self.free_seats, *(lease.seat for lease in leases)]) != list(range(self._num_seats)):
-            found.append(f"the free seats and those of {len(leases)} sequences are not all seats")
-        held = [block for lease in leases for block in lease.blocks]
-        return found + self.pool.violations(held)
-
     def abandon(self) -> list[Sequence]:
         """Take all seats and all blocks from everybody, whatever the accounts say, and return who had them."""
         sequences = list(self.running.values())
         for sequence in sequences:
             sequence.lease = None
         self.running.clear()
-        self._kept_blocks.clear()
         self._chains.clear()
-        self.free_seats = list(range(self._num_seats))
-        self._changes = SeatChanges(vacated=list(range(self._num_seats)))
+        self.free_seats = list(range(self.num_seats))
+        self._changes = SeatChanges(vacated=list(range(self.num_seats)))
         self._states.reset()
         self.pool.reset()
         return sequences
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence does not wait any longer."""
-        self._kept_blocks.pop(sequence, None)
         self._chains.pop(sequence, None)
 
     # Room -----------------------------------------------------------------------------------------------
@@ -239,7 +224,7 @@ class Seating:
         sequence, or the next step would preempt at once. One that was crowded out before comes back only when all
         can go on for a while: it would otherwise compute the same tokens again and again."""
         if self._comes_to_stay(candidate):
-            missing = self._blocks_soon(candidate) - len(prefix.blocks)
+            missing = self.blocks_soon(candidate) - len(prefix.blocks)
         else:
             missing = sum(self._missing(prefix.tables, _num_places(candidate)))
         return self.pool.num_free_after_sharing(prefix.blocks) - missing - self._num_ahead(candidate)
@@ -250,7 +235,7 @@ class Seating:
         if self.pool.windows[0] is not None:
             return self.pool.num_free
         if self._comes_to_stay(candidate):
-            missing = self._blocks_soon(candidate)
+            missing = self.blocks_soon(candidate)
         else:
             missing = self.pool.blocks_for(_num_places(candidate))
         shared = sum(
@@ -265,41 +250,15 @@ class Seating:
         return candidate.crowded_out and len(self.running) > 0
 
     def _num_ahead(self, candidate: Sequence) -> int:
-        return sum(self._ahead(each, candidate) for each in self.running.values())
+        return sum(self.ahead(each, candidate) for each in self.running.values())
 
-    def _ahead(self, sequence: Sequence, candidate: Sequence) -> int:
+    def ahead(self, sequence: Sequence, candidate: Sequence) -> int:
         """Blocks that are kept for a running sequence to grow into, beside a waiting one."""
         if candidate.crowded_out:
-            return self._blocks_soon(sequence) - sequence.held.num_blocks
+            return self.blocks_soon(sequence) - sequence.held.num_blocks
         return len(self.pool.windows)
 
-    def num_freed(self, sequence: Sequence, candidate: Sequence, kept: set[int]) -> int:
-        """How many more blocks would be spare for a waiting sequence if a running one gave way. `kept`: blocks
-        that are part of the waiting one's prefix."""
-        blocks = (block for table in sequence.held.tables for block in table.blocks if block not in kept)
-        alone = sum(self.pool.references(block) == 1 for block in blocks)
-        return alone + self._ahead(sequence, candidate)
-
-    def most_freed(self, sequence: Sequence, candidate: Sequence) -> int:
-        """What `num_freed` says at most. Takes O(1)."""
-        return sequence.held.num_blocks + self._ahead(sequence, candidate)
-
-    def losses(self, candidate: Sequence) -> Callable[[Sequence], int]:
-        """Guesses how many tokens a running sequence will have to compute again if it gives way to a waiting one:
-        none while the pool can keep what all who run will hold soon, and what those who gave way left there."""
-        excess: int | None = None
-
-        def loss(sequence: Sequence) -> int:
-            nonlocal excess
-            if excess is None:
-                held = sum(self._blocks_soon(each) for each in (candidate, *self.running.values()))
-                excess = max(0, held + sum(self._kept_blocks.values()) - self.pool.num_blocks)
-            lost = sequence.num_computed_tokens
-            return min(lost, excess * self.pool.block_size) if self._prefix_caching else lost
-
-        return loss
-
-    def _blocks_soon(self, sequence: Sequence) -> int:
+    def blocks_soon(self, sequence: Sequence) -> int:
         """What a sequence holds when it has gone on for a while."""
         most = sequence.num_prompt_tokens + (sequence.request.params.max_tokens or self._max_model_len)
         soon = min(sequence.num_tokens + HORIZON, most)

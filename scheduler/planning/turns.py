@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.pacing import StepBudget, Wanted
 from scheduler.planning.plan import MIN_PROMPT_TOKENS
-from scheduler.planning.policy import Policy
 from scheduler.planning.rotation import Rotation
 from scheduler.planning.sequence import Sequence
+from scheduler.planning.sharing_policy import SharingPolicy
 from scheduler.planning.step_cost import StepCost
 
 PROMPT_SHARE = 0.8
@@ -36,7 +36,7 @@ class Turns(LatencyTarget):
     """Keeps steps near `seconds`, as far as `cost` can tell. As a step is put together it is bounded by `LONGEST`
     times that: who is seated in it may find a long prefix in the cache, and then few tokens look at many keys."""
 
-    def __init__(self, cost: StepCost, seconds: float, policy: Policy) -> None:
+    def __init__(self, cost: StepCost, seconds: float, policy: SharingPolicy) -> None:
         super().__init__(cost, LONGEST * seconds, policy)
         self._cost = cost
         self._seconds = seconds

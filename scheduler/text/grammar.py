@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from scheduler.grammar_spec import GrammarError, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.grammar_spec import GrammarSpec
+from scheduler.request import InvalidRequestError
 from scheduler.text.grammar_source import compilable, unforced
 
 CACHED_GRAMMARS = 64
@@ -44,6 +44,11 @@ SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_IN_STRING}{{1,{length}}}" for length in 
 """Tokens that match one of these are let through together where the grammar allows them all; only the others are
 looked at one by one. llguidance's own go by 10 and 30 characters of a string, and its masks take half as long
 again where a schema bounds a string's length."""
+
+
+class GrammarError(RuntimeError):
+    """Which tokens may come next cannot be told: mostly because that takes more work than a step may have. At
+    which of an answer's tokens that is, depends on the grammar and the tokens alone."""
 
 
 class GrammarCompiler:

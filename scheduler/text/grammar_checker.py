@@ -25,9 +25,9 @@ import msgspec
 import numpy as np
 import psutil
 
-from scheduler.grammar_spec import GrammarError, GrammarKind, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError
-from scheduler.text.grammar import Grammar, GrammarCompiler
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.request import InvalidRequestError
+from scheduler.text.grammar import Grammar, GrammarCompiler, GrammarError
 from scheduler.text.grammar_source import check_size
 
 MAX_SECONDS = 2.0

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scheduler.sampling_params import InvalidRequestError, PromptTooLongError
+from scheduler.fitting import PromptTooLongError
+from scheduler.request import InvalidRequestError
 from scheduler.shared_thread import give_way
 from scheduler.text.chat_template import ChatTemplate
 from scheduler.text.token_bytes import TokenBytes

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import SamplingParams
 from server.api.fields import Body, CheckedBody, Hint, Length, ShortText, described, only
 from server.api.requests import GenerationRequest
 from server.api.synonyms import THINKING, thinking_in_our_words

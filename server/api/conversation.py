@@ -15,8 +15,8 @@ from aiohttp import web
 
 from scheduler.engine.client import Delta
 from scheduler.engine.stream import with_phrases
-from scheduler.request import FinishReason
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
 from server.api.generation import truncated

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from scheduler.sampling_params import InvalidRequestError, Pooling, SamplingParams
+from scheduler.request import InvalidRequestError
+from scheduler.sampling import Pooling
+from scheduler.sampling_params import SamplingParams
 from server.api.completion_request import MAX_SEQUENCES, Prompts
 from server.api.fields import Count
 from server.api.requests import ServedRequest

@@ -18,8 +18,8 @@ from msgspec import UNSET, UnsetType
 from scheduler.engine.beam_search import BeamOptions, search_beams
 from scheduler.engine.client import AsyncEngine, Delta
 from scheduler.engine.stream import Ownership
-from scheduler.request import FinishReason
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.sampling_params import SamplingParams
 from server.api.completion_objects import Usage
 from server.api.metering import Meter
 from server.api.models import longest_sequence

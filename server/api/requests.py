@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from scheduler.engine.beam_search import BeamOptions, check_beams
-from scheduler.sampling_params import MODEL_DEFAULTS, InvalidRequestError, SamplingParams
+from scheduler.request import InvalidRequestError
+from scheduler.sampling_params import MODEL_DEFAULTS, SamplingParams
 from server.api.explanation import NUM_LIKELIEST
 from server.api.fields import (
     MAX_BAD_WORDS,

@@ -10,7 +10,7 @@ import msgspec
 from pydantic import ConfigDict, Field
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import InvalidRequestError
 from server.api.fields import CheckedBody, Hint, ShortText, described
 
 Schema = dict[str, Any] | bool

@@ -15,8 +15,8 @@ from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
 from scheduler.engine.client import EngineDeadError, RequestCrashedError
-from scheduler.request import DeadlineError
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.planning.deadline import DeadlineError
+from scheduler.request import InvalidRequestError
 from scheduler.text.grammar_checker import NotCheckedError
 from server.app_keys import ENGINE, user_of
 from server.http.json import json_response

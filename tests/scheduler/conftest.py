@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scheduler.engine import core
-from scheduler.planning.scheduler import Scheduler
+from scheduler.planning.audit import violations
+from scheduler.planning.seating import Seating
 from tests.scheduler.test_families import tiny_model
 
 
@@ -23,11 +24,10 @@ def _accounts_add_up_at_every_step(request: pytest.FixtureRequest, monkeypatch: 
     monkeypatch.setattr(core, "CHECK_EVERY", 1)
     if request.node.get_closest_marker("breaks_accounts") is not None:
         return
-    repair = Scheduler.repair
 
-    def strict(scheduler: Scheduler) -> list[str]:
-        found = repair(scheduler)
+    def none(seating: Seating) -> list[str]:
+        found = violations(seating)
         assert not found
         return found
 
-    monkeypatch.setattr(Scheduler, "repair", strict)
+    monkeypatch.setattr(core, "violations", none)

@@ -7,10 +7,11 @@ from collections import Counter, defaultdict
 
 import msgspec
 
-from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.fair import FairShare
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.plan import Plan
+from scheduler.planning.prices import Prices
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
@@ -52,9 +53,8 @@ class Simulation:
             max_model_len=longest,
             policy=self.policy,
         )
-        policy = self.scheduler.policy
-        divided = Turns(self.cost, 0.04, policy)
-        self.scheduler.pacing = divided if target is None else LatencyTarget(self.cost, target, policy)
+        divided = Turns(self.cost, 0.04, self.policy)
+        self.scheduler.pacing = divided if target is None else LatencyTarget(self.cost, target, self.policy)
         self.live: Counter[str] = Counter()
         """Sequences that have not ended, by user."""
         self.tokens: Counter[str] = Counter()

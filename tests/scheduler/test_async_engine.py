@@ -21,8 +21,7 @@ from scheduler.engine.stream import Delta, RequestStream
 from scheduler.engine.supervisor import Supervisor
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.messages import RecordTrace, SequenceOutput, Shutdown, StepStats, ToEngine
-from scheduler.request import FinishReason
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import FinishReason, InvalidRequestError
 from scheduler.text.grammar_checker import TOO_MUCH_WORK
 from tests.scheduler.test_grammar_checker import chain
 

@@ -48,7 +48,7 @@ def test_a_common_prefix_is_shared() -> None:
     prefix = pool.lookup([1, 2, 3, 4, 9, 9], pool.root(""))
     assert prefix.blocks == blocks[:2]
     pool.share(prefix.blocks)
-    assert [pool.references(block) for block in blocks] == [2, 2, 1]
+    assert [pool.references[block] for block in blocks] == [2, 2, 1]
 
 
 def test_a_prefix_always_leaves_a_token_to_compute() -> None:
@@ -199,7 +199,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert [self.pool.references(block) for block in range(12)] == self.holders
+        assert [self.pool.references[block] for block in range(12)] == self.holders
         assert self.pool.num_used == sum(1 for count in self.holders if count > 0)
         assert self.pool.num_used + self.pool.num_free == self.pool.num_blocks
 

@@ -16,8 +16,8 @@ from scheduler.context_window import ContextWindow
 from scheduler.engine.core import EngineCore
 from scheduler.engine.stream import make_request
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.request import Request
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.request import InvalidRequestError, Request
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import ANY, Preempting
 from tests.scheduler.test_families import tiny_model
 

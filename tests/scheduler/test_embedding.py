@@ -17,7 +17,8 @@ from scheduler.embedding import Embedding
 from scheduler.engine.core import EngineCore
 from scheduler.models.model_config import read_config
 from scheduler.request import FinishReason, Request
-from scheduler.sampling_params import Pooling, SamplingParams
+from scheduler.sampling import Pooling
+from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_families import FAMILIES, tiny_model
 
 RNG = random.Random(3)

@@ -12,22 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.planning.accounts import MIN_TURN, QUANTUM
-from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.deadline import Deadlines
+from scheduler.planning.fair import FairShare
+from scheduler.planning.giving_way import num_freed
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.plan import Plan
-from scheduler.planning.policy import Policy, PriorityFirst
+from scheduler.planning.prices import Prices
+from scheduler.planning.priority_class import CLASS_DISTANCE
 from scheduler.planning.recomputation import MOST, SHARE
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence, Status
+from scheduler.planning.sharing_policy import PriorityFirst, SharingPolicy
 from scheduler.planning.step_cost import StepCost
-from scheduler.request import CLASS_DISTANCE, FinishReason, Request
-from tests.scheduler.test_scheduler import make_scheduler, request, sampled
+from scheduler.request import FinishReason, Request
+from tests.scheduler.test_scheduler import make_scheduler, policy_of, request, sampled
 
 PRICES = Prices()
 
 
 def fair_scheduler(
-    seats: int = 8, budget: int = 64, num_blocks: int = 4000, policy: Policy | None = None
+    seats: int = 8, budget: int = 64, num_blocks: int = 4000, policy: SharingPolicy | None = None
 ) -> Scheduler:
     return make_scheduler(
         num_blocks=num_blocks,
@@ -117,7 +121,7 @@ def test_a_newcomer_gets_a_seat_at_once_from_one_who_holds_them_all() -> None:
 
 def test_a_newcomers_short_prompt_is_computed_alone_but_seldom() -> None:
     users = Users(fair_scheduler())
-    users.scheduler.pacing = LatencyTarget(StepCost(), 1e9, users.scheduler.policy)
+    users.scheduler.pacing = LatencyTarget(StepCost(), 1e9, policy_of(users.scheduler))
     users.send("flood", 20, 200, count=50)
     for _ in range(40):
         users.step()
@@ -276,12 +280,14 @@ def test_a_deadline_ends_a_request_in_the_queue_and_on_its_seat() -> None:
     users.send("me", 20, 100, deadline=10.0)
     users.send("me", 20, 100, deadline=5.0)
     users.send("me", 20, 100)
+    deadlines = Deadlines()
+    deadlines.add(users.sequences["me"])
     users.step()
     (running,) = users.scheduler.running.values()
-    assert users.scheduler.expire(4.0) == []
-    (waiting,) = users.scheduler.expire(5.0)
+    assert deadlines.expire(users.scheduler, 4.0) == []
+    (waiting,) = deadlines.expire(users.scheduler, 5.0)
     assert waiting.finish_reason is FinishReason.TIMEOUT
-    assert users.scheduler.expire(11.0) == [running]
+    assert deadlines.expire(users.scheduler, 11.0) == [running]
     assert users.scheduler.num_running == 0
     users.step()
     assert users.scheduler.num_running == 1
@@ -310,7 +316,7 @@ def would_fit(users: Users, behind: str, ahead: str) -> bool:
     head = next(each for each in users.sequences[behind] if each.status is Status.WAITING)
     prefix = seating.cached_prefix(head)
     held = [each for each in users.scheduler.running.values() if each.request.user == ahead]
-    freed = sum(seating.num_freed(each, head, set(prefix.blocks)) for each in held)
+    freed = sum(num_freed(seating, each, head, set(prefix.blocks)) for each in held)
     return seating.num_spare_blocks(head, prefix) + freed >= 0
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLParserLimits
 
-from scheduler.grammar_spec import GrammarError, GrammarKind, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.request import InvalidRequestError
 from scheduler.text import grammar
-from scheduler.text.grammar import GrammarCompiler, Matcher
+from scheduler.text.grammar import GrammarCompiler, GrammarError, Matcher
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.grammar_walks import ENDS, allowed, filled, walk
 

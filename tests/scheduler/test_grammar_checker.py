@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import InvalidRequestError
 from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker, NotCheckedError
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.grammar_walks import ENDS

@@ -13,8 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from scheduler import LLM, SamplingParams
 from scheduler.grammar_spec import GrammarKind, GrammarSpec
-from scheduler.request import FinishReason, Request
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import FinishReason, InvalidRequestError, Request
 from scheduler.text.grammar_checker import TOO_MUCH_WORK
 from tests.scheduler.test_grammar_checker import chain
 

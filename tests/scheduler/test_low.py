@@ -9,7 +9,7 @@ import pytest
 from scheduler.planning.accounts import QUANTUM
 from scheduler.planning.fair import LOW_SECONDS
 from scheduler.planning.leftovers import LOW_SHARE
-from scheduler.request import CLASS_DISTANCE
+from scheduler.planning.priority_class import CLASS_DISTANCE
 from tests.scheduler.simulation import PRICES, Simulation
 
 LOW = {"priority": CLASS_DISTANCE}

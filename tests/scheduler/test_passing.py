@@ -11,9 +11,9 @@ import pytest
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.fair import FairShare
 from scheduler.planning.passing import PATIENCE
-from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence, Status
+from scheduler.planning.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
 from tests.scheduler.simulation import PRICES, Simulation
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 
@@ -37,8 +37,10 @@ def test_short_chats_pass_a_prompt_that_has_to_wait_for_blocks() -> None:
     assert admitted == [long.request_id, behind.request_id], "the order within a user stays"
 
 
-@pytest.mark.parametrize("policy", [FirstComeFirstServed, PriorityFirst, lambda: FairShare(PRICES)])
-def test_however_many_pass_it_has_a_seat_when_those_have_ended_who_ran(policy: Callable[[], Policy]) -> None:
+@pytest.mark.parametrize("policy", [ArrivalOrder, PriorityFirst, lambda: FairShare(PRICES)])
+def test_whoever_is_passed_has_a_seat_when_those_have_ended_who_ran(
+    policy: Callable[[], SharingPolicy],
+) -> None:
     """A stream of newcomers who always find the blocks that would be missing for it."""
     for seed in range(30):
         rng = random.Random(seed)
@@ -63,7 +65,7 @@ def test_however_many_pass_it_has_a_seat_when_those_have_ended_who_ran(policy: C
         assert scheduler.num_waiting > 0 or number <= PATIENCE, "nobody would have been in its way"
 
 
-def _small(policy: Policy) -> Scheduler:
+def _small(policy: SharingPolicy) -> Scheduler:
     return make_scheduler(
         num_blocks=60, block_size=16, max_num_seqs=12, max_batched_tokens=128, max_model_len=900, policy=policy
     )

@@ -6,19 +6,24 @@ import gc
 import itertools
 import random
 from collections.abc import Callable
+from typing import cast
 
 import msgspec
 import pytest
 
+from scheduler.fitting import check_fits
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.deadline import Deadlines
+from scheduler.planning.fair import FairShare
+from scheduler.planning.giving_way import GivingWay
 from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.policy import FirstComeFirstServed, Policy
+from scheduler.planning.prices import Prices
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence
-from scheduler.request import FinishReason, Request
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.planning.sharing_policy import ArrivalOrder, SharingPolicy
+from scheduler.request import FinishReason, InvalidRequestError, Request
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import NOTHING, ChunkResult, SampledToken, StepResult
 
 EOS = 0
@@ -33,22 +38,28 @@ def make_scheduler(
     max_model_len: int = 100,
     prefix_caching: bool = True,
     share_prefixes: bool = False,
-    policy: Policy | None = None,
+    policy: SharingPolicy | None = None,
     windows: tuple[int | None, ...] = (None,),
     states: SavedStates | None = None,
 ) -> Scheduler:
+    policy = ArrivalOrder() if policy is None else policy
     return Scheduler(
         BlockPool(num_blocks, block_size, windows),
-        FirstComeFirstServed() if policy is None else policy,
+        policy,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
         max_model_len=max_model_len,
-        vocab_size=1000,
         eos_token_ids=[EOS],
         prefix_caching=prefix_caching,
         share_prefixes=share_prefixes,
         states=states,
+        yielding=GivingWay(policy),
     )
+
+
+def policy_of(scheduler: Scheduler) -> SharingPolicy:
+    """That of a scheduler made here."""
+    return cast(SharingPolicy, scheduler.policy)
 
 
 def request(name: str, prompt: int | list[int], max_tokens: int = 8, **params: object) -> Request:
@@ -209,19 +220,20 @@ def test_reasons_to_stop() -> None:
         (60, 41, "60 in the prompt, 41 in the answer.: shorten the prompt or lower max_tokens"),
     ],
 )
-def test_what_can_never_fit_is_refused_at_submission(
-    prompt: int | list[int], max_tokens: int, message: str
-) -> None:
-    scheduler = make_scheduler()
+def test_what_can_never_fit_is_refused_in_words(prompt: int | list[int], max_tokens: int, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
+        check_fits(request("too much", prompt, max_tokens), max_model_len=100, pool_tokens=256, vocab_size=1000)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "num_blocks"), [([], 1, 64), (100, 1, 64), (60, 41, 64), (16, 8, 4)]
+)
+def test_what_can_never_fit_is_not_queued(prompt: int | list[int], max_tokens: int, num_blocks: int) -> None:
+    """A small pool bounds the length too."""
+    scheduler = make_scheduler(num_blocks=num_blocks)
+    with pytest.raises(InvalidRequestError):
         scheduler.add(request("too much", prompt, max_tokens))
     assert not scheduler.has_work
-
-
-def test_a_small_pool_bounds_the_length_too() -> None:
-    scheduler = make_scheduler(num_blocks=4)
-    with pytest.raises(InvalidRequestError, match="maximum context length is 16 tokens"):
-        scheduler.add(request("too much", 16))
 
 
 def test_abort_in_every_state() -> None:
@@ -238,18 +250,19 @@ def test_abort_in_every_state() -> None:
 
 def test_what_has_ended_is_kept_nowhere() -> None:
     """Deadlines far away, and a waiting queue that never empties, must not hold on to those who have gone."""
-    for policy in (FirstComeFirstServed(), FairShare(Prices())):
-        scheduler = make_scheduler(max_num_seqs=1, policy=policy)
+    for policy in (ArrivalOrder(), FairShare(Prices())):
+        scheduler, deadlines = make_scheduler(max_num_seqs=1, policy=policy), Deadlines()
         scheduler.add(request("runs", 5, max_tokens=90))
         scheduler.add(request("waits", 5))
         run_step(scheduler)
         for index in range(5000):
             passing = msgspec.structs.replace(request(str(index), [1, 2, 3], n=2), deadline=1e9 - index)
-            scheduler.add(passing)
+            deadlines.add(scheduler.add(passing))
             if index % 2:
-                scheduler.abort(passing.request_id)
+                for sequence in scheduler.abort(passing.request_id):
+                    deadlines.forget(sequence)
             else:
-                assert len(scheduler.expire(1e9)) == 2
+                assert len(deadlines.expire(scheduler, 1e9)) == 2
         assert scheduler.num_waiting == 1
         gc.collect()
         left = [thing for thing in gc.get_objects() if isinstance(thing, Sequence)]
@@ -330,7 +343,7 @@ def test_one_of_n_sequences_can_be_aborted() -> None:
 
 
 def test_a_plan_does_not_look_at_the_whole_queue() -> None:
-    class CountingPolicy(FirstComeFirstServed):
+    class CountingPolicy(ArrivalOrder):
         looks = 0
 
         def peek(self) -> Sequence | None:
@@ -338,9 +351,7 @@ def test_a_plan_does_not_look_at_the_whole_queue() -> None:
             return super().peek()
 
     policy = CountingPolicy()
-    scheduler = Scheduler(
-        BlockPool(100, 4), policy, max_num_seqs=2, max_batched_tokens=8, max_model_len=100, vocab_size=1000
-    )
+    scheduler = Scheduler(BlockPool(100, 4), policy, max_num_seqs=2, max_batched_tokens=8, max_model_len=100)
     for index in range(5000):
         scheduler.add(request(str(index), [1, 2, 3]))
     run_step(scheduler)

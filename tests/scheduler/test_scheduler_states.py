@@ -21,22 +21,27 @@ from hypothesis.stateful import (
 )
 
 from scheduler.context_window import ContextWindow
+from scheduler.messages import Progress
+from scheduler.planning.audit import violations
+from scheduler.planning.deadline import Deadlines
 from scheduler.planning.drafter import Reserve
-from scheduler.planning.fair import FairShare, Prices
+from scheduler.planning.fair import FairShare
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
 from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.policy import FirstComeFirstServed, Policy, PriorityFirst
+from scheduler.planning.prices import Prices
+from scheduler.planning.priority_class import CLASS_DISTANCE
+from scheduler.planning.resuming import resumed
 from scheduler.planning.saved_states import SavedStates
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence, Status
+from scheduler.planning.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
 from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
 from scheduler.planning.turns import Turns
 from scheduler.planning.windows import Holdings
-from scheduler.request import CLASS_DISTANCE, FinishReason, Progress, Request
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import FinishReason, InvalidRequestError, Request
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 
@@ -109,6 +114,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.cost.observe(count, 0, 1e-3 + per_token * count)
 
         def make() -> Scheduler:
+            sharing = self._policy(policy, None if pace is None else 10 * per_token)
             scheduler = make_scheduler(
                 num_blocks=num_blocks,
                 block_size=block_size,
@@ -116,19 +122,20 @@ class SchedulerMachine(RuleBasedStateMachine):
                 max_batched_tokens=max_batched_tokens,
                 max_model_len=self.capacity,
                 prefix_caching=prefix_caching,
-                policy=self._policy(policy, None if pace is None else 10 * per_token),
+                policy=sharing,
                 windows=windows,
                 states=SavedStates(num_slots, block_size) if num_slots else None,
             )
             if pace is not None:
                 pacing = Turns if pace == "turns" else LatencyTarget
-                scheduler.pacing = pacing(self.cost, 10 * per_token, scheduler.policy)
+                scheduler.pacing = pacing(self.cost, 10 * per_token, sharing)
             if long_after is not None:
                 scheduler.long_after = long_after
             return scheduler
 
         self.make = make
         self.scheduler = make()
+        self.deadlines = Deadlines()
         if num_slots:  # no token can be taken back from a state, and none dropped
             guesses, shifts = None, False
         self.long_after = long_after
@@ -148,10 +155,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.num_steps = 0
 
-    def _policy(self, name: str, seconds: float | None) -> Policy:
+    def _policy(self, name: str, seconds: float | None) -> SharingPolicy:
         match name:
             case "fcfs":
-                return FirstComeFirstServed()
+                return ArrivalOrder()
             case "priority":
                 return PriorityFirst()
         return FairShare(Prices(), lambda: self.now, Leftovers(self.cost, seconds))
@@ -197,7 +204,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_running=max_running,
         )
         try:
-            self.sequences += self.scheduler.add(newcomer)
+            added = self.scheduler.add(newcomer)
+            self.deadlines.add(added)
+            self.sequences += added
             self.requests.append(newcomer)
         except InvalidRequestError:
             assert len(prompt) + max(1, max_tokens) > self.capacity
@@ -206,7 +215,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 1.0, 31.0, 100.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        for late in self.scheduler.expire(self.now):
+        for late in self.deadlines.expire(self.scheduler, self.now):
             assert late.finish_reason is FinishReason.TIMEOUT
             assert late.request.deadline is not None
             assert late.request.deadline <= self.now
@@ -235,6 +244,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.states = [[] for _ in self.states]
         done = [sequence for sequence in self.sequences if sequence.status is Status.FINISHED]
         self.sequences = done
+        self.deadlines = Deadlines()
         for name, sequences in itertools.groupby(live, key=lambda sequence: sequence.request.request_id):
             known = [
                 Progress(
@@ -246,7 +256,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 for each in sequences
             ]
             lost = next(each for each in self.requests if each.request_id == name)
-            self.sequences += self.scheduler.add(lost, known)
+            again = self.scheduler.add(lost, [resumed(lost, each) for each in known])
+            self.deadlines.add(again)
+            self.sequences += again
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
@@ -310,7 +322,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             table = self.tables[sequence.held.seat, group]
             for place in range(start, end):
                 block = table[place // size]
-                assert pool.references(block) == 1, "a shared block is written"
+                assert pool.references[block] == 1, "a shared block is written"
                 self.kv[block * size + place % size] = token_ids[place]
             oldest = 0 if window is None else max(0, start - window + 1)
             seen = [self.kv[table[place // size] * size + place % size] for place in range(oldest, end)]
@@ -321,7 +333,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         scheduler = self.scheduler
-        assert scheduler.seating.violations() == []
+        assert violations(scheduler.seating) == []
         references = [0] * scheduler.pool.num_blocks
         for sequence in self.sequences:
             assert (sequence.status is Status.RUNNING) == (sequence.key in scheduler.running)
@@ -334,7 +346,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     references[block] += 1
             if sequence.lease.sink is not None:
                 references[sequence.lease.sink] += 1
-        assert references == [scheduler.pool.references(block) for block in range(scheduler.pool.num_blocks)]
+        assert references == [scheduler.pool.references[block] for block in range(scheduler.pool.num_blocks)]
         seats = [sequence.held.seat for sequence in scheduler.running.values()]
         assert len(set(seats)) == len(seats) <= scheduler.num_seats
         waiting = [

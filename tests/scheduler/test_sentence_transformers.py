@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from scheduler import LLM, SamplingParams
 from scheduler.models.files.embedding_layout import embedding_layout
-from scheduler.sampling_params import InvalidRequestError
+from scheduler.request import InvalidRequestError
 from tests.scheduler.sentencepiece_like import write_tokenizer
 from tests.scheduler.test_families import tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.plan import MIN_PROMPT_TOKENS
 from scheduler.planning.step_cost import StepCost
-from tests.scheduler.test_scheduler import make_scheduler, request, run_step
+from tests.scheduler.test_scheduler import make_scheduler, policy_of, request, run_step
 
 
 def true_seconds(num_tokens: int, attended: int) -> float:
@@ -91,7 +91,7 @@ def test_where_tokens_cost_nothing_any_number_of_them_fits() -> None:
 
 def test_prompts_are_cut_for_the_streams_and_only_for_them() -> None:
     scheduler = make_scheduler(num_blocks=4000, max_num_seqs=8, max_batched_tokens=2048, max_model_len=4000)
-    scheduler.pacing = LatencyTarget(learned(), 0.06, scheduler.policy)
+    scheduler.pacing = LatencyTarget(learned(), 0.06, policy_of(scheduler))
     scheduler.add(request("first", 1500, max_tokens=100))
     assert run_step(scheduler).num_tokens == 1500, "nobody streams yet"
     scheduler.add(request("second", 3000, max_tokens=100))
@@ -106,7 +106,7 @@ def test_prompts_are_cut_for_the_streams_and_only_for_them() -> None:
 
 def test_prompts_do_not_starve_under_a_target_that_cannot_be_kept() -> None:
     scheduler = make_scheduler(num_blocks=400, max_num_seqs=8, max_batched_tokens=128, max_model_len=400)
-    scheduler.pacing = LatencyTarget(learned(), 0.001, scheduler.policy)
+    scheduler.pacing = LatencyTarget(learned(), 0.001, policy_of(scheduler))
     scheduler.add(request("first", 10, max_tokens=300))
     run_step(scheduler)
     scheduler.add(request("second", 200, max_tokens=10))

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from scheduler.planning.fair import FairShare
 from scheduler.planning.leftovers import Leftovers
+from scheduler.planning.priority_class import CLASS_DISTANCE
 from scheduler.planning.rotation import Rotation
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.turns import Turns
-from scheduler.request import CLASS_DISTANCE, Request
+from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_fair import PRICES, Users, fair_scheduler
-from tests.scheduler.test_scheduler import make_scheduler, sampled
+from tests.scheduler.test_scheduler import make_scheduler, policy_of, sampled
 
 
 def cost_of(per_token: float) -> StepCost:
@@ -38,7 +39,7 @@ def test_a_long_step_is_divided(per_token: float, parts: int) -> None:
         scheduler.add(Request(request_id=str(index), prompt_token_ids=[1, 2], params=params))
     plan = scheduler.schedule()
     scheduler.commit(plan, sampled(plan))
-    scheduler.pacing = Turns(cost_of(per_token), 0.04, scheduler.policy)
+    scheduler.pacing = Turns(cost_of(per_token), 0.04, policy_of(scheduler))
     decoded: Counter[str] = Counter()
     for _ in range(10 * parts):
         plan = scheduler.schedule()
@@ -56,7 +57,7 @@ def test_who_has_one_stream_decodes_in_each_step_beside_anothers_many() -> None:
         user = "one" if index == 40 else "many"
         scheduler.add(Request(request_id=str(index), user=user, prompt_token_ids=[1, 2], params=params))
     scheduler.commit(plan := scheduler.schedule(), sampled(plan))
-    scheduler.pacing = Turns(cost_of(0.002), 0.04, scheduler.policy)
+    scheduler.pacing = Turns(cost_of(0.002), 0.04, policy_of(scheduler))
     decoded: Counter[str] = Counter()
     for _ in range(30):
         plan = scheduler.schedule()
@@ -108,7 +109,7 @@ def test_each_user_has_a_part_of_each_turn_and_nobody_is_forgotten(
 
 def test_prompts_beside_streams_get_smaller_chunks() -> None:
     scheduler = make_scheduler(max_num_seqs=8, max_batched_tokens=128, num_blocks=3000, max_model_len=600)
-    scheduler.pacing = Turns(cost_of(0.001), 0.04, scheduler.policy)
+    scheduler.pacing = Turns(cost_of(0.001), 0.04, policy_of(scheduler))
     params = SamplingParams(max_tokens=100, seed=0)
     scheduler.add(Request(request_id="alone", prompt_token_ids=[1] * 128, params=params))
     plan = scheduler.schedule()
@@ -126,7 +127,7 @@ def test_a_few_streams_all_decode_beside_long_prompts() -> None:
     for index in range(8):
         scheduler.add(Request(request_id=str(index), prompt_token_ids=[index] * 4, params=params))
     scheduler.commit(plan := scheduler.schedule(), sampled(plan))
-    scheduler.pacing = Turns(cost_of(0.001), 0.04, scheduler.policy)
+    scheduler.pacing = Turns(cost_of(0.001), 0.04, policy_of(scheduler))
     for index in range(4):
         scheduler.add(Request(request_id=f"long {index}", prompt_token_ids=[index] * 4000, params=params))
     for _ in range(20):
@@ -139,7 +140,7 @@ def test_a_few_streams_all_decode_beside_long_prompts() -> None:
 def test_who_gets_leftovers_leaves_room_for_whoever_comes_and_most_of_a_step_to_whoever_is_there() -> None:
     policy = FairShare(PRICES, leftovers=Leftovers(cost_of(0.001), 0.04))
     users = Users(fair_scheduler(seats=64, budget=256, policy=policy))
-    users.scheduler.pacing = Turns(cost_of(0.001), 0.04, users.scheduler.policy)
+    users.scheduler.pacing = Turns(cost_of(0.001), 0.04, policy_of(users.scheduler))
     users.send("batch", 4, 300, count=60, priority=CLASS_DISTANCE)
     for _ in range(20):
         users.step()

@@ -81,7 +81,7 @@ def test_what_has_fallen_out_of_the_window_is_given_back_and_never_read(
     def poisoning() -> Any:
         """After each step, what nobody holds is not a number."""
         outputs = step()
-        free = torch.tensor([core.pool.references(block) == 0 for block in range(core.pool.num_blocks)])
+        free = torch.tensor([core.pool.references[block] == 0 for block in range(core.pool.num_blocks)])
         for keys, values, _ in core.executor.cache.layers:
             keys[: len(free)][free] = torch.nan
             values[: len(free)][free] = torch.nan

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from scheduler.request import FinishReason
-from scheduler.sampling_params import InvalidRequestError, SamplingParams
+from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkResult, SampledToken, TokenLogprobs
 from server.api import generation
 from server.api.chat import ChatWording

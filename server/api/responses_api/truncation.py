@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from scheduler.sampling_params import PromptTooLongError
+from scheduler.fitting import PromptTooLongError
 from server.api.chat_request import ChatRequest, Message
 from server.api.conversation import Conversation, understand
 from server.api.models import longest_sequence
