@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ENDLESS = 1 << 40
-"""More tokens than any sequence has."""
+from scheduler.planning.blocks import BlockPool
+from scheduler.planning.sequence import Sequence
+from scheduler.step import SeatChanges, SinkShift, TableChange
 
 
 class ContextWindow(NamedTuple):
@@ -26,11 +27,6 @@ class ContextWindow(NamedTuple):
     block_size: int
     longest: int
     """Tokens of the longest sequence that goes on beyond it: positions end somewhere."""
-
-    @classmethod
-    def endless(cls, longest: int) -> ContextWindow:
-        """Of a sequence that drops nothing."""
-        return cls(ENDLESS, 1, longest)
 
     def shift_at(self, position: int) -> int:
         """How many tokens have been dropped when the one at this position is computed."""
@@ -44,5 +40,22 @@ class ContextWindow(NamedTuple):
             return self.num_tokens - position
         return self.block_size - (position - self.num_tokens) % self.block_size
 
-
-NO_WINDOW = ContextWindow.endless(ENDLESS)
+    def make_way(self, sequence: Sequence, pool: BlockPool, changes: SeatChanges) -> bool:
+        """Drop what has to make room for the next token; False if there is no block for the first one's copy."""
+        lease = sequence.held
+        shift = self.shift_at(sequence.num_computed_tokens)
+        num_dropped = (shift - lease.shift) // self.block_size
+        if num_dropped == 0:
+            return True
+        (table,) = lease.tables
+        if lease.sink is None:
+            if pool.num_free == 0:
+                return False
+            lease.sink = table.blocks[0]
+            table.blocks[0] = pool.allocate(1)[0]
+        pool.free(table.blocks[1 : 1 + num_dropped])
+        del table.blocks[1 : 1 + num_dropped]
+        lease.shift = shift
+        changes.tables.append(TableChange(lease.seat, 0, list(table.blocks)))
+        changes.shifts.append(SinkShift(lease.sink, table.blocks[0], shift))
+        return True

@@ -10,12 +10,12 @@ from typing import Protocol
 import msgspec
 
 from scheduler.config import EngineConfig
-from scheduler.context_window import ENDLESS
+from scheduler.core.seams import ENDLESS
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_in_parts
 from scheduler.engine.free_cores import FreeCores
 from scheduler.engine.mask_turns import MaskTurns
-from scheduler.engine.outputs import output_of, part_of, refused, view_of
+from scheduler.engine.outputs import is_news, output_of, part_of, refused, view_of
 from scheduler.engine.parts import drafter_of, make_policy, pacing_of, runner_of, window_of
 from scheduler.engine.stopwatch import Stopwatch
 from scheduler.kernels.native import kernels
@@ -31,7 +31,7 @@ from scheduler.messages import (
     StepStats,
 )
 from scheduler.models.loading import load, usable_cpus
-from scheduler.planning.audit import picture, violations
+from scheduler.planning.audit import picture, set_up_anew, violations
 from scheduler.planning.blocks import BlockPool
 from scheduler.planning.deadline import DeadlineError, Deadlines, least_seconds
 from scheduler.planning.giving_way import GivingWay
@@ -260,7 +260,7 @@ class EngineCore:
         outputs += [
             output_of(gain.sequence, gain, part=part_of(gain.chunk, len(plan.chunks), seconds))
             for gain in gains
-            if gain.is_news
+            if is_news(gain)
         ]
         num_violations = self._check()
         phases = Phases(planning, executing, sampling_time, clock.lap())
@@ -298,7 +298,7 @@ class EngineCore:
         self._num_unchecked = 0
         found = violations(self.scheduler.seating)
         if found:
-            self.scheduler.begin_anew()
+            set_up_anew(self.scheduler)
         for violation in found:
             logger.error("the block pool was set up anew, please report it: %s", violation)
         return len(found)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from scheduler.messages import SeatView, SequenceOutput, StepPart
-from scheduler.planning.gain import Gain
-from scheduler.planning.plan import Chunk
+from scheduler.planning.plan import Chunk, Gain
 from scheduler.planning.sequence import Sequence
 from scheduler.request import FinishReason, Request
 from scheduler.step import NOTHING
@@ -16,6 +15,14 @@ def refused(request: Request, reason: FinishReason, error: str | None) -> list[S
         SequenceOutput(request.request_id, index, finish_reason=reason, error=error)
         for index in range(request.params.n)
     ]
+
+
+def is_news(gain: Gain) -> bool:
+    """Whether there is anything to tell the client, or whoever counts what its prompt takes."""
+    sequence = gain.sequence
+    if sequence.finish_reason is not None or sequence.num_output_tokens == 0:
+        return True
+    return gain.result.tells_client or sequence.request.params.explain
 
 
 def output_of(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from scheduler.config import EngineConfig
 from scheduler.context_window import ContextWindow
+from scheduler.core.seams import Drafter, Pacing
 from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
 from scheduler.messages import EngineInfo
 from scheduler.models.loading import LoadedModel
-from scheduler.planning.drafter import Drafter
 from scheduler.planning.fair import FairShare
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.pacing import Pacing
 from scheduler.planning.prices import Prices
 from scheduler.planning.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
 from scheduler.planning.speculation import Speculation

@@ -5,43 +5,20 @@ In torch for every device, and natively for a CPU, where the vocabulary is what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scheduler.core.drawing import Truncation, invert, narrowed
 from scheduler.execution.steering import Steered
 from scheduler.kernels.native import kernels
-from scheduler.sampling import Sampling
 
 NUM_CANDIDATES = 256
 """In torch, truncation first looks at this many likeliest tokens, and sorts the whole vocabulary only for a row
 where they are not enough."""
-
-
-class Truncation(NamedTuple):
-    """How each row's choice is narrowed: top-k, then top-p of what it left, then min-p. Each [rows]."""
-
-    top_k: Tensor
-    """int64; 0 keeps all."""
-    top_p: Tensor
-    """float64."""
-    min_p: Tensor
-    """float64."""
-
-    @classmethod
-    def of(cls, params: Sequence[Sampling], device: torch.device) -> Self:
-        def tensor(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
-        return cls(
-            tensor([each.top_k for each in params], torch.int64),
-            tensor([each.top_p for each in params], torch.float64),
-            tensor([each.min_p for each in params], torch.float64),
-        )
 
 
 class LogitScans(Protocol):
@@ -161,29 +138,6 @@ class NativeScans:
     def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values, tokens = self._kernels.top_candidates(logits, count, num_threads=self._num_threads)
         return values, tokens
-
-
-def invert(weights: Tensor, numbers: Tensor) -> Tensor:
-    """Invert the cumulative distribution of each row: the first place where it exceeds number * total."""
-    cumulative = weights.double().cumsum(dim=-1)
-    thresholds = numbers.unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
-
-
-def narrowed(scaled: Tensor, log_total: Tensor, truncation: Truncation, vocabulary: int) -> Tensor:
-    """The probabilities of each row's likeliest tokens, whose logits over temperature are `scaled`, [rows,
-    candidates] float64; 0 for those that truncation leaves out."""
-    top_k = torch.where(truncation.top_k > 0, truncation.top_k, vocabulary).unsqueeze(1)
-    top_p, min_p = truncation.top_p.unsqueeze(1), truncation.min_p.unsqueeze(1)
-    rank = torch.arange(scaled.shape[1], device=scaled.device).unsqueeze(0)
-    kept = rank < top_k
-    weights = torch.where(kept, (scaled.double() - log_total.double().unsqueeze(1)).exp(), 0.0)
-    cumulative = weights.cumsum(dim=-1)
-    # With top-k, top-p is a share of what top-k left; without, of the whole vocabulary.
-    total = torch.where(top_k < vocabulary, cumulative[:, -1:], torch.ones_like(cumulative[:, -1:]))
-    kept &= (cumulative - weights < top_p * total) | (rank == 0)
-    kept &= weights >= min_p * weights[:, :1]
-    return torch.where(kept, weights, 0.0)
 
 
 def are_all(weights: Tensor, truncation: Truncation, vocabulary: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Turns a step's input into tensors, runs the forward pass, and samples."""
+"""Runs steps with all that a request may ask for: steering, logprobs, embeddings, states, context shift."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from scheduler.attention import PackedBatch
+from scheduler.core.runner import BlockTables, kept_tokens, sampling_rows
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
-from scheduler.execution.sampler import SamplingRow, logprobs, sample
+from scheduler.execution.sampler import logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
 from scheduler.execution.step_model import ResumableModel, ShiftableModel, StatefulModel, StepModel, StepOutput
 from scheduler.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TokenLogprobs
@@ -34,8 +33,7 @@ class Launched(NamedTuple):
 
 
 class Runner:
-    """The `Executor` that runs a model here. Keeps a block table for each seat and group of layers, so that a step
-    brings only what is new. What has fallen out of a group's window keeps its entry, which nobody reads."""
+    """The `Executor` that runs a model here."""
 
     def __init__(
         self,
@@ -51,19 +49,21 @@ class Runner:
         self.cache = cache
         self.steerings = steerings
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steering")
-        self._device = device
         self._scans: LogitScans = (
             NativeScans(torch.get_num_threads()) if cache.backend.name == "native" else TorchScans()
         )
-        width = -(-max_model_len // cache.block_size)
-        self._tables = np.zeros((len(cache.groups), num_seats, width), dtype=np.int32)
+        self._tables = BlockTables(
+            len(cache.groups),
+            num_seats,
+            max_model_len=max_model_len,
+            block_size=cache.block_size,
+            device=device,
+        )
 
     def launch(self, step: StepInput) -> Launched:
         """Run the forward pass, or on a GPU begin it."""
         changes = step.changes
-        for change in changes.tables:
-            table = self._tables[change.group, change.seat]
-            table[change.start : change.start + len(change.blocks)] = change.blocks
+        self._tables.take(changes.tables)
         for move in changes.saves:
             assert isinstance(self.model, ResumableModel)
             self.model.save_state(move)
@@ -79,7 +79,7 @@ class Runner:
         # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
         steered = self._beside.submit(self.steerings.steer, step.chunks) if self.steerings.has_work(step) else None
         try:
-            output = self.model.forward(self._pack(step.chunks), self.cache)
+            output = self.model.forward(self._tables.pack(step.chunks), self.cache)
         finally:
             found = None if steered is None else steered.result()
         return Launched(step, output, found)
@@ -92,11 +92,11 @@ class Runner:
         if any(chunk.targets for chunk in chunks):
             logits, scored = self._score(chunks, logits)
         pooled = _pooled(chunks, handle.output.states)
-        rows = [row for chunk in chunks for row in _rows(chunk)]
+        rows = [row for chunk in chunks for row in sampling_rows(chunk)]
         sampled = iter(sample(logits, rows, self._scans, handle.steered) if rows else [])
         results: StepResult = []
         for place, chunk in enumerate(chunks):
-            kept = _kept(chunk, [next(sampled) for _ in range(chunk.num_sampled)])
+            kept = kept_tokens(chunk, [next(sampled) for _ in range(chunk.num_sampled)])
             states = pooled.get(place, [])
             is_broken = kept is None or not all(map(math.isfinite, states))
             forced = self._forced(chunk, kept or [])
@@ -122,54 +122,12 @@ class Runner:
         for place, chunk in enumerate(chunks):
             end = first + len(chunk.targets)
             if chunk.targets:
-                targets = self._tensor(np.array(chunk.targets, dtype=np.int64))
+                targets = self._tables.tensor(np.array(chunk.targets, dtype=np.int64))
                 counts = [chunk.params.prompt_logprobs or 0] * len(targets)
                 scored[place] = logprobs(logits[first:end], targets, counts, self._scans, ranked=True)
             first = end + chunk.num_sampled
             sampled.append(logits[end:first])
         return torch.cat(sampled), scored
-
-    def _pack(self, chunks: list[ChunkInput]) -> PackedBatch:
-        """Build the packed batch. Python work is per sequence; what is per token is vectorised."""
-        block_size = self.cache.block_size
-        seats = np.array([chunk.seat for chunk in chunks])
-        shifts = np.array([chunk.shift for chunk in chunks])
-        starts = np.array([chunk.start for chunk in chunks]) - shifts
-        lengths = np.array([len(chunk.token_ids) for chunk in chunks])
-        contexts = starts + lengths
-        query_start = np.zeros(len(chunks) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=query_start[1:])
-
-        token_ids: list[int] = []
-        sample_rows: list[int] = []
-        read_rows: list[int] = []
-        for chunk in chunks:
-            token_ids += chunk.token_ids
-            first_scored = len(token_ids) - len(chunk.token_ids) + chunk.first_scored - chunk.start
-            sample_rows += range(first_scored, first_scored + len(chunk.targets))
-            sample_rows += range(len(token_ids) - chunk.num_sampled, len(token_ids))
-            read_rows += range(len(token_ids) - chunk.num_pooled, len(token_ids))
-        are_long = np.array([chunk.is_long for chunk in chunks])
-        places = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
-        blocks = self._tables[:, np.repeat(seats, lengths), places // block_size].astype(np.int64)
-        width = -(-int(contexts.max()) // block_size)
-        return PackedBatch(
-            input_ids=self._tensor(np.array(token_ids, dtype=np.int64)),
-            positions=self._tensor(places + np.repeat(shifts, lengths)),
-            slot_mapping=self._tensor(blocks * block_size + places % block_size),
-            query_start=self._tensor(query_start),
-            context_lens=self._tensor(contexts.astype(np.int32)),
-            block_tables=self._tensor(self._tables[:, seats, :width]),
-            sample_rows=self._tensor(np.array(sample_rows, dtype=np.int64)),
-            read_rows=self._tensor(np.array(read_rows, dtype=np.int64)),
-            query_lens=lengths.tolist(),
-            contexts=contexts.tolist(),
-            seats=seats.tolist(),
-            long_rows=self._tensor(np.repeat(are_long, lengths)) if are_long.any() else None,
-        )
-
-    def _tensor(self, array: npt.NDArray[np.integer | np.bool_]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
 def _pooled(chunks: Sequence[ChunkInput], states: torch.Tensor) -> dict[int, list[float]]:
@@ -183,25 +141,3 @@ def _pooled(chunks: Sequence[ChunkInput], states: torch.Tensor) -> dict[int, lis
             sums[place] = (steps[first:end].sum(dim=0) / _POOLING_STEPS).tolist()
             first = end
     return sums
-
-
-def _rows(chunk: ChunkInput) -> list[SamplingRow]:
-    """How each wanted row of a chunk is sampled: the number that decides depends on the token's place alone."""
-    end = chunk.start + len(chunk.token_ids)
-    return [
-        SamplingRow(chunk.params, chunk.index, position)
-        for position in range(end - chunk.num_sampled + 1, end + 1)
-    ]
-
-
-def _kept(chunk: ChunkInput, sampled: list[SampledToken | None]) -> list[SampledToken] | None:
-    """The sampled tokens that count: up to the first that is not the guessed one. None if that was no number."""
-    drafted = chunk.token_ids[len(chunk.token_ids) - chunk.num_drafted :]
-    kept: list[SampledToken] = []
-    for place, token in enumerate(sampled):
-        if token is None:
-            return None
-        kept.append(token)
-        if place < len(drafted) and token.token_id != drafted[place]:
-            break
-    return kept

@@ -1,34 +1,16 @@
-"""From logits to the next token, for a whole batch at once.
-
-Randomness is counter-based (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011): the number
-that decides a token is a function of the request's seed, the sequence's index and the token's position, and of
-nothing else. So a seeded request draws the same tokens whoever else is in the batch and however often it was
-preempted, and there is no generator state to keep.
-"""
+"""Sampling as requests may want it: steered first, with log-probabilities, and with how a token was chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from scheduler.execution.logits import NUM_CANDIDATES, LogitScans, TorchScans, Truncation, are_all, narrowed
+from scheduler.core.drawing import SamplingRow, Truncation, narrowed, uniform
+from scheduler.execution.logits import NUM_CANDIDATES, LogitScans, TorchScans, are_all
 from scheduler.execution.steering import SteeredStep
 from scheduler.sampling import Sampling
 from scheduler.step import Choice, SampledToken, TokenLogprobs
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
-    """Whose token is sampled from one row of logits."""
-
-    params: Sampling
-    index: int
-    """The sequence's place among the request's n."""
-    position: int
-    """How many tokens the sequence has so far."""
 
 
 @torch.inference_mode()
@@ -68,23 +50,6 @@ def sample(
     ]
 
 
-def uniform(rows: Sequence[SamplingRow]) -> np.ndarray:
-    """One number in [0, 1) for each row, [len(rows)] float64: splitmix64 (Steele et al., OOPSLA 2014) over
-    seed, index and position."""
-    state = np.zeros(len(rows), dtype=np.uint64)
-    for part in (
-        [row.params.seed or 0 for row in rows],
-        [row.index for row in rows],
-        [row.position for row in rows],
-    ):
-        state ^= np.array(part, dtype=np.int64).view(np.uint64)
-        state += np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def choice_of(logits: torch.Tensor, token_id: int, row: SamplingRow, scans: LogitScans) -> Choice:
     """How a token came to be chosen from one row of steered logits, [1, vocabulary]. Candidates lie side by side
     as they did when the number was drawn: in the vocabulary's order, or where truncation narrowed them the
@@ -95,7 +60,7 @@ def choice_of(logits: torch.Tensor, token_id: int, row: SamplingRow, scans: Logi
     log_total = scans.log_total(logits, temperatures)
     if params.is_greedy:
         return Choice(1, float((logits[0, token_id] - log_total[0]).exp()), 0.0, None)
-    if _is_truncated(params):
+    if row.is_truncated:
         weights, ids = _candidates(logits, params, temperatures, log_total, scans)
         place = int(torch.nonzero(ids == token_id))
     else:
@@ -136,8 +101,8 @@ def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans) 
     device = logits.device
     temperatures = torch.tensor([row.params.temperature for row in rows], dtype=torch.float32, device=device)
     numbers = torch.from_numpy(uniform(rows)).to(device)
-    whole = [i for i, row in enumerate(rows) if not _is_truncated(row.params)]
-    cut = [i for i, row in enumerate(rows) if _is_truncated(row.params)]
+    whole = [i for i, row in enumerate(rows) if not row.is_truncated]
+    cut = [i for i, row in enumerate(rows) if row.is_truncated]
     tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
     if whole:
         tokens[whole] = scans.draw(_rows_of(logits, whole), temperatures[whole], numbers[whole])
@@ -145,10 +110,6 @@ def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow], scans: LogitScans) 
         truncation = Truncation.of([rows[i].params for i in cut], device)
         tokens[cut] = scans.draw_truncated(_rows_of(logits, cut), temperatures[cut], numbers[cut], truncation)
     return tokens
-
-
-def _is_truncated(params: Sampling) -> bool:
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
 def logprobs(

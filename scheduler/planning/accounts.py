@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from scheduler.planning.policy import WaitingQueue
 from scheduler.planning.priority_class import PriorityClass
 from scheduler.planning.ranked import Rank, Ranked
 from scheduler.planning.sequence import Sequence
+from scheduler.planning.waiting_queue import WaitingQueue
 
 QUANTUM = 512.0
 """Service, in prompt tokens, that one waiting user may fall behind another before a seat changes hands."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from scheduler.core.seams import Yielding
 from scheduler.planning.blocks import Prefix
 from scheduler.planning.plan import PlanBuilder
 from scheduler.planning.policy import Policy
 from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence, Status
-from scheduler.planning.yielding import Yielding
 
 
 class Admission:
@@ -42,14 +42,11 @@ class Admission:
 
     def seat(self, candidate: Sequence, step: PlanBuilder) -> bool:
         """Admit a waiting sequence, and let those who owe it their seats go. Returns whether others may still be
-        admitted: if there is no seat for it they may not, and if there are not the blocks, those who may pass it.
-        Its prefix is looked up only where what is cached can make a difference."""
+        admitted: if there is no seat for it they may not, if there are not the blocks, those who may pass it."""
         seating = self._seating
-        if seating.num_free_seats and seating.most_spare_blocks(candidate) >= 0:
-            prefix = seating.cached_prefix(candidate)
-            if seating.num_spare_blocks(candidate, prefix) >= 0:
-                self._take_seat(candidate, prefix, step)
-                return True
+        if seating.num_free_seats and (prefix := self._yielding.fits(candidate, seating)) is not None:
+            self._take_seat(candidate, prefix, step)
+            return True
         owing = self._yielding.owing(candidate, seating, step.seated)
         if not owing and not seating.num_free_seats:
             return False

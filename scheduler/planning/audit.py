@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduler.planning.blocks import BlockPool
+from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.seating import Seating
 
 
@@ -44,6 +45,15 @@ def _of_pool(pool: BlockPool, held: list[int]) -> list[str]:
             found.append("a block has another content than the one under which it is found")
             break
     return found
+
+
+def set_up_anew(scheduler: Scheduler) -> None:
+    """All who run begin anew from an empty pool, as after a preemption: nobody reads what may be another's."""
+    sequences = list(scheduler.running.values())
+    scheduler.seating.reset()
+    for sequence in sequences:
+        sequence.lease = None
+        scheduler.admission.wait_again(sequence)
 
 
 def picture(pool: BlockPool, num_cells: int) -> bytes:

@@ -23,8 +23,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from scheduler.core.seams import ENDLESS
 from scheduler.planning.sequence import BlockTable
-from scheduler.planning.windows import ENDLESS, blocks_behind
+from scheduler.planning.windows import blocks_behind
 
 Identity = bytes
 """What names a prefix, [16]."""

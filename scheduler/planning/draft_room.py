@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.planning.drafter import Reserve
+from scheduler.core.seams import Reserve
 from scheduler.planning.plan import Plan
 
 SLOWDOWN = 1.05

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
+from scheduler.core.seams import Yielded
+from scheduler.planning.blocks import Prefix
 from scheduler.planning.passing import Passing
+from scheduler.planning.room import blocks_soon, most_freed, most_spare_blocks, num_freed, num_spare_blocks
 from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence
-from scheduler.planning.yielding import Yielded
 
 Loss = Callable[[Sequence], int]
 """Guesses how many tokens a running sequence will have to compute again if it gives way."""
@@ -32,6 +34,13 @@ class GivingWay:
     def begin(self) -> None:
         self._passing.begin()
 
+    def fits(self, candidate: Sequence, seating: Seating) -> Prefix | None:
+        """What is cached is looked up only where that can make a difference."""
+        if most_spare_blocks(seating, candidate) < 0:
+            return None
+        prefix = seating.cached_prefix(candidate)
+        return prefix if num_spare_blocks(seating, candidate, prefix) >= 0 else None
+
     def owing(self, candidate: Sequence, seating: Seating, kept: Collection[Sequence]) -> list[Sequence]:
         running = seating.running.values()
         owed = self._policy.yielding(candidate, running, self._losses(candidate, seating))
@@ -39,14 +48,13 @@ class GivingWay:
         return [sequence for sequence in every if sequence not in kept]
 
     def going(self, candidate: Sequence, seating: Seating, owing: list[Sequence]) -> list[Yielded] | None:
-        """What is cached is looked up only where that can make a difference."""
-        most_freed = sum(each.held.num_blocks + seating.ahead(each, candidate) for each in owing)
-        if seating.most_spare_blocks(candidate) + most_freed < 0:
+        most = sum(most_freed(seating, each, candidate) for each in owing)
+        if most_spare_blocks(seating, candidate) + most < 0:
             return None
         loss = self._losses(candidate, seating)
         prefix = seating.cached_prefix(candidate)
         kept = set(prefix.blocks)
-        spare = seating.num_spare_blocks(candidate, prefix)
+        spare = num_spare_blocks(seating, candidate, prefix)
         going: list[Yielded] = []
         for sequence in owing:
             going.append(Yielded(sequence, loss(sequence)))
@@ -79,16 +87,9 @@ class GivingWay:
         def loss(sequence: Sequence) -> int:
             nonlocal excess
             if excess is None:
-                held = sum(map(seating.blocks_soon, (candidate, *seating.running.values())))
+                held = sum(blocks_soon(seating, each) for each in (candidate, *seating.running.values()))
                 excess = max(0, held + sum(self._left_blocks.values()) - seating.pool.num_blocks)
             lost = sequence.num_computed_tokens
             return min(lost, excess * seating.pool.block_size) if seating.prefix_caching else lost
 
         return loss
-
-
-def num_freed(seating: Seating, sequence: Sequence, candidate: Sequence, kept: set[int]) -> int:
-    """How many more blocks would be spare for a waiting sequence if a running one gave way. `kept`: blocks that
-    are part of the waiting one's prefix."""
-    blocks = (block for table in sequence.held.tables for block in table.blocks if block not in kept)
-    return sum(seating.pool.references[block] == 1 for block in blocks) + seating.ahead(sequence, candidate)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scheduler.planning.plan import MIN_PROMPT_TOKENS
+from scheduler.planning.latency_target import MIN_PROMPT_TOKENS
 from scheduler.planning.rotation import Rotation
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.step_cost import StepCost

@@ -1,21 +1,14 @@
-"""What one step computes: chunks of sequences, and how a plan is put together."""
+"""What one step computes, chunk by chunk, how that is put together, and what each sequence gained by it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from scheduler.context_window import ENDLESS
+from scheduler.core.seams import Pace
 from scheduler.planning.policy import Work
 from scheduler.planning.sequence import Sequence
-from scheduler.step import (
-    ChunkInput,
-    DraftKind,
-    SeatChanges,
-    StepInput,
-    num_attended,
-)
+from scheduler.step import ChunkInput, ChunkResult, DraftKind, SeatChanges, StepInput, num_attended
 
 
 class Chunk(NamedTuple):
@@ -135,34 +128,6 @@ class Plan:
 MAX_SCORED_TOKENS = 256
 """How many tokens a step computes of prompts whose logprobs are wanted: each has a row of the whole vocabulary."""
 
-MIN_PROMPT_TOKENS = 16
-"""What a step computes of prompts at least, whatever the latency target: they must not starve."""
-
-DEEP = 2048
-"""Keys before a chunk, from which on half of that is the least: each of its tokens takes several times as long."""
-
-
-class Pace(Protocol):
-    """How long a step may be."""
-
-    @property
-    def seconds(self) -> float:
-        """That it may take."""
-
-    def room(self, num_tokens: int, attended: int, start: int) -> int:
-        """How many more tokens fit into a step of `num_tokens`, whose queries look at `attended` keys: of a prompt
-        from its place `start` on."""
-
-
-class _Endless:
-    seconds = math.inf
-
-    def room(self, num_tokens: int, attended: int, start: int) -> int:
-        return ENDLESS
-
-
-NO_PACE: Pace = _Endless()
-
 
 class PlanBuilder:
     """A plan in the making: the budget that is left, and chunks that may still be dropped."""
@@ -198,8 +163,7 @@ class PlanBuilder:
             start = sequence.num_computed_tokens
             room = self._pace.room(self._num_tokens, self._attended, start)
             if room < length:
-                least = MIN_PROMPT_TOKENS if start < DEEP else MIN_PROMPT_TOKENS // 2
-                length = max(room, min(length, least))
+                length = max(room, min(length, self._pace.least(start)))
                 self.budget = length  # and nothing after it
         if length > 0:
             self._add(Chunk.of(sequence, length))
@@ -234,3 +198,37 @@ class PlanBuilder:
     def plan(self) -> Plan:
         """Without what is new in the block tables."""
         return Plan(list(self._chunks.values()), self.admitted, self.preempted, self.num_yielded)
+
+
+class Gain(NamedTuple):
+    """What a step gave to one sequence."""
+
+    chunk: Chunk
+    """What was computed for it. Guesses, as far as they were right, are the first of the result's tokens."""
+    result: ChunkResult
+    """What came of that, up to the answer's end."""
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.chunk.sequence
+
+
+def work_of(chunk: Chunk, num_sampled: int, num_refused: int) -> Work:
+    """What a computed chunk did for its sequence, whose account takes it in: so many tokens were sampled, and so
+    many guesses were wrong."""
+    sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.length
+    recomputed = prompt = cached = 0
+    if start < sequence.num_ever_computed:
+        recomputed = min(end, sequence.num_ever_computed) - start
+    if end > sequence.num_ever_computed:
+        sequence.num_ever_computed = end
+    if start < sequence.num_prompt_tokens:
+        is_first = sequence.num_charged_tokens == sequence.num_cached_tokens and recomputed == 0
+        cached = sequence.num_cached_tokens if is_first else 0
+        charged = max(sequence.num_charged_tokens, min(end, sequence.num_prompt_tokens))
+        prompt = charged - sequence.num_charged_tokens
+        sequence.num_charged_tokens = charged
+    refused = num_refused if chunk.drafted else 0
+    return Work(
+        sequence, prompt, cached, num_sampled, recomputed, refused, start - chunk.shift, chunk.num_computed
+    )

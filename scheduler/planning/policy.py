@@ -5,7 +5,7 @@ What `carousel serve` takes by default, fair shares between users, is in fair.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple, Protocol
 
 from scheduler.planning.ranked import Rank, Ranked
@@ -69,10 +69,6 @@ class Policy(Protocol):
     def gets_leftovers(self, sequence: Sequence) -> bool:
         """Whether a sequence only gets what the others leave."""
 
-    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
-        """Who of `decoding` may decode in this step, and how many tokens it may compute of the prompts of those
-        who get what the others leave."""
-
     def victim(self, running: Collection[Sequence]) -> Sequence:
         """The sequence among `running` (never empty) to preempt when running sequences are out of blocks."""
 
@@ -80,48 +76,17 @@ class Policy(Protocol):
         """How many wait."""
 
 
-class WaitingQueue:
-    """Waiting sequences, lowest rank first; a rank does not change while its sequence waits."""
-
-    def __init__(self, rank: Callable[[Sequence], Rank]) -> None:
-        self._rank = rank
-        self._members: Ranked[Sequence] = Ranked()
-
-    def push(self, sequence: Sequence) -> None:
-        self._members.push(self._rank(sequence), sequence)
-
-    def remove(self, sequence: Sequence) -> None:
-        self._members.remove(sequence)
-
-    @property
-    def first(self) -> Sequence | None:
-        first = self._members.first
-        return None if first is None else first[1]
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-
 class FirstComeFirstServed:
     """Admit in order of arrival; preempt the latest arrival, which is then the first to resume."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, WaitingQueue] = {}  # by user: where the first does not fit, others pass it
-        self._heads: Ranked[str] = Ranked()  # users, by the rank of their first
-        self._passed: list[str] = []
-        self._num_waiting = 0
+        self._waiting: Ranked[Sequence] = Ranked()
 
     def add(self, sequence: Sequence) -> None:
-        user = sequence.request.user
-        self._queues.setdefault(user, WaitingQueue(self.rank)).push(sequence)
-        self._num_waiting += 1
-        self._refresh(user)
+        self._waiting.push(self.rank(sequence), sequence)
 
     def withdraw(self, sequence: Sequence) -> None:
-        user = sequence.request.user
-        self._queues[user].remove(sequence)
-        self._num_waiting -= 1
-        self._refresh(user)
+        self._waiting.remove(sequence)
 
     def seat(self, sequence: Sequence) -> None:
         self.withdraw(sequence)
@@ -129,33 +94,17 @@ class FirstComeFirstServed:
     def unseat(self, sequence: Sequence, loss: int | None = None) -> None:
         self.add(sequence)
 
-    def leave(self, sequence: Sequence) -> None:
-        pass
+    def leave(self, sequence: Sequence) -> None: ...
 
-    def charge(self, works: Iterable[Work]) -> None:
-        pass
+    def charge(self, works: Iterable[Work]) -> None: ...
 
-    def begin(self) -> None:
-        passed, self._passed = self._passed, []
-        for user in passed:
-            self._refresh(user)
+    def begin(self) -> None: ...
 
     def peek(self) -> Sequence | None:
-        head = self._heads.first
-        return None if head is None else self._queues[head[1]].first
+        first = self._waiting.first
+        return None if first is None else first[1]
 
-    def pass_over(self, sequence: Sequence) -> None:
-        self._passed.append(sequence.request.user)
-        self._refresh(sequence.request.user)
-
-    def _refresh(self, user: str) -> None:
-        first = self._queues[user].first if user in self._queues else None
-        if first is None:
-            self._queues.pop(user, None)
-        if first is None or user in self._passed:
-            self._heads.discard(user)
-        else:
-            self._heads.push(self.rank(first), user)
+    def pass_over(self, sequence: Sequence) -> None: ...
 
     def rank(self, sequence: Sequence) -> Rank:
         return (sequence.arrival,)
@@ -163,11 +112,8 @@ class FirstComeFirstServed:
     def gets_leftovers(self, sequence: Sequence) -> bool:
         return False
 
-    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
-        return decoding, 0
-
     def victim(self, running: Collection[Sequence]) -> Sequence:
         return max(running, key=self.rank)
 
     def __len__(self) -> int:
-        return self._num_waiting
+        return len(self._waiting)

@@ -8,21 +8,28 @@ token budget, so that a long prompt never stalls the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 
-from scheduler.context_window import ENDLESS, ContextWindow
+from scheduler.core.seams import (
+    ENDLESS,
+    Drafter,
+    NoDrafts,
+    NoPacing,
+    NoStates,
+    NoYielding,
+    Pacing,
+    States,
+    WholeContext,
+    Window,
+    Yielding,
+)
 from scheduler.planning.admission import Admission
 from scheduler.planning.blocks import BlockPool
-from scheduler.planning.drafter import Drafter, NoDrafts
-from scheduler.planning.gain import Gain, work_of
-from scheduler.planning.pacing import NoPacing, Pacing, Wanted
-from scheduler.planning.plan import Plan, PlanBuilder
+from scheduler.planning.plan import Gain, Plan, PlanBuilder, work_of
 from scheduler.planning.policy import Policy
 from scheduler.planning.seating import Seating
 from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.siblings import Siblings
-from scheduler.planning.states import NoStates, States
-from scheduler.planning.yielding import NoYielding, Yielding
 from scheduler.request import FinishReason, InvalidRequestError, Request
 from scheduler.step import StepResult
 
@@ -50,7 +57,7 @@ class Scheduler:
         share_prefixes: bool = False,
         pacing: Pacing | None = None,
         drafter: Drafter | None = None,
-        window: ContextWindow | None = None,
+        window: Window | None = None,
         states: States | None = None,
         yielding: Yielding | None = None,
         long_after: int = ENDLESS,
@@ -66,7 +73,6 @@ class Scheduler:
             pool,
             num_seats=self.num_seats,
             longest_chunk=max_batched_tokens,
-            max_model_len=max_model_len,
             prefix_caching=prefix_caching,
             share_prefixes=share_prefixes,
             states=states or NoStates(),
@@ -74,7 +80,7 @@ class Scheduler:
         self._longest = self.seating.holdings.longest(pool.num_blocks)
         self.pacing: Pacing = pacing or NoPacing()
         self.drafter: Drafter = drafter or NoDrafts()
-        self._whole = ContextWindow.endless(min(max_model_len, self._longest))
+        self._whole = WholeContext(min(max_model_len, self._longest))
         self.window = window or self._whole
         """What sequences look back on that go on beyond the model's own, where it can."""
         self.long_after = long_after
@@ -124,7 +130,7 @@ class Scheduler:
         self._enqueue(sequences)
         return sequences
 
-    def _window_of(self, request: Request) -> ContextWindow:
+    def _window_of(self, request: Request) -> Window:
         """What its sequences look back on. Raises `InvalidRequestError` if they cannot end in it."""
         num_prompt_tokens, most = len(request.prompt_token_ids), request.params.max_tokens
         shifts = request.params.context_shift and num_prompt_tokens < self._whole.longest
@@ -178,11 +184,11 @@ class Scheduler:
         for sequence in self.running.values():
             is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
             (decoding if is_decode else prefilling).append(sequence)
-        served, leftovers = self.policy.hold_back(decoding)
-        prompts = self._wanted(prefilling, leftovers)
-        served, num_tokens, pace = self.pacing.budget(served, prompts, self.max_batched_tokens)
+        decode, num_tokens, pace, leftovers = self.pacing.budget(
+            decoding, self._next_prompts(prefilling), self.max_batched_tokens
+        )
         step = PlanBuilder(num_tokens, pace)
-        self._fill(step, served, prefilling, leftovers)
+        self._fill(step, decode, prefilling, leftovers)
         if step.is_empty:  # nobody else can use what was held back
             self._fill(step, self._still_running(decoding), self._still_running(prefilling), num_tokens)
         assert step.num_moves <= 2 * self.num_seats, "a plan took seats from those to whom it had given them"
@@ -230,24 +236,10 @@ class Scheduler:
                 length = step.prefill(sequence, most)
                 leftovers -= length if gets_leftovers else 0
 
-    def _wanted(self, prefilling: list[Sequence], leftovers: int) -> Iterator[Wanted]:
-        """What the prompts want of a step: those of the running, and of who is seated next."""
-        left = self.max_batched_tokens
+    def _next_prompts(self, prefilling: list[Sequence]) -> list[Sequence]:
+        """Those of the running, and of who is seated next."""
         newcomer = self.policy.peek() if self.seating.num_free_seats else None
-        for sequence in (*prefilling, *([newcomer] if newcomer is not None else [])):
-            gets_leftovers = self.policy.gets_leftovers(sequence)
-            most = min(left, leftovers) if gets_leftovers else left
-            length = min(sequence.num_tokens - sequence.num_computed_tokens, most)
-            leftovers -= length if gets_leftovers else 0
-            left -= length
-            yield Wanted(sequence.num_computed_tokens, length)
-            if left == 0:
-                return
-
-    def begin_anew(self) -> None:
-        """All who run begin anew from an empty pool, as after a preemption: nobody reads what may be another's."""
-        for sequence in self.seating.abandon():
-            self.admission.wait_again(sequence)
+        return prefilling if newcomer is None else [*prefilling, newcomer]
 
     # Committing -----------------------------------------------------------------------------------------
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import heapq
 
+from scheduler.core.seams import States
 from scheduler.planning.blocks import BlockPool, Identity, Prefix
 from scheduler.planning.sequence import BlockTable, Lease, Sequence
-from scheduler.planning.states import States
 from scheduler.planning.windows import Holdings
 from scheduler.request import Request
-from scheduler.step import SeatChanges, SinkShift, TableChange
-
-HORIZON = 1024
-"""How many tokens of each sequence to look ahead, to tell whether blocks are scarce."""
+from scheduler.step import SeatChanges, TableChange
 
 
 class Seating:
@@ -25,24 +22,28 @@ class Seating:
         *,
         num_seats: int,
         longest_chunk: int,
-        max_model_len: int,
         prefix_caching: bool,
         share_prefixes: bool,
         states: States,
     ) -> None:
         self.pool = pool
         self.holdings = Holdings(pool.windows, pool.block_size, longest_chunk)
-        self.running: dict[tuple[str, int], Sequence] = {}
-        self._max_model_len = max_model_len
-        self._has_windows = any(window is not None for window in pool.windows)
+        self.num_seats = num_seats
         self.prefix_caching = prefix_caching
         self._share_prefixes = share_prefixes
-        self.num_seats = num_seats
-        self.free_seats = list(range(num_seats))
+        self._has_windows = any(window is not None for window in pool.windows)
+        self._states = states
+        self.reset()
+
+    def reset(self) -> None:
+        """All seats are free, and so are all blocks, whoever had them."""
+        self.running: dict[tuple[str, int], Sequence] = {}
+        self.free_seats = list(range(self.num_seats))
         """A heap: low seats are taken first."""
         self._chains: dict[Sequence, list[Identity]] = {}  # of the blocks of those who wait, and were looked up
-        self._states = states
-        self._changes = SeatChanges()
+        self._changes = SeatChanges(vacated=list(range(self.num_seats)))
+        self._states.reset()
+        self.pool.reset()
 
     @property
     def num_free_seats(self) -> int:
@@ -119,7 +120,7 @@ class Seating:
         num_cached = sequence.num_computed_tokens = len(prefix.identities) * self.pool.block_size
         tables = [BlockTable(table.first, []) for table in prefix.tables]
         lease = sequence.lease = Lease(heapq.heappop(self.free_seats), num_cached, tables, prefix.identities)
-        missing = self._missing(prefix.tables, _num_places(sequence))
+        missing = self._missing(prefix.tables, num_places(sequence))
         for group, (table, count) in enumerate(zip(prefix.tables, missing, strict=True)):
             self._extend(lease, group, table.blocks + self.pool.allocate(count))
         self._states.begin(sequence, prefix, self._changes)
@@ -130,21 +131,21 @@ class Seating:
         """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
         are not enough."""
         lease = sequence.held
-        if sequence.num_computed_tokens >= sequence.window.num_tokens and not self._shift(sequence, lease):
+        if not sequence.window.make_way(sequence, self.pool, self._changes):
             return False
-        num_places = _num_places(sequence, lease.shift)
+        places = num_places(sequence, lease.shift)
         table = lease.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
-        if (table.first + len(table.blocks)) * self.pool.block_size >= num_places:
+        if (table.first + len(table.blocks)) * self.pool.block_size >= places:
             return True
-        return self._take(lease, self._missing(lease.tables, num_places), self.pool.num_free)
+        return self._take(lease, self._missing(lease.tables, places), self.pool.num_free)
 
     def reserve(self, sequence: Sequence, num_drafted: int) -> bool:
         """Give a running sequence the blocks for guessed tokens; False if there are none to spare: nobody is
         preempted for a guess, in the next step neither."""
         lease = sequence.held
         num_spare = self.pool.num_free - len(self.pool.windows) * len(self.running)
-        num_places = _num_places(sequence, lease.shift, num_drafted)
-        return self._take(lease, self._missing(lease.tables, num_places), num_spare)
+        places = num_places(sequence, lease.shift, num_drafted)
+        return self._take(lease, self._missing(lease.tables, places), num_spare)
 
     def _take(self, lease: Lease, missing: list[int], most: int) -> bool:
         """Give it so many blocks more in each group; False if that is more than `most` together."""
@@ -153,27 +154,6 @@ class Seating:
         for group, count in enumerate(missing):
             if count > 0:
                 self._extend(lease, group, self.pool.allocate(count))
-        return True
-
-    def _shift(self, sequence: Sequence, lease: Lease) -> bool:
-        """Drop what has to make room for a running sequence's next token; False if there is no block for the first
-        one's copy."""
-        window = sequence.window
-        shift = window.shift_at(sequence.num_computed_tokens)
-        num_dropped = (shift - lease.shift) // window.block_size
-        if num_dropped == 0:
-            return True
-        (table,) = lease.tables
-        if lease.sink is None:
-            if self.pool.num_free == 0:
-                return False
-            lease.sink = table.blocks[0]
-            table.blocks[0] = self.pool.allocate(1)[0]
-        self.pool.free(table.blocks[1 : 1 + num_dropped])
-        del table.blocks[1 : 1 + num_dropped]
-        lease.shift = shift
-        self._changes.tables.append(TableChange(lease.seat, 0, list(table.blocks)))
-        self._changes.shifts.append(SinkShift(lease.sink, table.blocks[0], shift))
         return True
 
     def _missing(self, tables: list[BlockTable], num_tokens: int) -> list[int]:
@@ -200,74 +180,19 @@ class Seating:
         self._changes.vacated.append(lease.seat)
         del self.running[sequence.key]
 
-    def abandon(self) -> list[Sequence]:
-        """Take all seats and all blocks from everybody, whatever the accounts say, and return who had them."""
-        sequences = list(self.running.values())
-        for sequence in sequences:
-            sequence.lease = None
-        self.running.clear()
-        self._chains.clear()
-        self.free_seats = list(range(self.num_seats))
-        self._changes = SeatChanges(vacated=list(range(self.num_seats)))
-        self._states.reset()
-        self.pool.reset()
-        return sequences
-
     def forget(self, sequence: Sequence) -> None:
         """A sequence does not wait any longer."""
         self._chains.pop(sequence, None)
 
-    # Room -----------------------------------------------------------------------------------------------
-
     def num_spare_blocks(self, candidate: Sequence, prefix: Prefix) -> int:
         """Blocks that are free beyond what a waiting sequence takes, and beyond one of each group for each running
-        sequence, or the next step would preempt at once. One that was crowded out before comes back only when all
-        can go on for a while: it would otherwise compute the same tokens again and again."""
-        if self._comes_to_stay(candidate):
-            missing = self.blocks_soon(candidate) - len(prefix.blocks)
-        else:
-            missing = sum(self._missing(prefix.tables, _num_places(candidate)))
-        return self.pool.num_free_after_sharing(prefix.blocks) - missing - self._num_ahead(candidate)
-
-    def most_spare_blocks(self, candidate: Sequence) -> int:
-        """What `num_spare_blocks` says at most, whatever is cached: a cached block that nobody refers to is taken
-        from what is free, so only those count that are in use. Takes O(running sequences)."""
-        if self.pool.windows[0] is not None:
-            return self.pool.num_free
-        if self._comes_to_stay(candidate):
-            missing = self.blocks_soon(candidate)
-        else:
-            missing = self.pool.blocks_for(_num_places(candidate))
-        shared = sum(
-            table.end
-            for each in self.running.values()
-            if each.root == candidate.root
-            for table in each.held.tables
-        )
-        return self.pool.num_free - max(0, missing - shared) - self._num_ahead(candidate)
-
-    def _comes_to_stay(self, candidate: Sequence) -> bool:
-        return candidate.crowded_out and len(self.running) > 0
-
-    def _num_ahead(self, candidate: Sequence) -> int:
-        return sum(self.ahead(each, candidate) for each in self.running.values())
-
-    def ahead(self, sequence: Sequence, candidate: Sequence) -> int:
-        """Blocks that are kept for a running sequence to grow into, beside a waiting one."""
-        if candidate.crowded_out:
-            return self.blocks_soon(sequence) - sequence.held.num_blocks
-        return len(self.pool.windows)
-
-    def blocks_soon(self, sequence: Sequence) -> int:
-        """What a sequence holds when it has gone on for a while."""
-        most = sequence.num_prompt_tokens + (sequence.request.params.max_tokens or self._max_model_len)
-        soon = min(sequence.num_tokens + HORIZON, most)
-        if soon > sequence.window.num_tokens:
-            return self.holdings.blocks(sequence.window.num_tokens) + 1  # the first one's copy
-        return min(self.holdings.blocks(soon), self.pool.num_blocks)
+        sequence, or the next step would preempt at once."""
+        missing = sum(self._missing(prefix.tables, num_places(candidate)))
+        ahead = len(self.pool.windows) * len(self.running)
+        return self.pool.num_free_after_sharing(prefix.blocks) - missing - ahead
 
 
-def _num_places(sequence: Sequence, shift: int = 0, num_drafted: int = 0) -> int:
+def num_places(sequence: Sequence, shift: int = 0, num_drafted: int = 0) -> int:
     """Of a sequence's known tokens, and of guesses behind them, in its block table: no more than its window has,
     as what is dropped makes room first."""
     return min(len(sequence.token_ids) + num_drafted - shift, sequence.window.num_tokens)

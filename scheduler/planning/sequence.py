@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from scheduler.context_window import ENDLESS, NO_WINDOW
+from scheduler.core.seams import ENDLESS, NO_WINDOW, Window
 from scheduler.request import FinishReason, Request
 
 
@@ -35,29 +35,27 @@ class BlockTable:
         return self.first + len(self.blocks)
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """What a running sequence holds: a seat, and the blocks of what it has computed. It is gone with the seat."""
 
-    __slots__ = ("num_cached_tokens", "prefix", "seat", "shift", "sink", "state", "stops", "tables")
-
-    def __init__(self, seat: int, num_cached_tokens: int, tables: list[BlockTable], prefix: list[bytes]) -> None:
-        self.seat = seat
-        """Its row in the batch, from 0 to the number of seats less one."""
-        self.num_cached_tokens = num_cached_tokens
-        """How many were computed when it got the seat."""
-        self.tables = tables
-        """One for each group of layers."""
-        self.prefix = prefix
-        """Identity in the prefix cache of each full block that is already published (see blocks.py)."""
-        self.shift = 0
-        """How many tokens behind its first block have been dropped."""
-        self.sink: int | None = None
-        """The first block as it was computed, once tokens are dropped."""
-        self.stops: list[int] = []
-        """Of a model that keeps states: at how many computed tokens one is to be put aside, the last first. No
-        chunk may run across."""
-        self.state: bytes | None = None
-        """The prefix under which a state was put aside last, if it is of no use once there is another one."""
+    seat: int
+    """Its row in the batch, from 0 to the number of seats less one."""
+    num_cached_tokens: int
+    """How many were computed when it got the seat."""
+    tables: list[BlockTable]
+    """One for each group of layers."""
+    prefix: list[bytes]
+    """Identity in the prefix cache of each full block that is already published (see blocks.py)."""
+    shift: int = 0
+    """How many tokens behind its first block have been dropped."""
+    sink: int | None = None
+    """The first block as it was computed, once tokens are dropped."""
+    stops: list[int] = field(default_factory=list)
+    """Of a model that keeps states: at how many computed tokens one is to be put aside, the last first. No chunk
+    may run across."""
+    state: bytes | None = None
+    """The prefix under which a state was put aside last, if it is of no use once there is another one."""
 
     @property
     def blocks(self) -> list[int]:
@@ -71,6 +69,7 @@ class Lease:
         return sum(len(table.blocks) for table in self.tables)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """One sampled continuation of a request, and how far it has been computed.
 
@@ -79,67 +78,46 @@ class Sequence:
     `num_computed_tokens` towards `len(token_ids)`.
     """
 
-    __slots__ = (
-        "arrival",
-        "crowded_out",
-        "finish_reason",
-        "first_token_time",
-        "index",
-        "is_long",
-        "lease",
-        "long_after",
-        "num_cached_tokens",
-        "num_charged_tokens",
-        "num_computed_tokens",
-        "num_ever_computed",
-        "num_preemptions",
-        "num_prompt_tokens",
-        "request",
-        "root",
-        "seated_time",
-        "status",
-        "stop_reason",
-        "token_ids",
-        "window",
-    )
+    request: Request
+    index: int = 0
+    arrival: int = 0
+    """Its place in the order of all arrivals, given by the scheduler."""
+    lease: Lease | None = None
+    """While running."""
+    seated_time: float | None = None
+    """When it got its first seat, on the monotonic clock."""
+    first_token_time: float | None = None
+    """When its first token was sampled, on the monotonic clock."""
+    token_ids: list[int] = field(init=False)
+    """Prompt and answer so far. The request's own list until there is an answer: who waits needs no copy."""
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_ever_computed: int = 0
+    """The most that `num_computed_tokens` has been: fewer are there after a preemption."""
+    crowded_out: bool = False
+    """Whether it has lost its seat for want of blocks."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that the prefix cache spared at first admission."""
+    num_charged_tokens: int = 0
+    """Prompt tokens that are on the user's account: what is computed again is not charged again."""
+    num_preemptions: int = 0
+    is_long: bool = False
+    """Whether it has more tokens than its model's first kind of positions reaches. What it had computed before is
+    of no use then."""
+    long_after: int = ENDLESS
+    """How many those are, of a model that has two kinds; given by the scheduler."""
+    window: Window = NO_WINDOW
+    """What it looks back on, and how long it can get; given by the scheduler."""
+    root: bytes = b""
+    """What its first block follows in the prefix cache, given by the scheduler."""
+    status: Status = Status.WAITING
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    """The stop token that ended it, if one of the request's own did."""
 
-    def __init__(self, request: Request, index: int = 0) -> None:
-        self.request = request
-        self.index = index
-        self.arrival = 0
-        """Its place in the order of all arrivals, given by the scheduler."""
-        self.lease: Lease | None = None
-        """While running."""
-        self.seated_time: float | None = None
-        """When it got its first seat, on the monotonic clock."""
-        self.first_token_time: float | None = None
-        """When its first token was sampled, on the monotonic clock."""
-        self.token_ids: list[int] = request.prompt_token_ids
-        """Prompt and answer so far. The request's own list until there is an answer: who waits needs no copy."""
-        self.num_prompt_tokens = len(request.prompt_token_ids)
-        self.num_computed_tokens = 0
-        self.num_ever_computed = 0
-        """The most that `num_computed_tokens` has been: fewer are there after a preemption."""
-        self.crowded_out = False
-        """Whether it has lost its seat for want of blocks."""
-        self.num_cached_tokens = 0
-        """Prompt tokens that the prefix cache spared at first admission."""
-        self.num_charged_tokens = 0
-        """Prompt tokens that are on the user's account: what is computed again is not charged again."""
-        self.num_preemptions = 0
-        self.long_after = ENDLESS
-        """More known tokens than this have other positions, of a model whose positions change there; given by the
-        scheduler."""
-        self.is_long = False
-        """Whether it has so many. What it had computed before is of no use then."""
-        self.window = NO_WINDOW
-        """What it looks back on, and how long it can get; given by the scheduler."""
-        self.root = b""
-        """What its first block follows in the prefix cache, given by the scheduler."""
-        self.status = Status.WAITING
-        self.finish_reason: FinishReason | None = None
-        self.stop_reason: int | None = None
-        """The stop token that ended it, if one of the request's own did."""
+    def __post_init__(self) -> None:
+        self.token_ids = self.request.prompt_token_ids
+        self.num_prompt_tokens = len(self.token_ids)
 
     @property
     def held(self) -> Lease:

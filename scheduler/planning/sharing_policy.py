@@ -7,12 +7,17 @@ from typing import Protocol
 
 from scheduler.planning.giving_way import Loss, Owed
 from scheduler.planning.policy import FirstComeFirstServed, Policy
-from scheduler.planning.ranked import Rank
+from scheduler.planning.ranked import Rank, Ranked
 from scheduler.planning.sequence import Sequence
+from scheduler.planning.waiting_queue import WaitingQueue
 
 
 class SharingPolicy(Policy, Owed, Protocol):
     """A policy that `carousel serve` can take."""
+
+    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
+        """Who of `decoding` may decode in this step, and how many tokens it may compute of the prompts of those
+        who get what the others leave."""
 
     def is_newcomer(self, sequence: Sequence) -> bool:
         """Whether a sequence that was just seated is all that its user asks for, and should not wait for a whole
@@ -24,7 +29,53 @@ class SharingPolicy(Policy, Owed, Protocol):
 
 
 class ArrivalOrder(FirstComeFirstServed):
-    """Admit in order of arrival; nobody gives way."""
+    """Admit in order of arrival; where a user's first does not fit, other users' may pass it. Nobody gives way."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, WaitingQueue] = {}  # by user: where the first does not fit, others pass it
+        self._heads: Ranked[str] = Ranked()  # users, by the rank of their first
+        self._passed: list[str] = []
+        self._num_waiting = 0
+
+    def add(self, sequence: Sequence) -> None:
+        user = sequence.request.user
+        self._queues.setdefault(user, WaitingQueue(self.rank)).push(sequence)
+        self._num_waiting += 1
+        self._refresh(user)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        user = sequence.request.user
+        self._queues[user].remove(sequence)
+        self._num_waiting -= 1
+        self._refresh(user)
+
+    def begin(self) -> None:
+        passed, self._passed = self._passed, []
+        for user in passed:
+            self._refresh(user)
+
+    def peek(self) -> Sequence | None:
+        head = self._heads.first
+        return None if head is None else self._queues[head[1]].first
+
+    def pass_over(self, sequence: Sequence) -> None:
+        self._passed.append(sequence.request.user)
+        self._refresh(sequence.request.user)
+
+    def _refresh(self, user: str) -> None:
+        first = self._queues[user].first if user in self._queues else None
+        if first is None:
+            self._queues.pop(user, None)
+        if first is None or user in self._passed:
+            self._heads.discard(user)
+        else:
+            self._heads.push(self.rank(first), user)
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def hold_back(self, decoding: list[Sequence]) -> tuple[list[Sequence], int]:
+        return decoding, 0
 
     def is_newcomer(self, sequence: Sequence) -> bool:
         return False

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from scheduler.core.seams import Reserve
 from scheduler.planning.draft_room import FIRST_AHEAD, DraftRoom
-from scheduler.planning.drafter import Reserve
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.text_drafts import TextDrafts

@@ -10,11 +10,9 @@ Those who only get what others leave (the class `low`) are held back before that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from scheduler.planning.latency_target import LatencyTarget
-from scheduler.planning.pacing import StepBudget, Wanted
-from scheduler.planning.plan import MIN_PROMPT_TOKENS
+from scheduler.core.seams import StepBudget
+from scheduler.planning.latency_target import MIN_PROMPT_TOKENS, LatencyTarget
 from scheduler.planning.rotation import Rotation
 from scheduler.planning.sequence import Sequence
 from scheduler.planning.sharing_policy import SharingPolicy
@@ -42,23 +40,37 @@ class Turns(LatencyTarget):
         self._seconds = seconds
         self._all = Rotation()
 
-    def budget(self, decoding: list[Sequence], prompts: Iterable[Wanted], most: int) -> StepBudget:
+    def budget(self, decoding: list[Sequence], prompts: list[Sequence], most: int) -> StepBudget:
         """All of both, if the step is short enough for it."""
-        num_prompt_tokens = attended = 0
-        for start, length in prompts:
-            num_prompt_tokens += length
-            attended += length * start + length * length // 2
+        held = super().budget(decoding, prompts, most)
+        decoding = held.decoding
+        num_prompt_tokens, attended = self._wanted(prompts, most, held.leftovers)
         keys = sum(sequence.num_tokens for sequence in decoding)
         wanted = min(num_prompt_tokens, most - len(decoding))
         decode_seconds = self._cost.predict(len(decoding), keys)
         prompt_seconds = self._cost.predict(len(decoding) + wanted, keys + attended) - decode_seconds
         if not decoding or decode_seconds + prompt_seconds < LONGEST * self._seconds:
             self._all.forget()
-            return super().budget(decoding, (), most)
+            return held
         left = self._seconds - min(prompt_seconds, PROMPT_SHARE * self._seconds)
         parts = 1 if decode_seconds < FEW * self._seconds else max(1, round(decode_seconds / left))
         chosen = self._all.next(decoding, math.ceil(len(decoding) / parts))
         left = self._seconds - decode_seconds * len(chosen) / len(decoding)
         room = math.floor(wanted * left / prompt_seconds) if prompt_seconds > 0 else 0
         num_tokens = len(chosen) + max(MIN_PROMPT_TOKENS, min(room, wanted))
-        return super().budget(chosen, (), min(most, num_tokens))
+        return held._replace(decoding=chosen, num_tokens=min(most, num_tokens))
+
+    def _wanted(self, prompts: list[Sequence], left: int, leftovers: int) -> tuple[int, int]:
+        """How many tokens prompts want of a step, and how many keys these look at."""
+        num_tokens = attended = 0
+        for sequence in prompts:
+            gets_leftovers = self._policy.gets_leftovers(sequence)
+            start = sequence.num_computed_tokens
+            length = min(sequence.num_tokens - start, left, leftovers if gets_leftovers else left)
+            leftovers -= length if gets_leftovers else 0
+            left -= length
+            num_tokens += length
+            attended += length * start + length * length // 2
+            if left == 0:
+                break
+        return num_tokens, attended

@@ -10,8 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
-ENDLESS = 1 << 40
-"""More blocks than any sequence has."""
+from scheduler.core.seams import ENDLESS
 
 
 def blocks_behind(window: int | None, block_size: int) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler.execution.logits import NativeScans, TorchScans, Truncation
+from scheduler.core.drawing import Truncation
+from scheduler.execution.logits import NativeScans, TorchScans
 from scheduler.kernels.native import kernels
 
 

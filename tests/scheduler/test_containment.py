@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from scheduler.config import EngineConfig
+from scheduler.core.drawing import SamplingRow
 from scheduler.engine.core import EngineCore
 from scheduler.execution import sampler
 from scheduler.execution.runner import Runner
-from scheduler.execution.sampler import SamplingRow
 from scheduler.execution.steering import Steerings
 from scheduler.messages import SequenceOutput
 from scheduler.planning.scheduler import Scheduler

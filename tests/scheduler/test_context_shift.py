@@ -124,7 +124,7 @@ def test_without_it_the_answer_ends_at_the_window(path: str) -> None:
     assert asked(context_shift=True).params.max_tokens == 8 * (WINDOW + 5) - len(PROMPT)
     assert asked(max_tokens=ANSWER).params.max_tokens == WINDOW + 5 - len(PROMPT)
     assert asked(max_tokens=3).params.max_tokens == 3
-    with pytest.raises(InvalidRequestError, match="maximum context length is 101"):
+    with pytest.raises(InvalidRequestError, match="do not fit into 101"):
         core.scheduler.add(Request(request_id="b", prompt_token_ids=PROMPT * 2, params=PARAMS))
 
 

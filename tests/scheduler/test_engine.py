@@ -126,7 +126,7 @@ def test_a_refused_request_is_answered_and_the_others_go_on(tiny_path: str) -> N
     core.add(request("good"))
     (refusal,) = core.add(request("empty", length=0))
     assert refusal.finish_reason is FinishReason.ERROR
-    assert "the prompt is empty" in (refusal.error or "")
+    assert "0 tokens in the prompt" in (refusal.error or "")
     assert run_to_end(core)["good"][0] == 6
 
 

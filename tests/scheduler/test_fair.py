@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scheduler.planning.accounts import MIN_TURN, QUANTUM
 from scheduler.planning.deadline import Deadlines
 from scheduler.planning.fair import FairShare
-from scheduler.planning.giving_way import num_freed
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.plan import Plan
 from scheduler.planning.prices import Prices
 from scheduler.planning.priority_class import CLASS_DISTANCE
 from scheduler.planning.recomputation import MOST, SHARE
+from scheduler.planning.room import num_freed, num_spare_blocks
 from scheduler.planning.scheduler import Scheduler
 from scheduler.planning.sequence import Sequence, Status
 from scheduler.planning.sharing_policy import PriorityFirst, SharingPolicy
@@ -317,7 +317,7 @@ def would_fit(users: Users, behind: str, ahead: str) -> bool:
     prefix = seating.cached_prefix(head)
     held = [each for each in users.scheduler.running.values() if each.request.user == ahead]
     freed = sum(num_freed(seating, each, head, set(prefix.blocks)) for each in held)
-    return seating.num_spare_blocks(head, prefix) + freed >= 0
+    return num_spare_blocks(seating, head, prefix) + freed >= 0
 
 
 @pytest.mark.timeout(1800)

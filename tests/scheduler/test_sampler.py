@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from scheduler.execution.sampler import SamplingRow, sample, uniform
+from scheduler.core.drawing import SamplingRow, uniform
+from scheduler.execution.sampler import sample
 from scheduler.sampling_params import SamplingParams
 
 VOCABULARY = 3000

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from scheduler.planning.latency_target import LatencyTarget
-from scheduler.planning.plan import MIN_PROMPT_TOKENS
+from scheduler.planning.latency_target import MIN_PROMPT_TOKENS, LatencyTarget
 from scheduler.planning.step_cost import StepCost
 from tests.scheduler.test_scheduler import make_scheduler, policy_of, request, run_step
 
