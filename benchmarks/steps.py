@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
-from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
+from scheduler.core.attention import TorchAttention
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput

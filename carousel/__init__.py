@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from scheduler.embedding import Embedding
     from scheduler.engine.stream import Delta
     from scheduler.engine.supervisor import EngineDeadError, EngineStartError
-    from scheduler.grammar_spec import GrammarKind, GrammarSpec
     from scheduler.llm import LLM, Completion, Result
     from scheduler.planning.deadline import DeadlineError
     from scheduler.request import FinishReason, InvalidRequestError
+    from scheduler.sampling import GrammarKind, GrammarSpec
     from scheduler.sampling_params import SamplingParams
     from scheduler.step import TokenLogprobs
 
@@ -33,8 +33,8 @@ _HOMES = {
     "EngineDeadError": "scheduler.engine.supervisor",
     "EngineStartError": "scheduler.engine.supervisor",
     "FinishReason": "scheduler.request",
-    "GrammarKind": "scheduler.grammar_spec",
-    "GrammarSpec": "scheduler.grammar_spec",
+    "GrammarKind": "scheduler.sampling",
+    "GrammarSpec": "scheduler.sampling",
     "InvalidRequestError": "scheduler.request",
     "LLM": "scheduler.llm",
     "Result": "scheduler.llm",

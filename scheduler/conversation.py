@@ -8,9 +8,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.request import InvalidRequestError
-from scheduler.sampling import Pooling
+from scheduler.sampling import GrammarKind, GrammarSpec, Pooling
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 

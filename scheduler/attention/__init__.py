@@ -1,4 +1,4 @@
-"""Paged attention: one interface (interface.py), one file a backend."""
+"""Paged attention: one interface (core/attention.py), one file a backend."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from scheduler.attention.flex_backend import FlexAttention
-from scheduler.attention.interface import AttentionBackend, LayerCache, LayerSpec, ModulesAttention, PackedBatch
+from scheduler.attention.modules_attention import ModulesAttention
 from scheduler.attention.native_backend import NativeAttention
-from scheduler.attention.torch_backend import TorchAttention
+from scheduler.core.attention import AttentionBackend, LayerCache, LayerSpec, PackedBatch, TorchAttention
 from scheduler.kernels.native import NativeBuildError
 
 __all__ = ["AttentionBackend", "BackendError", "LayerCache", "LayerSpec", "PackedBatch", "choose_backend"]

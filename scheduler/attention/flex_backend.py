@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from scheduler.attention.interface import LayerCache, LayerSpec, PackedBatch
+from scheduler.core.attention import LayerCache, LayerSpec, PackedBatch
 
 TILE = 64
 """Queries of one sequence that share a pass over its blocks, in a step that is not decoding alone."""

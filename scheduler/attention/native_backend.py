@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scheduler.attention.interface import LayerCache, LayerSpec, PackedBatch
+from scheduler.core.attention import LayerCache, LayerSpec, PackedBatch
 from scheduler.kernels.native import kernels
 
 VECTOR = 16

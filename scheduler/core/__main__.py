@@ -16,7 +16,7 @@ import platformdirs
 import torch
 from transformers import AutoTokenizer
 
-from scheduler.attention.torch_backend import TorchAttention
+from scheduler.core.attention import TorchAttention
 from scheduler.core.engine import Engine
 from scheduler.core.kv_cache import KVCache
 from scheduler.core.runner import BlockTables, Runner
@@ -41,7 +41,7 @@ def main() -> int:
     tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
     prompts = [_token_ids(tokenizer, text, raw=args.raw) for text in args.text]
     max_len = max(map(len, prompts)) + args.max_tokens
-    engine = _engine(TransformersModel(str(args.model)), max_len, tokenizer.eos_token_id)
+    engine = engine_of(TransformersModel(str(args.model)), max_len, tokenizer.eos_token_id)
     params = Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
     sequences = [
         engine.add(Request(request_id=str(number), prompt_token_ids=prompt, params=params))[0]
@@ -55,7 +55,7 @@ def main() -> int:
     return 0
 
 
-def _engine(model: TransformersModel, max_len: int, eos_token_id: int) -> Engine:
+def engine_of(model: TransformersModel, max_len: int, eos_token_id: int) -> Engine:
     """With a pool that holds the sequences of all seats."""
     num_blocks = NUM_SEATS * -(-max_len // BLOCK_SIZE)
     pool = BlockPool(num_blocks, BLOCK_SIZE)

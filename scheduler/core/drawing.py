@@ -47,14 +47,9 @@ class Truncation(NamedTuple):
 
     @classmethod
     def of(cls, params: Sequence[Sampling], device: torch.device) -> Self:
-        def tensor(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
-        return cls(
-            tensor([each.top_k for each in params], torch.int64),
-            tensor([each.top_p for each in params], torch.float64),
-            tensor([each.min_p for each in params], torch.float64),
-        )
+        kept = [(each.top_k, each.top_p, each.min_p) for each in params]
+        top_k, top_p, min_p = torch.tensor(kept, dtype=torch.float64, device=device).unbind(1)
+        return cls(top_k.long(), top_p, min_p)
 
 
 @torch.inference_mode()

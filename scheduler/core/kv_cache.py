@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from scheduler.attention.interface import AttentionBackend, LayerCache, LayerSpec
+from scheduler.core.attention import AttentionBackend, LayerCache, LayerSpec
 
 
 class LayerGroup(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from scheduler.attention.interface import LayerSpec, PackedBatch
+from scheduler.core.attention import LayerSpec, PackedBatch
 from scheduler.core.kv_cache import KVCache
 
 

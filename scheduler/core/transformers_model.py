@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from scheduler.attention.interface import LayerSpec, PackedBatch
-from scheduler.attention.torch_backend import attend_sequence
+from scheduler.core.attention import LayerSpec, PackedBatch, attend_sequence
 from scheduler.core.kv_cache import KVCache
 from scheduler.core.model import StepOutput
 
 ATTENTION = "carousel_core"
 """What transformers knows our attention by."""
 
-Attend = Callable[..., torch.Tensor]
+Attend = Callable[[int, LayerSpec, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, what it computes, query, key, value), each [T, heads, size] -> [T, heads, size]."""
 
 
@@ -29,7 +28,11 @@ class TransformersModel:
     def __init__(self, folder: str, dtype: torch.dtype = torch.float32) -> None:
         gguf = next(Path(folder).glob("*.gguf"), None)
         self._module: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=gguf and gguf.name, dtype=dtype, attn_implementation=ATTENTION
+            folder,
+            config=AutoConfig.from_pretrained(folder),  # or it is read out of the GGUF file, which takes long
+            gguf_file=gguf and gguf.name,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
         )
         self.layers = self._specs()
 
@@ -37,13 +40,15 @@ class TransformersModel:
     def _specs(self) -> list[LayerSpec]:
         """What each layer's attention asks for, seen in a few tokens."""
         specs: dict[int, LayerSpec] = {}
-
-        def attend(layer: int, spec: LayerSpec, *states: torch.Tensor) -> torch.Tensor:
-            specs[layer] = spec
-            return attend_sequence(*states, spec)
-
-        few = torch.arange(1, 5)
-        self._run(few, few - 1, few[:1] - 1, attend)
+        few = torch.arange(4)
+        self._run(
+            few,
+            few,
+            few,
+            lambda layer, spec, query, key, value: attend_sequence(
+                query, key, value, specs.setdefault(layer, spec)
+            ),
+        )
         return [specs[layer] for layer in sorted(specs)]
 
     def bind(self, cache: KVCache, max_len: int) -> None:
@@ -54,11 +59,12 @@ class TransformersModel:
     def forward(self, batch: PackedBatch) -> StepOutput:
         """One step: write the batch's keys and values, and return what its rows give."""
         backend, layers = self._cache.backend, self._cache.layers
-
-        def attend(layer: int, spec: LayerSpec, *states: torch.Tensor) -> torch.Tensor:
-            return backend.attend(*states, layers[layer], batch, spec)
-
-        logits = self._run(batch.input_ids, batch.positions, batch.sample_rows, attend)
+        logits = self._run(
+            batch.input_ids,
+            batch.positions,
+            batch.sample_rows,
+            lambda layer, spec, query, key, value: backend.attend(query, key, value, layers[layer], batch, spec),
+        )
         return StepOutput(logits, states=logits.new_empty(0, 0))
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, attend: Attend) -> torch.Tensor:

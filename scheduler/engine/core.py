@@ -10,7 +10,6 @@ from typing import Protocol
 import msgspec
 
 from scheduler.config import EngineConfig
-from scheduler.core.seams import ENDLESS
 from scheduler.engine.compiling import Compiling
 from scheduler.engine.failed_step import is_device_lost, is_out_of_memory, run_in_parts
 from scheduler.engine.free_cores import FreeCores
@@ -36,6 +35,7 @@ from scheduler.planning.blocks import BlockPool
 from scheduler.planning.deadline import DeadlineError, Deadlines, least_seconds
 from scheduler.planning.giving_way import GivingWay
 from scheduler.planning.leftovers import Leftovers
+from scheduler.planning.long_positions import LongPositions
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.prices import Prices, choosing_cost
 from scheduler.planning.resuming import resumed
@@ -101,7 +101,6 @@ class EngineCore:
             window=window_of(loaded.info),
             states=states,
             yielding=GivingWay(self._policy),
-            long_after=ENDLESS if loaded.long_after is None else loaded.long_after,
         )
         self.info = msgspec.structs.replace(loaded.info, num_seats=self.scheduler.num_seats)
         self.model = loaded.model
@@ -110,6 +109,7 @@ class EngineCore:
         self._compiling = Compiling(loaded.eos_token_ids)
         self._mask_turns = MaskTurns()
         self._deadlines = Deadlines()
+        self.positions = LongPositions(self.scheduler, loaded.long_after)
         self._resuming: dict[str, list[Progress]] = {}
         """By request, of those whose grammars are being compiled."""
         self.before_step: Callable[[list[str], float], None] = lambda requests, seconds: None
@@ -133,7 +133,7 @@ class EngineCore:
             num_running=self.scheduler.num_running,
             num_waiting=self.scheduler.num_waiting,
             num_used_blocks=self.pool.num_used,
-            num_cached_blocks=self.pool.num_cached,
+            num_cached_blocks=len(self.pool.cached_blocks),
             fairness_gap=self._policy.gap,
             num_prompt_tokens_left=sum(
                 max(0, each.num_prompt_tokens - each.num_computed_tokens)
@@ -185,7 +185,9 @@ class EngineCore:
             if request.deadline is not None and progress is None:
                 self._check_deadline(request, request.deadline - time.monotonic())
             lost = None if progress is None else [resumed(request, each) for each in progress]
-            self._deadlines.add(self.scheduler.add(request, lost))
+            sequences = self.scheduler.add(request, lost)
+            self._deadlines.add(sequences)
+            self.positions.begin(sequences)
         except (InvalidRequestError, DeadlineError) as error:
             reason = FinishReason.TIMEOUT if isinstance(error, DeadlineError) else FinishReason.ERROR
             return refused(request, reason, str(error))
@@ -201,7 +203,7 @@ class EngineCore:
         scheduler = self.scheduler
         needed = least_seconds(
             request,
-            num_cached=scheduler.num_cached_tokens(request),
+            num_cached=self.positions.num_cached_tokens(request),
             block_size=self.pool.block_size,
             most_tokens=scheduler.max_batched_tokens,
             most_gained=scheduler.drafter.most_tokens,
@@ -250,6 +252,7 @@ class EngineCore:
         results, failed, sampling_time = self._execute(plan)
         executing = clock.lap() - sampling_time
         gains = self.scheduler.commit(plan, results)
+        self.positions.settle(chunk.sequence for chunk in plan.chunks)
         ended = expired + [gain.sequence for gain in gains if gain.sequence.finish_reason is not None]
         now = time.monotonic()
         for gain in gains:
@@ -270,7 +273,7 @@ class EngineCore:
             duration=clock.total,
             num_tokens=plan.num_tokens,
             num_prompt_tokens=sum(work.prompt for work in plan.work),
-            num_cached_tokens=plan.num_cached_tokens,
+            num_cached_tokens=sum(sequence.num_cached_tokens for sequence in plan.admitted),
             num_recomputed_tokens=sum(work.recomputed for work in plan.work),
             num_sampled_tokens=sum(len(gain.result.tokens) for gain in gains),
             num_preemptions=len(plan.preempted),

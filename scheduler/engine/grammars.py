@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
-from scheduler.grammar_spec import GrammarSpec
+from scheduler.sampling import GrammarSpec
 from scheduler.shared_thread import SharedThread
 from scheduler.text.grammar_checker import GrammarChecker
 

@@ -105,11 +105,6 @@ class BlockPool:
         return len(self.free_blocks) + len(self.cached_blocks)
 
     @property
-    def num_cached(self) -> int:
-        """Blocks that nobody refers to but whose content can still be shared."""
-        return len(self.cached_blocks)
-
-    @property
     def num_used(self) -> int:
         """Blocks that some sequence refers to."""
         return self.num_blocks - self.num_free

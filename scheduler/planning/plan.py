@@ -101,11 +101,6 @@ class Plan:
     """What was done for whom; known once the plan is committed."""
 
     @property
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens of the newly admitted that the prefix cache spared."""
-        return sum(sequence.num_cached_tokens for sequence in self.admitted)
-
-    @property
     def num_tokens(self) -> int:
         """That are computed, guessed ones too."""
         return sum(chunk.num_computed for chunk in self.chunks)

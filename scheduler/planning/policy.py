@@ -95,9 +95,7 @@ class FirstComeFirstServed:
         self.add(sequence)
 
     def leave(self, sequence: Sequence) -> None: ...
-
     def charge(self, works: Iterable[Work]) -> None: ...
-
     def begin(self) -> None: ...
 
     def peek(self) -> Sequence | None:

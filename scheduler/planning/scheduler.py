@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Collection, Iterable
 
 from scheduler.core.seams import (
-    ENDLESS,
     Drafter,
     NoDrafts,
     NoPacing,
@@ -40,8 +39,6 @@ class Scheduler:
     `max_num_seqs` seats, but never more than `max_batched_tokens`, so that every running sequence can be given
     its token in every step. Users share cached prefixes only with `share_prefixes`. `eos_token_ids` end a sequence
     unless its request says `ignore_eos`. `states`: of a model that keeps them, or no prefix of it can be cached.
-    `long_after`: of a model whose positions are others, for all of a text, where that has more tokens; who comes
-    to have so many computes anew.
     """
 
     def __init__(
@@ -60,15 +57,12 @@ class Scheduler:
         window: Window | None = None,
         states: States | None = None,
         yielding: Yielding | None = None,
-        long_after: int = ENDLESS,
     ) -> None:
         self.pool = pool
         self.policy = policy
         self.num_seats = min(max_num_seqs, max_batched_tokens)
         self.max_batched_tokens = max_batched_tokens
-        self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.prefix_caching = prefix_caching
         self.seating = Seating(
             pool,
             num_seats=self.num_seats,
@@ -77,13 +71,11 @@ class Scheduler:
             share_prefixes=share_prefixes,
             states=states or NoStates(),
         )
-        self._longest = self.seating.holdings.longest(pool.num_blocks)
         self.pacing: Pacing = pacing or NoPacing()
         self.drafter: Drafter = drafter or NoDrafts()
-        self._whole = WholeContext(min(max_model_len, self._longest))
+        self._whole = WholeContext(min(max_model_len, self.seating.holdings.longest(pool.num_blocks)))
         self.window = window or self._whole
         """What sequences look back on that go on beyond the model's own, where it can."""
-        self.long_after = long_after
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences by request id
         self._num_arrivals = 0
         self.admission = Admission(policy, self.seating, yielding or NoYielding())
@@ -123,9 +115,7 @@ class Scheduler:
         for sequence in sequences:
             self._num_arrivals += 1
             sequence.arrival = self._num_arrivals
-            sequence.long_after = self.long_after
-            sequence.is_long = self._is_long(sequence.num_tokens)
-            sequence.root = self.seating.root(request, is_long=sequence.is_long)
+            sequence.root = self.seating.root(request)
             sequence.window = window
         self._enqueue(sequences)
         return sequences
@@ -144,19 +134,11 @@ class Scheduler:
         """The first goes ahead. Its siblings follow when the prompt, which is theirs too, is in the cache."""
         first, *others = sequences
         self.policy.add(first)
-        if not self.prefix_caching or first.index > 0 or first.num_output_tokens > 0:
+        if not self.seating.prefix_caching or first.index > 0 or first.num_output_tokens > 0:
             for sequence in others:
                 self.policy.add(sequence)
         elif others:
             self._siblings.wait(first, others)
-
-    def num_cached_tokens(self, request: Request) -> int:
-        """How much of a new request's prompt need not be computed, as things stand."""
-        is_long = self._is_long(len(request.prompt_token_ids))
-        return self.seating.num_cached_tokens(request, is_long=is_long)
-
-    def _is_long(self, num_tokens: int) -> bool:
-        return num_tokens > self.long_after
 
     def abort(
         self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT
@@ -277,17 +259,7 @@ class Scheduler:
         self.policy.charge(plan.work)
         for sequence, reason in ended:
             self.finish(sequence, reason)
-        if self.long_after < self.max_model_len:
-            self._lengthen([chunk.sequence for chunk in plan.chunks])
         return gains
-
-    def _lengthen(self, sequences: Iterable[Sequence]) -> None:
-        """Who has come to be long computes anew, and what is short is not taken for theirs."""
-        for sequence in sequences:
-            if sequence.status is Status.RUNNING and self._is_long(sequence.num_tokens) and not sequence.is_long:
-                sequence.is_long = True
-                sequence.root = self.seating.root(sequence.request, is_long=True)
-                self.admission.begin_anew(sequence)
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.request.params

@@ -56,11 +56,12 @@ class Seating:
 
     # The prefix cache -----------------------------------------------------------------------------------
 
-    def root(self, request: Request, *, is_long: bool = False) -> Identity:
-        """Users find each other's prefixes only where that was asked for: how many of a prompt's tokens are cached
-        tells what others have said. What was computed with the positions of a long text is another's too."""
+    def root(self, request: Request, *kind: str) -> Identity:
+        """What a request's first block follows. Users find each other's prefixes only where that was asked for:
+        how many of a prompt's tokens are cached tells what others have said. `kind`: what else the keys and values
+        of its tokens depend on."""
         owner = "" if self._share_prefixes else request.user
-        return self.pool.root(owner, request.cache_salt, *(["long"] if is_long else []))
+        return self.pool.root(owner, request.cache_salt, *kind)
 
     def cached_prefix(self, sequence: Sequence) -> Prefix:
         """What the prefix cache has of a waiting sequence. Where something of each token is wanted, of what has
@@ -72,9 +73,9 @@ class Seating:
             token_ids = token_ids[: sequence.window.num_tokens]
         return self._lookup(token_ids, sequence.root, self._chains.setdefault(sequence, []))
 
-    def num_cached_tokens(self, request: Request, *, is_long: bool = False) -> int:
+    def num_cached_tokens(self, request: Request, *kind: str) -> int:
         """How many tokens of a new request's prompt need not be computed, as things stand."""
-        prefix = self._lookup(request.prompt_token_ids, self.root(request, is_long=is_long), [])
+        prefix = self._lookup(request.prompt_token_ids, self.root(request, *kind), [])
         return len(prefix.identities) * self.pool.block_size
 
     def _lookup(self, token_ids: list[int], root: Identity, chain: list[Identity]) -> Prefix:

@@ -19,9 +19,9 @@ from scheduler.engine.loop import EngineLoop
 from scheduler.engine.pulse import Pulse
 from scheduler.engine.stream import Delta, RequestStream
 from scheduler.engine.supervisor import Supervisor
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.messages import RecordTrace, SequenceOutput, Shutdown, StepStats, ToEngine
 from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.sampling import GrammarKind, GrammarSpec
 from scheduler.text.grammar_checker import TOO_MUCH_WORK
 from tests.scheduler.test_grammar_checker import chain
 

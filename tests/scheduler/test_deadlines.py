@@ -22,7 +22,7 @@ from tests.scheduler.test_scheduler_states import RandomGuesses
 def bound(scheduler: Scheduler, new: Request, cost: StepCost) -> float:
     return least_seconds(
         new,
-        num_cached=scheduler.num_cached_tokens(new),
+        num_cached=scheduler.seating.num_cached_tokens(new),
         block_size=scheduler.pool.block_size,
         most_tokens=scheduler.max_batched_tokens,
         most_gained=scheduler.drafter.most_tokens,

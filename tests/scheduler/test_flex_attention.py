@@ -11,8 +11,8 @@ import torch
 
 from scheduler.attention import BackendError, LayerCache, LayerSpec, PackedBatch
 from scheduler.attention.flex_backend import FlexAttention, Tiles, Visits
-from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
+from scheduler.core.attention import TorchAttention
 from scheduler.engine.core import EngineCore
 from scheduler.execution.cuda_graphs import DecodeInput
 from scheduler.sampling_params import SamplingParams

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.request import InvalidRequestError
+from scheduler.sampling import GrammarKind, GrammarSpec
 from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker, NotCheckedError
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.grammar_walks import ENDS

@@ -9,11 +9,11 @@ import pytest
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
 from scheduler.engine.mask_turns import MOST_ALONE, MaskTurns
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.messages import SequenceOutput
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.sequence import Sequence
 from scheduler.request import FinishReason, Request
+from scheduler.sampling import GrammarKind, GrammarSpec
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 

@@ -154,7 +154,7 @@ def test_a_prefix_is_cached_with_the_state_behind_it(model_type: str, tmp_path: 
 
     def cached(prompt: list[int]) -> int:
         request = Request(request_id="x", prompt_token_ids=prompt, params=SamplingParams())
-        return core.scheduler.num_cached_tokens(request)
+        return core.scheduler.seating.num_cached_tokens(request)
 
     (answer,) = answers(core, [first])
     assert [answer] == answers(plain, [first])

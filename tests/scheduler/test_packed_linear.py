@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.families.tiny import tiny_model as tiny_model_of
 from scheduler.attention import PackedBatch
-from scheduler.attention.torch_backend import TorchAttention
 from scheduler.config import EngineConfig
+from scheduler.core.attention import TorchAttention
 from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
 from scheduler.models.model_config import read_config

@@ -93,6 +93,11 @@ def _kept(chunk: Chunk, token: int) -> list[SampledToken]:
     return [SampledToken(token) for _ in (None, *right)]
 
 
+def cached(plan: Plan) -> int:
+    """Prompt tokens of the newly admitted that the prefix cache spared."""
+    return sum(sequence.num_cached_tokens for sequence in plan.admitted)
+
+
 def shape(plan: Plan) -> dict[str, tuple[int, int]]:
     """Who computes which tokens: {name: (start, end)}."""
     return {chunk.sequence.request.request_id: (chunk.start, chunk.end) for chunk in plan.chunks}
@@ -154,7 +159,7 @@ def test_without_blocks_the_latest_arrival_gives_way_and_resumes_from_the_cache(
         for plan in plans[1:]
         if any(chunk.sequence is second and chunk.start > 0 and chunk.length > 1 for chunk in plan.chunks)
     )
-    assert resumed.num_cached_tokens == 0, "resumption does not count as a cache hit of a new prompt"
+    assert cached(resumed) == 0, "resumption does not count as a cache hit of a new prompt"
     assert first.num_output_tokens == second.num_output_tokens == 20
 
 
@@ -166,7 +171,8 @@ def test_a_shared_prefix_is_computed_once() -> None:
     (b,) = scheduler.add(request("b", [*system, 2]))
     plan = run_step(scheduler)
     assert shape(plan)["b"] == (12, 13)
-    assert plan.num_cached_tokens == b.num_cached_tokens == 12
+    assert plan.admitted == [b]
+    assert b.num_cached_tokens == 12
 
 
 def test_what_was_cached_is_what_is_found_by_who_computes() -> None:
@@ -303,7 +309,7 @@ def test_users_do_not_find_each_others_prefixes_unless_they_are_shared() -> None
         scheduler = make_scheduler(share_prefixes=share)
         for user in ("alice", "bob"):
             scheduler.add(msgspec.structs.replace(request(user, [5] * 13, max_tokens=1), user=user))
-            found = run_step(scheduler).num_cached_tokens
+            found = cached(run_step(scheduler))
         assert found == (12 if share else 0)
 
 
@@ -318,7 +324,7 @@ def test_texts_that_are_read_again_and_again_evict_nobodys_prefixes() -> None:
         while scheduler.has_work:
             run_step(scheduler)
     scheduler.add(msgspec.structs.replace(request("again", [5] * 21, max_tokens=1), user="somebody"))
-    assert run_step(scheduler).num_cached_tokens == 20
+    assert cached(run_step(scheduler)) == 20
 
 
 def test_a_sequence_that_was_crowded_out_does_not_come_back_to_be_crowded_out_again() -> None:

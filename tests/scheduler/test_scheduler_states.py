@@ -28,6 +28,7 @@ from scheduler.planning.deadline import Deadlines
 from scheduler.planning.fair import FairShare
 from scheduler.planning.latency_target import LatencyTarget
 from scheduler.planning.leftovers import Leftovers
+from scheduler.planning.long_positions import LongPositions
 from scheduler.planning.plan import Chunk, Plan
 from scheduler.planning.prices import Prices
 from scheduler.planning.priority_class import CLASS_DISTANCE
@@ -129,8 +130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if pace is not None:
                 pacing = Turns if pace == "turns" else LatencyTarget
                 scheduler.pacing = pacing(self.cost, 10 * per_token, sharing)
-            if long_after is not None:
-                scheduler.long_after = long_after
+            self.positions = LongPositions(scheduler, long_after)
             return scheduler
 
         self.make = make
@@ -206,6 +206,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         try:
             added = self.scheduler.add(newcomer)
             self.deadlines.add(added)
+            self.positions.begin(added)
             self.sequences += added
             self.requests.append(newcomer)
         except InvalidRequestError:
@@ -258,6 +259,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             lost = next(each for each in self.requests if each.request_id == name)
             again = self.scheduler.add(lost, [resumed(lost, each) for each in known])
             self.deadlines.add(again)
+            self.positions.begin(again)
             self.sequences += again
 
     @precondition(lambda self: self.scheduler.has_work)
@@ -298,6 +300,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self._compute(chunk)
         # Sequences that differ in index draw different tokens.
         self.scheduler.commit(plan, sampled(plan, lambda sequence: (tokens + sequence.index) % 3))
+        self.positions.settle(chunk.sequence for chunk in plan.chunks)
 
     def _compute(self, chunk: Chunk) -> None:
         pool = self.scheduler.pool

@@ -12,7 +12,6 @@ import pytest
 
 from scheduler.config import EngineConfig
 from scheduler.engine.core import EngineCore
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.llm import LLM, Completion
 from scheduler.planning.ngram import Match, NgramIndex
 from scheduler.planning.plan import Chunk, Plan
@@ -21,6 +20,7 @@ from scheduler.planning.speculation import Speculation
 from scheduler.planning.step_cost import StepCost
 from scheduler.planning.text_drafts import TextDrafts
 from scheduler.request import Request
+from scheduler.sampling import GrammarKind, GrammarSpec
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import ANY, Preempting

@@ -24,7 +24,7 @@ from transformers import (
 
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.steering import Grammar, Steered, Steering, Steerings, mask_of
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
+from scheduler.sampling import GrammarKind, GrammarSpec
 from scheduler.sampling_params import SamplingParams
 from scheduler.step import ChunkInput
 

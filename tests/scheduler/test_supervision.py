@@ -22,9 +22,9 @@ from scheduler.engine.client import Delta, EngineDeadError, Phase, RequestCrashe
 from scheduler.engine.handle import EngineProcess
 from scheduler.engine.loop import TEST_HOOK
 from scheduler.engine.suspects import Suspects
-from scheduler.grammar_spec import GrammarKind, GrammarSpec
 from scheduler.messages import Launch
 from scheduler.request import FinishReason
+from scheduler.sampling import GrammarKind, GrammarSpec
 from tests.scheduler import failing_engine
 
 KNOBS: dict[str, Any] = {"dtype": "float32", "kv_cache_memory": "64MB"}

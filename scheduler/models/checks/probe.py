@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import AttentionBackend
-from scheduler.attention.torch_backend import TorchAttention
+from scheduler.core.attention import TorchAttention
 from scheduler.execution.step_model import StepModel
 from scheduler.models.checks.small_copy import randomize, small_copy
 from scheduler.models.model_config import UnsupportedModelError, auto_class

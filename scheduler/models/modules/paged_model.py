@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import LayerSpec, PackedBatch
-from scheduler.attention.torch_backend import attend_sequence
+from scheduler.core.attention import attend_sequence
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
 from scheduler.models.files.checkpoint import (
