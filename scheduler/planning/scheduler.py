@@ -164,7 +164,7 @@ class Scheduler:
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running.values():
-            is_decode = sequence.num_tokens - sequence.num_computed_tokens == 1
+            is_decode = len(sequence.token_ids) - sequence.num_computed_tokens == 1
             (decoding if is_decode else prefilling).append(sequence)
         decode, num_tokens, pace, leftovers = self.pacing.budget(
             decoding, self._next_prompts(prefilling), self.max_batched_tokens
@@ -251,7 +251,8 @@ class Scheduler:
             if tokens:
                 self.drafter.learn(chunk, len(tokens), plan.stretch, result.forced)
             sequence.num_computed_tokens = chunk.end + num_taken - 1 if chunk.drafted else chunk.end
-            sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed_tokens)
+            if sequence.num_ever_computed < sequence.num_computed_tokens:
+                sequence.num_ever_computed = sequence.num_computed_tokens
             self.seating.settle(sequence)
             gains.append(Gain(chunk, result))
             if tokens and self._siblings and sequence.index == 0:

@@ -96,7 +96,8 @@ class Seating:
         num_filled = min(sequence.num_computed_tokens, sequence.window.num_tokens) // size
         if self.prefix_caching:
             prefix = lease.prefix
-            for place in range(len(prefix), num_filled):
+            while len(prefix) < num_filled:
+                place = len(prefix)
                 parent = prefix[-1] if prefix else sequence.root
                 tokens = sequence.token_ids[place * size : (place + 1) * size]
                 blocks = [table.blocks[place - table.first] for table in lease.tables]
@@ -132,7 +133,8 @@ class Seating:
         """Give a running sequence the blocks for its known tokens, as far as its next step goes; False if there
         are not enough."""
         lease = sequence.held
-        if not sequence.window.make_way(sequence, self.pool, self._changes):
+        is_full = sequence.num_computed_tokens >= sequence.window.num_tokens
+        if is_full and not sequence.window.make_way(sequence, self.pool, self._changes):
             return False
         places = num_places(sequence, lease.shift)
         table = lease.tables[-1]  # the narrowest window's: no other has fewer blocks ahead
