@@ -118,7 +118,7 @@ class Steps:
         decoding = [chunk._replace(drafted=()) for chunk in plan.chunks if chunk.samples and chunk.length == 1]
         num_first = sum(chunk.samples and chunk.length > 1 for chunk in plan.chunks)
         attended = sum(chunk._replace(drafted=()).attended for chunk in plan.chunks)
-        plain = self._cost.predict(plan.num_tokens - plan.num_drafted, attended)
+        plain = self._cost.predict(sum(chunk.length for chunk in plan.chunks), attended)
         prompts = plain
         if decoding:
             prompts -= self._cost.predict(len(decoding), sum(chunk.attended for chunk in decoding))

@@ -58,10 +58,5 @@ class KVCache:
         self.layers = [layers[layer] for layer in range(len(specs))]
 
     @property
-    def windows(self) -> list[int | None]:
-        """Of each group."""
-        return [group.window for group in self.groups]
-
-    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for pair in self._tensors for tensor in pair)

@@ -81,7 +81,8 @@ class EngineCore:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
         self.cost = StepCost()
-        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, loaded.cache.windows)
+        windows = [group.window for group in loaded.cache.groups]
+        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         longest_ms = config.longest_step_ms if config.target_itl_ms is None else config.target_itl_ms
         self._policy = make_policy(config.policy, self._prices, Leftovers(self.cost, longest_ms / 1000))

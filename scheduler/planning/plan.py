@@ -106,10 +106,6 @@ class Plan:
         return sum(chunk.num_computed for chunk in self.chunks)
 
     @property
-    def num_drafted(self) -> int:
-        return sum(len(chunk.drafted) for chunk in self.chunks)
-
-    @property
     def attended(self) -> int:
         """Keys that the step's queries look at."""
         return sum(chunk.attended for chunk in self.chunks)

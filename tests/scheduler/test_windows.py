@@ -75,7 +75,7 @@ def test_what_has_fallen_out_of_the_window_is_given_back_and_never_read(
 ) -> None:
     core = engine(windowed.path, prefix_caching=False, **knobs)
     step = core.step
-    windows = core.executor.cache.windows
+    windows = core.pool.windows
     held = Holdings(windows, 16, core.scheduler.max_batched_tokens)
 
     def poisoning() -> Any:
