@@ -39,6 +39,7 @@ lint: venv ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@lines=$$(cat scheduler/core/*.py | wc -l); echo "scheduler/core: $$lines lines of at most 3000"; test $$lines -le 3000
 
 venv: .venv/ready ## Make or refresh the virtual environment
 

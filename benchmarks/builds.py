@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scheduler.processor import VARIABLE, available
+from scheduler.machine.processor import VARIABLE, available
 
 
 def add_cpu_flag(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.processor import processor
+from scheduler.client.stream import make_request
 from scheduler.config import DEFAULT_MODEL
-from scheduler.engine.stream import make_request
+from scheduler.features.prices import token_cost
 from scheduler.llm import LLM
-from scheduler.planning.prices import token_cost
 from scheduler.sampling_params import SamplingParams
 
 PROMPT, STEPS, WARM = 20, 16, 8

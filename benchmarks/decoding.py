@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, in_each_build
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import Request
 from scheduler.kernels.native import kernels
 from scheduler.models.files.checkpoint import open_checkpoint
 from scheduler.models.files.model_source import resolve_model
@@ -30,7 +30,7 @@ from scheduler.models.fused.fused_weights import pack_weights
 from scheduler.models.loading import choose_dtype, usable_cpus
 from scheduler.models.model_config import read_config
 from scheduler.models.products import PLAIN_MODES
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.bench.workload import words

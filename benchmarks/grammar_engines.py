@@ -60,7 +60,7 @@ class Trial(msgspec.Struct):
 
 def llguidance(tokenizer: Any, end_token_id: int) -> Callable[[str], Callable[[], Session]]:
     """As Carousel uses it."""
-    from scheduler.sampling import GrammarKind, GrammarSpec
+    from scheduler.core.sampling import GrammarKind, GrammarSpec
     from scheduler.text.grammar import GrammarCompiler, Matcher
 
     compiler = GrammarCompiler(tokenizer.backend_tokenizer.to_str(), [end_token_id])

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.builds import in_build
 from benchmarks.own_server import own_server
 from benchmarks.peers.models import MODELS
-from scheduler.processor import VARIABLE, instruction_set
+from scheduler.machine.processor import VARIABLE, instruction_set
 
 POOL = "256MiB"
 MOST = 1.2
@@ -56,9 +56,9 @@ def status(field: str) -> int:
 def load_here(model: str) -> dict[str, Any]:
     """Load it in this process, which did nothing else."""
     from scheduler.config import EngineConfig
-    from scheduler.engine.core import EngineCore
     from scheduler.kernels.native import kernels
     from scheduler.models.files.model_source import resolve_model
+    from scheduler.process.engine_core import EngineCore
 
     config = EngineConfig(model=model, kv_cache_memory=POOL)
     path = resolve_model(model)

@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from benchmarks.processor import processor
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import Request
 from scheduler.models.checks.small_copy import randomize
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 
 SIZES: dict[str, Any] = {

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from scheduler.processor import FLAGS
+from scheduler.machine.processor import FLAGS
 
 _LOOP = """
 #include <chrono>

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.builds import add_cpu_flag, in_each_build
 from benchmarks.peak import HOW, peak
 from scheduler.kernels.native import kernels
-from scheduler.processor import instruction_set
+from scheduler.machine.processor import instruction_set
 
 NUM_LAYERS = 30
 PLAIN = ("f32", "bf16", "int8", "int4")

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, in_build, in_each_build
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import Request
+from scheduler.core.step import TokenLogprobs
 from scheduler.execution.kv_cache import bytes_per_block
 from scheduler.models.checks.quantization import TEXT
 from scheduler.models.files.checkpoint import gguf_file
 from scheduler.models.files.model_source import resolve_model
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 
 MODES: dict[str, dict[str, str]] = {

@@ -18,13 +18,13 @@ from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import DEFAULT_MODEL, EngineConfig
 from scheduler.execution.step_model import StepModel
+from scheduler.machine.processor import instruction_set
 from scheduler.models.checks.quantization import CONTEXT, TextLogprobs, kl_divergence, perplexity, text_tokens
 from scheduler.models.files.model_source import resolve_model
 from scheduler.models.loading import usable_cpus
 from scheduler.models.model_config import read_config
 from scheduler.models.products import Mode
 from scheduler.models.sources import open_source
-from scheduler.processor import instruction_set
 
 MODES: dict[str, Mode] = {"float32": "f32", "bfloat16": "bf16", "int8": "int8", "int4": "int4", "stored": "stored"}
 KV_TYPES = (torch.float32, torch.bfloat16)

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from scheduler.planning.accounts import MIN_TURN, QUANTUM
-from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare
-from scheduler.planning.giving_way import GivingWay
-from scheduler.planning.prices import Prices
-from scheduler.planning.recomputation import SHARE
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sharing_policy import ArrivalOrder, SharingPolicy
-from scheduler.request import Request
+from scheduler.core.blocks import BlockPool
+from scheduler.core.request import Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.step import NOTHING, ChunkResult, SampledToken
+from scheduler.features.accounts import MIN_TURN, QUANTUM
+from scheduler.features.fair import FairShare
+from scheduler.features.giving_way import GivingWay
+from scheduler.features.prices import Prices
+from scheduler.features.recomputation import SHARE
+from scheduler.features.sharing_policy import ArrivalOrder, SharingPolicy
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import NOTHING, ChunkResult, SampledToken
 
 USERS, REQUESTS, SEATS, BUDGET = 16, 2, 8, 128
 PROMPT, ANSWER, BLOCK = 2000, 1000, 16

@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import Request
 from scheduler.models.files.model_source import resolve_model
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 
 WAITING, CHUNK, DECODE = "#d9d9d9", "#2f6db5", "#f2a33a"

@@ -30,9 +30,9 @@ from tqdm import tqdm
 from benchmarks.processor import processor
 from benchmarks.speculation import copied
 from scheduler.config import DEFAULT_MODEL
+from scheduler.core.request import Request
 from scheduler.llm import LLM
 from scheduler.models.checks.quantization import TEXT
-from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

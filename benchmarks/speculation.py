@@ -41,14 +41,14 @@ from tqdm import tqdm
 
 from benchmarks.asked import MOST_TOKENS, asked, prompts
 from benchmarks.builds import add_cpu_flag, print_tables
+from scheduler.client.stream import make_request
 from scheduler.config import DEFAULT_MODEL
-from scheduler.engine.stream import make_request
+from scheduler.core.plan import Plan
+from scheduler.features.step_cost import StepCost
 from scheduler.llm import LLM
-from scheduler.messages import StepStats
 from scheduler.models.checks.quantization import TEXT
-from scheduler.planning.plan import Plan
-from scheduler.planning.step_cost import StepCost
 from scheduler.sampling_params import SamplingParams
+from scheduler.wire.messages import StepStats
 from server.bench.report import circles as share_of_circles
 
 MODES: tuple[Literal["off", "ngram"], ...] = ("off", "ngram")

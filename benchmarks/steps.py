@@ -16,21 +16,21 @@ from scheduler.attention import AttentionBackend, LayerSpec, PackedBatch
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.core.attention import TorchAttention
-from scheduler.engine.core import EngineCore
+from scheduler.core.blocks import BlockPool
+from scheduler.core.request import Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.step import NOTHING, ChunkResult, SampledToken
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
-from scheduler.messages import EngineState, Phases, Received, StepStats
+from scheduler.features.fair import FairShare
+from scheduler.features.giving_way import GivingWay
+from scheduler.features.prices import Prices
 from scheduler.models.files.model_source import resolve_model
 from scheduler.models.loading import usable_cpus
 from scheduler.observing.metrics import EngineMetrics
-from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare
-from scheduler.planning.giving_way import GivingWay
-from scheduler.planning.prices import Prices
-from scheduler.planning.scheduler import Scheduler
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import NOTHING, ChunkResult, SampledToken
+from scheduler.wire.messages import EngineState, Phases, Received, StepStats
 
 USERS, PROMPTS = (10, 1_000, 10_000), (100, 10_000, 100_000)
 

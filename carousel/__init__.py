@@ -12,34 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scheduler.async_llm import AsyncLLM
+    from scheduler.client.stream import Delta
+    from scheduler.client.supervisor import EngineDeadError, EngineStartError
     from scheduler.config import EngineConfig
+    from scheduler.core.request import FinishReason, InvalidRequestError
+    from scheduler.core.sampling import GrammarKind, GrammarSpec
+    from scheduler.core.step import TokenLogprobs
     from scheduler.embedding import Embedding
-    from scheduler.engine.stream import Delta
-    from scheduler.engine.supervisor import EngineDeadError, EngineStartError
+    from scheduler.features.deadline import DeadlineError
     from scheduler.llm import LLM, Completion, Result
-    from scheduler.planning.deadline import DeadlineError
-    from scheduler.request import FinishReason, InvalidRequestError
-    from scheduler.sampling import GrammarKind, GrammarSpec
     from scheduler.sampling_params import SamplingParams
-    from scheduler.step import TokenLogprobs
 
 _HOMES = {
     "AsyncLLM": "scheduler.async_llm",
     "Completion": "scheduler.llm",
-    "DeadlineError": "scheduler.planning.deadline",
-    "Delta": "scheduler.engine.stream",
+    "DeadlineError": "scheduler.features.deadline",
+    "Delta": "scheduler.client.stream",
     "Embedding": "scheduler.embedding",
     "EngineConfig": "scheduler.config",
-    "EngineDeadError": "scheduler.engine.supervisor",
-    "EngineStartError": "scheduler.engine.supervisor",
-    "FinishReason": "scheduler.request",
-    "GrammarKind": "scheduler.sampling",
-    "GrammarSpec": "scheduler.sampling",
-    "InvalidRequestError": "scheduler.request",
+    "EngineDeadError": "scheduler.client.supervisor",
+    "EngineStartError": "scheduler.client.supervisor",
+    "FinishReason": "scheduler.core.request",
+    "GrammarKind": "scheduler.core.sampling",
+    "GrammarSpec": "scheduler.core.sampling",
+    "InvalidRequestError": "scheduler.core.request",
     "LLM": "scheduler.llm",
     "Result": "scheduler.llm",
     "SamplingParams": "scheduler.sampling_params",
-    "TokenLogprobs": "scheduler.step",
+    "TokenLogprobs": "scheduler.core.step",
 }
 
 __all__ = [

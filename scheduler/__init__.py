@@ -9,11 +9,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from scheduler.config import EngineConfig
-from scheduler.processor import hold_libraries
+from scheduler.machine.processor import hold_libraries
 from scheduler.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from scheduler.engine.client import AsyncEngine
+    from scheduler.client.async_engine import AsyncEngine
     from scheduler.llm import LLM
 
 # torch's OpenMP threads (libgomp) spin for milliseconds while they wait for each other. On a machine that also
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return LLM
     if name == "AsyncEngine":
-        from scheduler.engine.client import AsyncEngine
+        from scheduler.client.async_engine import AsyncEngine
 
         return AsyncEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,15 +9,15 @@ from typing import Any, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from scheduler.client.async_engine import AsyncEngine
+from scheduler.client.stream import Delta, Ownership
+from scheduler.client.supervisor import EngineDeadError
 from scheduler.conversation import Message, ResponseFormat, held_to, pooling_of, prompt_of, tokens_of
+from scheduler.core.sampling import Pooling
+from scheduler.core.step import TokenLogprobs
 from scheduler.embedding import Embedding
-from scheduler.engine.client import AsyncEngine
-from scheduler.engine.stream import Delta, Ownership
-from scheduler.engine.supervisor import EngineDeadError
 from scheduler.knobs import Knobs, config_of
-from scheduler.sampling import Pooling
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 
 

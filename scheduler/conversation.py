@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec, Pooling
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec, Pooling
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 

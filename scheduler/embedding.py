@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from scheduler.sampling import Pooling
+from scheduler.core.sampling import Pooling
 
 
 class DenseLayer(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.request import InvalidRequestError, Request
-from scheduler.sampling import Sampling
+from scheduler.core.request import InvalidRequestError, Request
+from scheduler.core.sampling import Sampling
 
 TOO_LONG = "context_length_exceeded"
 """The code of a request that is longer than the model's context: programs cut their prompts when they read it."""

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from scheduler.client.stream import RequestStream, make_request
 from scheduler.conversation import Message, ResponseFormat, held_to, pooling_of, prompt_of, tokens_of
+from scheduler.core.request import FinishReason, InvalidRequestError, Request
+from scheduler.core.sampling import Pooling
+from scheduler.core.step import TokenLogprobs
 from scheduler.embedding import Embedding
-from scheduler.engine.core import EngineCore
-from scheduler.engine.stream import RequestStream, make_request
 from scheduler.execution.steering import LogitsProcessor
 from scheduler.knobs import Knobs, config_of
 from scheduler.models.files.model_source import resolve_model
-from scheduler.request import FinishReason, InvalidRequestError, Request
-from scheduler.sampling import Pooling
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import TokenLogprobs
 from scheduler.text.grammar_checker import GrammarChecker
 from scheduler.text.tokenizer import Tokenizer
 

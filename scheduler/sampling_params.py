@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import Sampling
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import Sampling
 
 MAX_ITEMS = 1024
 """Of a list of tokens, or of biases, in one request."""

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from scheduler.engine.client import AsyncEngine
-from scheduler.messages import StepStats
+from scheduler.client.async_engine import AsyncEngine
+from scheduler.wire.messages import StepStats
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.embeddings import create_embeddings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from scheduler.engine.client import AsyncEngine
+from scheduler.client.async_engine import AsyncEngine
 from server.config import ServeConfig
 from server.users.directory import ANONYMOUS, User, UserDirectory
 from server.users.ledger import Ledger

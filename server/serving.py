@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from scheduler import garbage
-from scheduler.engine.client import AsyncEngine, EngineStartError
+from scheduler.client.async_engine import AsyncEngine, EngineStartError
 from server.app import create_app
 from server.app_keys import ENGINE
 from server.config import ServeConfig

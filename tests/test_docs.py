@@ -20,3 +20,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+
+
+def test_the_core_has_as_many_lines_as_is_said() -> None:
+    num_lines = sum(len(file.read_text().splitlines()) for file in (ROOT / "scheduler" / "core").glob("*.py"))
+    assert num_lines <= 3000
+    for page in ("README.md", "docs/architecture.md"):
+        assert f"{num_lines:,} lines" in (ROOT / page).read_text()

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.plan import Plan
+from scheduler.core.request import Request
 from scheduler.models.fused.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.modules.paged_model import PagedModel
-from scheduler.planning.plan import Plan
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 
 LENGTHS = (1, 3, 17, 40, 70, 97)

@@ -31,12 +31,12 @@ from benchmarks.families.check import Found, answers, difference, expected_token
 from benchmarks.families.gguf_writer import write_gguf
 from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.models.files.checkpoint import STORED_TYPES
 from scheduler.models.files.gguf_architectures import OWN
 from scheduler.models.files.gguf_description import config_of
 from scheduler.models.files.gguf_file import GgufFile
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.process.engine_core import EngineCore
 
 TITLE = "## GGUF files"
 

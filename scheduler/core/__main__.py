@@ -16,16 +16,17 @@ import platformdirs
 import torch
 from transformers import AutoTokenizer
 
-from scheduler.core.attention import TorchAttention
+from scheduler.core.attention import AttentionBackend, TorchAttention
+from scheduler.core.blocks import BlockPool
 from scheduler.core.engine import Engine
 from scheduler.core.kv_cache import KVCache
+from scheduler.core.model import StepModel
+from scheduler.core.policy import FirstComeFirstServed
+from scheduler.core.request import Request
 from scheduler.core.runner import BlockTables, Runner
+from scheduler.core.sampling import Sampling
+from scheduler.core.scheduler import Scheduler
 from scheduler.core.transformers_model import TransformersModel
-from scheduler.planning.blocks import BlockPool
-from scheduler.planning.policy import FirstComeFirstServed
-from scheduler.planning.scheduler import Scheduler
-from scheduler.request import Request
-from scheduler.sampling import Sampling
 
 BLOCK_SIZE, NUM_SEATS, STEP_TOKENS = 16, 32, 512
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def main() -> int:
     tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
     prompts = [_token_ids(tokenizer, text, raw=args.raw) for text in args.text]
     max_len = max(map(len, prompts)) + args.max_tokens
-    engine = engine_of(TransformersModel(str(args.model)), max_len, tokenizer.eos_token_id)
+    engine = engine_of(TransformersModel(str(args.model)), max_len, tokenizer.eos_token_id, TorchAttention())
     params = Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
     sequences = [
         engine.add(Request(request_id=str(number), prompt_token_ids=prompt, params=params))[0]
@@ -55,14 +56,14 @@ def main() -> int:
     return 0
 
 
-def engine_of(model: TransformersModel, max_len: int, eos_token_id: int) -> Engine:
+def engine_of(model: StepModel, max_len: int, eos_token_id: int, backend: AttentionBackend) -> Engine:
     """With a pool that holds the sequences of all seats."""
     num_blocks = NUM_SEATS * -(-max_len // BLOCK_SIZE)
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     model.bind(
         KVCache(
             model.layers,
-            TorchAttention(),
+            backend,
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             dtype=torch.float32,

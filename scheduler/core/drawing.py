@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scheduler.sampling import Sampling
-from scheduler.step import SampledToken
+from scheduler.core.sampling import Sampling
+from scheduler.core.step import SampledToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from scheduler.planning.plan import Gain
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Sequence
-from scheduler.request import FinishReason, Request
-from scheduler.step import Executor
+from scheduler.core.plan import Gain
+from scheduler.core.request import FinishReason, Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.sequence import Sequence
+from scheduler.core.step import Executor
 
 
 class Engine:

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scheduler.attention import PackedBatch
+from scheduler.core.attention import PackedBatch
 from scheduler.core.drawing import SamplingRow, sample
 from scheduler.core.model import StepModel, StepOutput
-from scheduler.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TableChange
+from scheduler.core.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TableChange
 
 Sample = Callable[[torch.Tensor, Sequence[SamplingRow]], list[SampledToken | None]]
 """Chooses a token for each row of logits: `drawing.sample` and what stands for it."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from scheduler.planning.blocks import BlockPool, Identity, Prefix
-    from scheduler.planning.plan import Chunk, Plan
-    from scheduler.planning.seating import Seating
-    from scheduler.planning.sequence import Sequence
-    from scheduler.step import SeatChanges
+    from scheduler.core.blocks import BlockPool, Identity, Prefix
+    from scheduler.core.plan import Chunk, Plan
+    from scheduler.core.seating import Seating
+    from scheduler.core.sequence import Sequence
+    from scheduler.core.step import SeatChanges
 
 ENDLESS = 1 << 40
 """More tokens, or blocks, than any sequence has."""

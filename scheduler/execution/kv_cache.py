@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import psutil
 import torch
 
-from scheduler import container
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
 from scheduler.core.kv_cache import KVCache as KVCache
 from scheduler.core.kv_cache import LayerGroup as LayerGroup
 from scheduler.core.kv_cache import largest as largest
 from scheduler.core.kv_cache import one_group as one_group
-from scheduler.planning.windows import Holdings
+from scheduler.core.windows import Holdings
+from scheduler.machine import container
 
 SHARE_OF_FREE_MEMORY = {"cpu": 0.4, "cuda": 0.85}
 

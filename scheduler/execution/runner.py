@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from scheduler.core.runner import BlockTables, kept_tokens, sampling_rows
+from scheduler.core.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TokenLogprobs
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
 from scheduler.execution.step_model import ResumableModel, ShiftableModel, StatefulModel, StepModel, StepOutput
-from scheduler.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TokenLogprobs
 
 _POOLING_STEPS = 2.0**24
 """In 1. Sums of such steps are exact in float64, in whatever order and parts, up to 2^29."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from scheduler.core.drawing import SamplingRow, Truncation, narrowed, uniform
+from scheduler.core.sampling import Sampling
+from scheduler.core.step import Choice, SampledToken, TokenLogprobs
 from scheduler.execution.logits import NUM_CANDIDATES, LogitScans, TorchScans, are_all
 from scheduler.execution.steering import SteeredStep
-from scheduler.sampling import Sampling
-from scheduler.step import Choice, SampledToken, TokenLogprobs
 
 
 @torch.inference_mode()

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from scheduler.sampling import Sampling
-from scheduler.step import ChunkInput, StepInput
+from scheduler.core.sampling import Sampling
+from scheduler.core.step import ChunkInput, StepInput
 from scheduler.text.grammar import GrammarError
 
 TokenArray = npt.NDArray[np.int64]

@@ -26,7 +26,7 @@ import platformdirs
 import torch
 from filelock import FileLock
 
-from scheduler.processor import FLAGS, instruction_set
+from scheduler.machine.processor import FLAGS, instruction_set
 from scheduler.sealed import is_sealed, seal
 
 SOURCES = Path(__file__).parent

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 
 from scheduler.config import EngineConfig
-from scheduler.container import cpu_quota
 from scheduler.execution.cuda_graphs import CudaGraphs
 from scheduler.execution.kv_cache import (
     KVCache,
@@ -26,12 +25,13 @@ from scheduler.execution.kv_cache import (
     pool_memory,
 )
 from scheduler.execution.step_model import OwnState, StepModel
-from scheduler.messages import EngineInfo
+from scheduler.machine.container import cpu_quota
+from scheduler.machine.processor import instruction_set, multiplies_bfloat16
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.opening import OpenedModel, open_model
 from scheduler.models.packed import Source
 from scheduler.models.products import PLAIN_MODES
-from scheduler.processor import instruction_set, multiplies_bfloat16
+from scheduler.wire.messages import EngineInfo
 
 logger = logging.getLogger(__name__)
 

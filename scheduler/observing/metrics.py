@@ -6,9 +6,9 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from scheduler.messages import EngineInfo, EngineState, StepStats
-from scheduler.request import FinishReason
-from scheduler.step import DraftKind
+from scheduler.core.request import FinishReason
+from scheduler.core.step import DraftKind
+from scheduler.wire.messages import EngineInfo, EngineState, StepStats
 
 MAX_USERS = 100
 """How many users have series of their own; the rest share those of `other`, so that the series stay bounded."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from scheduler.messages import StepStats
-from scheduler.planning.plan import Plan
-from scheduler.planning.sequence import Sequence
+from scheduler.core.plan import Plan
+from scheduler.core.sequence import Sequence
+from scheduler.wire.messages import StepStats
 
 _STEPS, _FIRST_SEAT = 1, 10
 """Track numbers."""

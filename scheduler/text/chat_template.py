@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from scheduler.text.content_form import in_parts, wants_parts
 from scheduler.text.system_turns import SystemTurns, Turn, arranged, probe
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarSpec
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarSpec
 from scheduler.text.grammar_source import compilable, unforced
 
 CACHED_GRAMMARS = 64

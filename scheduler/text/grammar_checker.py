@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 import psutil
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 from scheduler.text.grammar import Grammar, GrammarCompiler, GrammarError
 from scheduler.text.grammar_source import check_size
 

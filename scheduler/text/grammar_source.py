@@ -8,8 +8,8 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 
 MAX_SOURCE = 256 * 1024
 """Characters of a grammar. Of the schemas of JSONSchemaBench 0.2 % are longer."""

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scheduler.core.request import InvalidRequestError
 from scheduler.fitting import PromptTooLongError
-from scheduler.request import InvalidRequestError
 from scheduler.shared_thread import give_way
 from scheduler.text.chat_template import ChatTemplate
 from scheduler.text.token_bytes import TokenBytes

@@ -10,9 +10,9 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from scheduler.engine.client import Delta
-from scheduler.request import FinishReason
-from scheduler.step import TokenLogprobs
+from scheduler.client.async_engine import Delta
+from scheduler.core.request import FinishReason
+from scheduler.core.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
 from server.api.completion_objects import (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
 from server.api.fields import Body, CheckedBody, Hint, Length, ShortText, described, only
 from server.api.requests import GenerationRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from scheduler.request import FinishReason
+from scheduler.core.request import FinishReason
 from server.api.explanation import ExplainedStep
 
 

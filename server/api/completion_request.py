@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
 from server.api.fields import Length, TokenIds, described
 from server.api.requests import GenerationRequest

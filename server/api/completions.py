@@ -12,9 +12,9 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from scheduler.engine.client import Delta
-from scheduler.engine.stream import with_phrases
-from scheduler.step import TokenLogprobs
+from scheduler.client.async_engine import Delta
+from scheduler.client.stream import with_phrases
+from scheduler.core.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_objects import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.api.completion_request import CompletionRequest

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from scheduler.engine.client import Delta
-from scheduler.engine.stream import with_phrases
-from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.client.async_engine import Delta
+from scheduler.client.stream import with_phrases
+from scheduler.core.request import FinishReason, InvalidRequestError
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest

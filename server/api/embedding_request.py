@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import Pooling
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import Pooling
 from scheduler.sampling_params import SamplingParams
 from server.api.completion_request import MAX_SEQUENCES, Prompts
 from server.api.fields import Count

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
+from scheduler.client.async_engine import Delta
 from scheduler.embedding import Embedding
-from scheduler.engine.client import Delta
 from server.api.completion_objects import EmbeddingAnswer, EmbeddingList, EmbeddingUsage, Usage
 from server.api.embedding_request import EmbeddingRequest
 from server.api.generation import Asked, answer, truncated

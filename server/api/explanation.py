@@ -9,10 +9,10 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from scheduler.engine.stream import Delta
-from scheduler.messages import SequenceOutput, StepPart
-from scheduler.step import Choice, TokenLogprobs
+from scheduler.client.stream import Delta
+from scheduler.core.step import Choice, TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
+from scheduler.wire.messages import SequenceOutput, StepPart
 
 NUM_LIKELIEST = 5
 """How many of the likeliest tokens are shown, where the request does not say it."""

@@ -15,10 +15,10 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from scheduler.engine.beam_search import BeamOptions, search_beams
-from scheduler.engine.client import AsyncEngine, Delta
-from scheduler.engine.stream import Ownership
-from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.client.async_engine import AsyncEngine, Delta
+from scheduler.client.beam_search import BeamOptions, search_beams
+from scheduler.client.stream import Ownership
+from scheduler.core.request import FinishReason, InvalidRequestError
 from scheduler.sampling_params import SamplingParams
 from server.api.completion_objects import Usage
 from server.api.metering import Meter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from scheduler.engine.client import EngineDeadError, Phase
+from scheduler.client.async_engine import EngineDeadError, Phase
 from server.api.completion_objects import Health
 from server.app_keys import ENGINE
 from server.http.draining import DRAINING, unready

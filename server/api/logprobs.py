@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from scheduler.step import TokenLogprobs
+from scheduler.core.step import TokenLogprobs
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_objects import ChatLogprob, CompletionLogprobs, PromptLogprob, TopLogprob, finite
 from server.http.json import encode

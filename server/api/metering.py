@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from scheduler.engine.client import Delta
-from scheduler.request import FinishReason
+from scheduler.client.async_engine import Delta
+from scheduler.core.request import FinishReason
 from server.http.record import RequestRecord
 from server.users.ledger import Ledger
 from server.users.limits import Admission

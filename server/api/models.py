@@ -9,7 +9,7 @@ from importlib.metadata import version
 import msgspec
 from aiohttp import web
 
-from scheduler.messages import EngineInfo
+from scheduler.wire.messages import EngineInfo
 from server.api.completion_objects import Model, ModelList
 from server.app_keys import CONFIG, ENGINE
 from server.http.errors import ApiError

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic import BaseModel
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.api.fields import Body, CheckedBody
 from server.app_keys import CONFIG
 from server.http.record import RequestRecord

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.engine.beam_search import BeamOptions, check_beams
-from scheduler.request import InvalidRequestError
+from scheduler.client.beam_search import BeamOptions, check_beams
+from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import MODEL_DEFAULTS, SamplingParams
 from server.api.explanation import NUM_LIKELIEST
 from server.api.fields import (

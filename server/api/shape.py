@@ -14,8 +14,8 @@ from itertools import islice
 import msgspec
 from msgspec import Raw
 
+from scheduler.core.request import InvalidRequestError
 from scheduler.fitting import PromptTooLongError
-from scheduler.request import InvalidRequestError
 from server.api.chat_request import CONTENT, ChatRequest, Message, Part
 from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
 from server.api.embedding_request import EmbeddingRequest

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from pydantic import ConfigDict, Field
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 from server.api.fields import CheckedBody, Hint, ShortText, described
 
 Schema = dict[str, Any] | bool

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from pydantic import Field
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import Message
 from server.api.counting import counted
 from server.api.fields import CheckedBody, TokenIds

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.app_keys import CONFIG, ENGINE
 from server.http.errors import ApiError
 from server.validation import count_of

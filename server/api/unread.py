@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 
 READS_TEXT = "this model reads text only"
 

@@ -7,7 +7,7 @@ from datetime import date
 import msgspec
 from aiohttp import web
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.app_keys import LEDGER, user_of
 from server.http.json import json_response
 from server.users.ledger import Amounts, DayUsage, total

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import msgspec
 from msgspec import UnsetType
 
-from scheduler.engine.client import Delta
+from scheduler.client.async_engine import Delta
 from server.api.completion_objects import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.http.errors import ApiError
 from server.http.record import RequestRecord

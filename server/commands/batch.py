@@ -46,8 +46,8 @@ def _count(text: str) -> int:
 def _run(args: argparse.Namespace, flags: ConfigFlags[EngineConfig]) -> int:
     config = flags.read(args)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from scheduler.engine.client import EngineStartError
-    from scheduler.engine.handle import abandon_engines
+    from scheduler.client.async_engine import EngineStartError
+    from scheduler.client.handle import abandon_engines
     from server.batches.client import ServerGoneError
     from server.batches.output import Output, OutputError
     from server.batches.running import Counts

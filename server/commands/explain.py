@@ -10,7 +10,7 @@ from msgspec import UNSET
 from rich.console import Console
 from rich.text import Text
 
-from scheduler.engine.stream import Delta
+from scheduler.client.stream import Delta
 from scheduler.text.tokenizer import Tokenizer
 from server.api.explanation import ChosenToken, ExplainedStep, Explainer, NamedToken
 

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from contextlib import aclosing
 
+from scheduler.client.stream import Delta
 from scheduler.config import EngineConfig
-from scheduler.engine.stream import Delta
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.api.explanation import NUM_LIKELIEST
@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace, flags: ConfigFlags[EngineConfig]) -> int:
         logprobs=NUM_LIKELIEST if args.explain else None,
     )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from scheduler.engine.client import EngineDeadError, EngineStartError
+    from scheduler.client.async_engine import EngineDeadError, EngineStartError
 
     try:
         finished = run_until_signal(_generate(config, args, params))
@@ -83,7 +83,7 @@ async def _generate(config: EngineConfig, args: argparse.Namespace, params: Samp
 
     Raises `EngineStartError`, `EngineDeadError` and `InvalidRequestError`.
     """
-    from scheduler.engine.client import AsyncEngine, EngineDeadError
+    from scheduler.client.async_engine import AsyncEngine, EngineDeadError
 
     async with AsyncEngine(config) as engine:
         if args.raw or not engine.tokenizer.chat_template.source:

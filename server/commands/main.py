@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from pydantic import ValidationError
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.commands import batch, bench, generate, serve, top, usage, users
 from server.commands.ending import FAILED, INTERRUPTED, WRONG_USAGE, complain
 from server.commands.flags import problems

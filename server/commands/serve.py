@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, flags: ConfigFlags[ServeConfig]) -> int:
     config = flags.read(args)
     configure(config.log_level.upper(), config.log_format)
-    from scheduler.engine.client import EngineStartError
-    from scheduler.engine.handle import abandon_engines
+    from scheduler.client.async_engine import EngineStartError
+    from scheduler.client.handle import abandon_engines
     from server.api.responses_api.store import StoreError
     from server.batches.store import BatchStoreError
     from server.http.spans import OtelMissingError

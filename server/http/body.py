@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
-from scheduler.engine.client import AsyncEngine
+from scheduler.client.async_engine import AsyncEngine
 from server.app_keys import CONFIG, ENGINE, user_of
 from server.config import MAX_BODY_BYTES, MIN_BODY_BYTES
 from server.http.errors import ApiError

@@ -14,9 +14,9 @@ from aiohttp.typedefs import Handler
 from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
-from scheduler.engine.client import EngineDeadError, RequestCrashedError
-from scheduler.planning.deadline import DeadlineError
-from scheduler.request import InvalidRequestError
+from scheduler.client.async_engine import EngineDeadError, RequestCrashedError
+from scheduler.core.request import InvalidRequestError
+from scheduler.features.deadline import DeadlineError
 from scheduler.text.grammar_checker import NotCheckedError
 from server.app_keys import ENGINE, user_of
 from server.http.json import json_response

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from scheduler.engine.background import keep_running
-from scheduler.engine.client import AsyncEngine
-from scheduler.messages import SeatView, StepStats
+from scheduler.client.async_engine import AsyncEngine
+from scheduler.client.background import keep_running
+from scheduler.wire.messages import SeatView, StepStats
 from server.http.json import encode
 
 FRAME_SECONDS = 0.25

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 from scheduler.text.grammar_source import with_options
 from server.parsing.formats import CALL_FORMATS
 

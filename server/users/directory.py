@@ -27,8 +27,8 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from scheduler.engine.background import keep_running
-from scheduler.request import ANONYMOUS as ANONYMOUS_NAME
+from scheduler.client.background import keep_running
+from scheduler.core.request import ANONYMOUS as ANONYMOUS_NAME
 from server.private import check_regular
 from server.validation import place, sentence
 

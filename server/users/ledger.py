@@ -20,7 +20,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from scheduler.engine.background import keep_running
+from scheduler.client.background import keep_running
 from server.private import keep_private, make_private
 
 WRITE_SECONDS = 0.5

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.users.directory import User
 
 COUNTS_A_REQUEST = 10

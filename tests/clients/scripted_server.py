@@ -19,12 +19,12 @@ from typing import Any, cast
 import msgspec
 from aiohttp import web
 
-from scheduler.engine.client import AsyncEngine, Delta
-from scheduler.messages import SequenceOutput
+from scheduler.client.async_engine import AsyncEngine, Delta
+from scheduler.core.request import FinishReason
+from scheduler.core.step import ChunkResult, SampledToken
 from scheduler.models.files.model_source import resolve_model
-from scheduler.request import FinishReason
-from scheduler.step import ChunkResult, SampledToken
 from scheduler.text.tokenizer import Tokenizer
+from scheduler.wire.messages import SequenceOutput
 from server.app import create_app
 from server.config import ServeConfig
 from tests.server.scripted import ScriptedEngine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.processor import available, instruction_set
+from scheduler.machine.processor import available, instruction_set
 
 EVERY = [name for name in dict.fromkeys((instruction_set(), "avx2", "portable")) if name in available()]
 """This processor's own, and the two that run anywhere else: `make sanitize` takes them."""

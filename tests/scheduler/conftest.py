@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.engine import core
-from scheduler.planning.audit import violations
-from scheduler.planning.seating import Seating
+from scheduler.core.seating import Seating
+from scheduler.features.audit import violations
+from scheduler.process import engine_core as core
 from tests.scheduler.test_families import tiny_model
 
 

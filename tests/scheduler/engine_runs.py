@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.engine.core import EngineCore
-from scheduler.messages import StepStats
-from scheduler.planning.sequence import Sequence
-from scheduler.request import Request
+from scheduler.core.request import Request
+from scheduler.core.sequence import Sequence
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
+from scheduler.wire.messages import StepStats
 
 ANY = 1e9
 """Milliseconds that a step may take: sequences do not take turns then, however slow the machine is."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from scheduler.engine.core import EngineCore
+from scheduler.core.blocks import Prefix
+from scheduler.core.seating import Seating
+from scheduler.core.sequence import Sequence
+from scheduler.core.step import StepInput
 from scheduler.execution.runner import Runner
-from scheduler.planning.blocks import Prefix
-from scheduler.planning.seating import Seating
-from scheduler.planning.sequence import Sequence
-from scheduler.step import StepInput
+from scheduler.process.engine_core import EngineCore
 
 KILLS, SPINS_ONCE, RAISES, FAILS_PLANNING, FAILS_COMMIT, GARBLES_ONCE = 101, 102, 103, 104, 105, 106
 

@@ -7,16 +7,16 @@ from collections import Counter, defaultdict
 
 import msgspec
 
-from scheduler.planning.fair import FairShare
-from scheduler.planning.latency_target import LatencyTarget
-from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.plan import Plan
-from scheduler.planning.prices import Prices
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Sequence
-from scheduler.planning.step_cost import StepCost
-from scheduler.planning.turns import Turns
-from scheduler.request import Request
+from scheduler.core.plan import Plan
+from scheduler.core.request import Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.sequence import Sequence
+from scheduler.features.fair import FairShare
+from scheduler.features.latency_target import LatencyTarget
+from scheduler.features.leftovers import Leftovers
+from scheduler.features.prices import Prices
+from scheduler.features.step_cost import StepCost
+from scheduler.features.turns import Turns
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 PRICES = Prices()

@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 
+from scheduler.core.__main__ import engine_of
+from scheduler.core.attention import TorchAttention
+from scheduler.core.blocks import BlockPool
+from scheduler.core.policy import Policy
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.transformers_model import TransformersModel
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -21,7 +27,8 @@ def examples() -> dict[str, Any]:
 
 
 def test_a_policy(examples: dict[str, Any]) -> None:
-    scheduler = make_scheduler(max_num_seqs=1, policy=examples["LastComeFirstServed"]())
+    policy: Policy = examples["LastComeFirstServed"]()
+    scheduler = Scheduler(BlockPool(64, 4), policy, max_num_seqs=1, max_batched_tokens=16, max_model_len=100)
     for name in ("first", "second", "third"):
         scheduler.add(request(name, 4, 2))
     order: list[str] = []
@@ -51,3 +58,23 @@ def test_a_drafter(examples: dict[str, Any], token: int | None, num_steps: int) 
         count += 1
     assert sequence.num_output_tokens == 8
     assert count == num_steps
+
+
+def test_an_attention_backend(examples: dict[str, Any], tiny_path: str) -> None:
+    answers = []
+    for backend in (TorchAttention(), examples["DoubleAttention"]()):
+        engine = engine_of(TransformersModel(tiny_path), 64, -1, backend)
+        (sequence,) = engine.add(request("a", 9, 8, temperature=0, ignore_eos=True))
+        while engine.scheduler.has_work:
+            engine.step()
+        answers.append(sequence.token_ids)
+    assert answers[0] == answers[1]
+
+
+def test_a_store(examples: dict[str, Any]) -> None:
+    store = examples["KnownPrefixes"]()
+    scheduler = make_scheduler(states=store)
+    scheduler.add(request("a", 8, 5))
+    while scheduler.has_work:
+        run_step(scheduler)
+    assert len(store.identities) == 3, "of four tokens each"

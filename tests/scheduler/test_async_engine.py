@@ -13,16 +13,16 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from scheduler import AsyncEngine, EngineConfig, SamplingParams
-from scheduler.engine.client import EngineStartError
-from scheduler.engine.core import EngineCore
-from scheduler.engine.loop import EngineLoop
-from scheduler.engine.pulse import Pulse
-from scheduler.engine.stream import Delta, RequestStream
-from scheduler.engine.supervisor import Supervisor
-from scheduler.messages import RecordTrace, SequenceOutput, Shutdown, StepStats, ToEngine
-from scheduler.request import FinishReason, InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.client.async_engine import EngineStartError
+from scheduler.client.stream import Delta, RequestStream
+from scheduler.client.supervisor import Supervisor
+from scheduler.core.request import FinishReason, InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.process.engine_core import EngineCore
+from scheduler.process.loop import EngineLoop
 from scheduler.text.grammar_checker import TOO_MUCH_WORK
+from scheduler.wire.messages import RecordTrace, SequenceOutput, Shutdown, StepStats, ToEngine
+from scheduler.wire.pulse import Pulse
 from tests.scheduler.test_grammar_checker import chain
 
 REGISTRY = CollectorRegistry()

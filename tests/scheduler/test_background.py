@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from scheduler.engine import background
+from scheduler.client import background
 
 
 async def test_what_fails_is_logged_and_goes_on(

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from scheduler.planning.blocks import BlockPool, Identity, NoFreeBlocksError
+from scheduler.core.blocks import BlockPool, Identity, NoFreeBlocksError
 
 
 def publish_all(pool: BlockPool, blocks: list[int], tokens: list[int], salt: str = "") -> list[Identity]:

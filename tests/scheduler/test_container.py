@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from scheduler import container
 from scheduler.execution.kv_cache import free_memory
+from scheduler.machine import container
 from scheduler.models import loading
 
 

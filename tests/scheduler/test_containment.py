@@ -12,15 +12,15 @@ import torch
 
 from scheduler.config import EngineConfig
 from scheduler.core.drawing import SamplingRow
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import FinishReason, Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.step import StepInput
 from scheduler.execution import sampler
 from scheduler.execution.runner import Runner
 from scheduler.execution.steering import Steerings
-from scheduler.messages import SequenceOutput
-from scheduler.planning.scheduler import Scheduler
-from scheduler.request import FinishReason, Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import StepInput
+from scheduler.wire.messages import SequenceOutput
 
 BAD = "bad"
 BAD_SEED = 666

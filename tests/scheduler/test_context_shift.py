@@ -11,12 +11,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.prove import answers
+from scheduler.client.stream import make_request
 from scheduler.config import EngineConfig
-from scheduler.context_window import ContextWindow
-from scheduler.engine.core import EngineCore
-from scheduler.engine.stream import make_request
+from scheduler.core.request import InvalidRequestError, Request
+from scheduler.features.context_window import ContextWindow
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.request import InvalidRequestError, Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import ANY, Preempting
 from tests.scheduler.test_families import tiny_model

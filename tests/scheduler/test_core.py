@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from scheduler import LLM, SamplingParams
 from scheduler.core.__main__ import engine_of
+from scheduler.core.attention import TorchAttention
+from scheduler.core.request import Request
 from scheduler.core.transformers_model import TransformersModel
-from scheduler.request import Request
 
 TIE = 1e-4
 """Logits that are no further apart may come out either way, in float32."""
@@ -32,7 +33,7 @@ def test_greedy_tokens_are_those_of_the_other_ways_to_run_a_model(model_path: st
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, logprobs=2)
     with LLM(model_path, dtype="float32", fused=False) as llm:
         expected = llm.generate(PROMPTS, params, progress=False)
-    engine = engine_of(TransformersModel(model_path), 256, tokenizer.eos_token_id)
+    engine = engine_of(TransformersModel(model_path), 256, tokenizer.eos_token_id, TorchAttention())
     sequences = []
     for number, result in enumerate(expected):
         asked = Request(request_id=str(number), prompt_token_ids=result.prompt_token_ids, params=params)

@@ -8,12 +8,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.planning.deadline import least_seconds
-from scheduler.planning.fair import FairShare
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Status
-from scheduler.planning.step_cost import StepCost
-from scheduler.request import Request
+from scheduler.core.request import Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.sequence import Status
+from scheduler.features.deadline import least_seconds
+from scheduler.features.fair import FairShare
+from scheduler.features.step_cost import StepCost
 from tests.scheduler.simulation import PRICES
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 from tests.scheduler.test_scheduler_states import RandomGuesses

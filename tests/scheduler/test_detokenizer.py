@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from scheduler.text.detokenizer import IncrementalDetokenizer
 from scheduler.text.tokenizer import PIECE, Tokenizer
 

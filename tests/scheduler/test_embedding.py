@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from scheduler.config import EngineConfig
+from scheduler.core.request import FinishReason, Request
+from scheduler.core.sampling import Pooling
 from scheduler.embedding import Embedding
-from scheduler.engine.core import EngineCore
 from scheduler.models.model_config import read_config
-from scheduler.request import FinishReason, Request
-from scheduler.sampling import Pooling
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_families import FAMILIES, tiny_model
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from tests.conftest import ALICE, NUM_TOKENS, Reference, count_ties, reference

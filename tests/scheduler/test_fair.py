@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.planning.accounts import MIN_TURN, QUANTUM
-from scheduler.planning.deadline import Deadlines
-from scheduler.planning.fair import FairShare
-from scheduler.planning.latency_target import LatencyTarget
-from scheduler.planning.plan import Plan
-from scheduler.planning.prices import Prices
-from scheduler.planning.priority_class import CLASS_DISTANCE
-from scheduler.planning.recomputation import MOST, SHARE
-from scheduler.planning.room import num_freed, num_spare_blocks
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Sequence, Status
-from scheduler.planning.sharing_policy import PriorityFirst, SharingPolicy
-from scheduler.planning.step_cost import StepCost
-from scheduler.request import FinishReason, Request
+from scheduler.core.plan import Plan
+from scheduler.core.request import FinishReason, Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.sequence import Sequence, Status
+from scheduler.features.accounts import MIN_TURN, QUANTUM
+from scheduler.features.deadline import Deadlines
+from scheduler.features.fair import FairShare
+from scheduler.features.latency_target import LatencyTarget
+from scheduler.features.prices import Prices
+from scheduler.features.priority_class import CLASS_DISTANCE
+from scheduler.features.recomputation import MOST, SHARE
+from scheduler.features.room import num_freed, num_spare_blocks
+from scheduler.features.sharing_policy import PriorityFirst, SharingPolicy
+from scheduler.features.step_cost import StepCost
 from tests.scheduler.test_scheduler import make_scheduler, policy_of, request, sampled
 
 PRICES = Prices()

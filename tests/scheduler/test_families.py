@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import bytes_per_block, group_layers, holdings, largest
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all

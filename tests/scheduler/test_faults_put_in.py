@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.families.gguf_writer import write_gguf
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
 from scheduler.models import model_config
 from scheduler.models.files.checkpoint import GgufCheckpoint, SafetensorsCheckpoint
@@ -25,6 +24,7 @@ from scheduler.models.fused import fused_model, fused_weights
 from scheduler.models.fused.fused_model import FusedModel
 from scheduler.models.fused.outline import Outline, Rope
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all

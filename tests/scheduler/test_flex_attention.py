@@ -13,8 +13,8 @@ from scheduler.attention import BackendError, LayerCache, LayerSpec, PackedBatch
 from scheduler.attention.flex_backend import FlexAttention, Tiles, Visits
 from scheduler.config import EngineConfig
 from scheduler.core.attention import TorchAttention
-from scheduler.engine.core import EngineCore
 from scheduler.execution.cuda_graphs import DecodeInput
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all

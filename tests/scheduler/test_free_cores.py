@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.engine.free_cores import LONGEST_TRIAL, WINDOW, FreeCores, waits
-from scheduler.messages import Phases, StepStats
-from scheduler.planning.plan import Plan
+from scheduler.core.plan import Plan
+from scheduler.process.free_cores import LONGEST_TRIAL, WINDOW, FreeCores, waits
+from scheduler.wire.messages import Phases, StepStats
 
 PLAN = Plan(chunks=[], admitted=[], preempted=[])
 

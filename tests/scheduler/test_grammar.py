@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLParserLimits
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 from scheduler.text import grammar
 from scheduler.text.grammar import GrammarCompiler, GrammarError, Matcher
 from scheduler.text.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from scheduler.request import InvalidRequestError
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.request import InvalidRequestError
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 from scheduler.text.grammar_checker import TOO_MUCH_WORK, GrammarChecker, NotCheckedError
 from scheduler.text.tokenizer import Tokenizer
 from tests.scheduler.grammar_walks import ENDS

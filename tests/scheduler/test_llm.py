@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from scheduler import LLM, SamplingParams
-from scheduler.request import FinishReason, InvalidRequestError, Request
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.request import FinishReason, InvalidRequestError, Request
+from scheduler.core.sampling import GrammarKind, GrammarSpec
 from scheduler.text.grammar_checker import TOO_MUCH_WORK
 from tests.scheduler.test_grammar_checker import chain
 

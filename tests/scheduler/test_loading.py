@@ -17,7 +17,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from benchmarks.families.gguf_writer import write_gguf
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.kernels.native import kernels
 from scheduler.models import opening, sources
 from scheduler.models.files.checkpoint import SafetensorsCheckpoint, open_checkpoint
@@ -26,6 +25,7 @@ from scheduler.models.fused.fused_weights import DecoderWeights, pack_weights
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.modules.packed_linear import PackedLinear
 from scheduler.models.modules.paged_model import PagedModel
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import ANY, Preempting, run_all
 from tests.scheduler.test_families import tiny_model

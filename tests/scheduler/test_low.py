@@ -6,10 +6,10 @@ import functools
 
 import pytest
 
-from scheduler.planning.accounts import QUANTUM
-from scheduler.planning.fair import LOW_SECONDS
-from scheduler.planning.leftovers import LOW_SHARE
-from scheduler.planning.priority_class import CLASS_DISTANCE
+from scheduler.features.accounts import QUANTUM
+from scheduler.features.fair import LOW_SECONDS
+from scheduler.features.leftovers import LOW_SHARE
+from scheduler.features.priority_class import CLASS_DISTANCE
 from tests.scheduler.simulation import PRICES, Simulation
 
 LOW = {"priority": CLASS_DISTANCE}

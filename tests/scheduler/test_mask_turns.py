@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
-from scheduler.engine.mask_turns import MOST_ALONE, MaskTurns
-from scheduler.messages import SequenceOutput
-from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.sequence import Sequence
-from scheduler.request import FinishReason, Request
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.core.plan import Chunk, Plan
+from scheduler.core.request import FinishReason, Request
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.core.sequence import Sequence
+from scheduler.process.engine_core import EngineCore
+from scheduler.process.mask_turns import MOST_ALONE, MaskTurns
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
+from scheduler.wire.messages import SequenceOutput
 
 AMBIGUOUS = "start: a\na: " + " | ".join(["a a", '"x"', *(" ".join("a" * length) for length in range(3, 10))])
 HELD = SamplingParams(max_tokens=99, n=4, grammar=GrammarSpec(GrammarKind.LARK, AMBIGUOUS))

@@ -14,9 +14,9 @@ import pytest
 
 from scheduler.config import DEFAULT_MODEL
 from scheduler.kernels import native
+from scheduler.machine.processor import instruction_set
 from scheduler.models.files import fetching, model_source
 from scheduler.models.files.model_source import ModelNotFoundError, models_folder, resolve_model
-from scheduler.processor import instruction_set
 
 RESOLVE = (
     "import logging; logging.basicConfig(level=logging.INFO); "

@@ -13,15 +13,15 @@ import pytest
 from benchmarks.families.check import answers, check
 from benchmarks.families.tiny import tiny_model
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import Request
+from scheduler.core.step import StepInput
 from scheduler.execution.runner import Runner
 from scheduler.models.checks import probe
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.models.modules.paged_model import PagedModel
 from scheduler.models.modules.sequential_model import SequentialModel
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import StepInput
 
 PROMPTS = [[3 + (5 * place + number) % 150 for place in range(20 + 7 * number)] for number in range(5)]
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.planning.ngram import SIZES, NgramIndex, continuation
-from scheduler.planning.speculation import Speculation
-from scheduler.planning.step_cost import StepCost
-from scheduler.planning.text_drafts import INDEXED_TOKENS, TextDrafts
+from scheduler.features.ngram import SIZES, NgramIndex, continuation
+from scheduler.features.speculation import Speculation
+from scheduler.features.step_cost import StepCost
+from scheduler.features.text_drafts import INDEXED_TOKENS, TextDrafts
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 
 texts = st.lists(st.integers(0, 3), max_size=60)

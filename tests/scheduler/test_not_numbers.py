@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import NO_TOKEN, EngineCore
-from scheduler.request import Request
+from scheduler.core.request import Request
+from scheduler.process.engine_core import NO_TOKEN, EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_families import tiny_model
 

@@ -12,7 +12,6 @@ from benchmarks.families.tiny import tiny_model as tiny_model_of
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
 from scheduler.core.attention import TorchAttention
-from scheduler.engine.core import EngineCore
 from scheduler.execution.kv_cache import KVCache
 from scheduler.models.model_config import read_config
 from scheduler.models.modules.absent_weight import WeightReadError
@@ -21,6 +20,7 @@ from scheduler.models.modules.packed_experts import PackedExperts
 from scheduler.models.modules.packed_linear import PackedLinear, num_weights, pack_linears, weights_bytes
 from scheduler.models.modules.paged_model import PagedModel, load_model
 from scheduler.models.products import Mode
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import FAMILIES, tiny_model

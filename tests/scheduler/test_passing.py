@@ -8,12 +8,12 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from scheduler.planning.blocks import BlockPool
-from scheduler.planning.fair import FairShare
-from scheduler.planning.passing import PATIENCE
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Sequence, Status
-from scheduler.planning.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
+from scheduler.core.blocks import BlockPool
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.sequence import Sequence, Status
+from scheduler.features.fair import FairShare
+from scheduler.features.passing import PATIENCE
+from scheduler.features.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
 from tests.scheduler.simulation import PRICES, Simulation
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
 

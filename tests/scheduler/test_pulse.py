@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 
-from scheduler.engine.pulse import Pulse, new_pulse_file
+from scheduler.wire.pulse import Pulse, new_pulse_file
 
 NAMES = [f"request-{number:032d}" for number in range(40)]
 

@@ -16,8 +16,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from benchmarks.families.tiny import tiny_model as tiny_model_of
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all

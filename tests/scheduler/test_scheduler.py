@@ -11,20 +11,20 @@ from typing import cast
 import msgspec
 import pytest
 
+from scheduler.core.blocks import BlockPool
+from scheduler.core.plan import Chunk, Plan
+from scheduler.core.request import FinishReason, InvalidRequestError, Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.seams import States
+from scheduler.core.sequence import Sequence
+from scheduler.core.step import NOTHING, ChunkResult, SampledToken, StepResult
+from scheduler.features.deadline import Deadlines
+from scheduler.features.fair import FairShare
+from scheduler.features.giving_way import GivingWay
+from scheduler.features.prices import Prices
+from scheduler.features.sharing_policy import ArrivalOrder, SharingPolicy
 from scheduler.fitting import check_fits
-from scheduler.planning.blocks import BlockPool
-from scheduler.planning.deadline import Deadlines
-from scheduler.planning.fair import FairShare
-from scheduler.planning.giving_way import GivingWay
-from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.prices import Prices
-from scheduler.planning.saved_states import SavedStates
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Sequence
-from scheduler.planning.sharing_policy import ArrivalOrder, SharingPolicy
-from scheduler.request import FinishReason, InvalidRequestError, Request
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import NOTHING, ChunkResult, SampledToken, StepResult
 
 EOS = 0
 
@@ -40,7 +40,7 @@ def make_scheduler(
     share_prefixes: bool = False,
     policy: SharingPolicy | None = None,
     windows: tuple[int | None, ...] = (None,),
-    states: SavedStates | None = None,
+    states: States | None = None,
 ) -> Scheduler:
     policy = ArrivalOrder() if policy is None else policy
     return Scheduler(

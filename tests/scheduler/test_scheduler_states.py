@@ -20,29 +20,29 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from scheduler.context_window import ContextWindow
+from scheduler.core.plan import Chunk, Plan
+from scheduler.core.request import FinishReason, InvalidRequestError, Request
+from scheduler.core.scheduler import Scheduler
 from scheduler.core.seams import Reserve
-from scheduler.messages import Progress
-from scheduler.planning.audit import violations
-from scheduler.planning.deadline import Deadlines
-from scheduler.planning.fair import FairShare
-from scheduler.planning.latency_target import LatencyTarget
-from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.long_positions import LongPositions
-from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.prices import Prices
-from scheduler.planning.priority_class import CLASS_DISTANCE
-from scheduler.planning.resuming import resumed
-from scheduler.planning.saved_states import SavedStates
-from scheduler.planning.scheduler import Scheduler
-from scheduler.planning.sequence import Sequence, Status
-from scheduler.planning.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
-from scheduler.planning.speculation import Speculation
-from scheduler.planning.step_cost import StepCost
-from scheduler.planning.text_drafts import TextDrafts
-from scheduler.planning.turns import Turns
-from scheduler.planning.windows import Holdings
-from scheduler.request import FinishReason, InvalidRequestError, Request
+from scheduler.core.sequence import Sequence, Status
+from scheduler.core.windows import Holdings
+from scheduler.features.audit import violations
+from scheduler.features.context_window import ContextWindow
+from scheduler.features.deadline import Deadlines
+from scheduler.features.fair import FairShare
+from scheduler.features.latency_target import LatencyTarget
+from scheduler.features.leftovers import Leftovers
+from scheduler.features.long_positions import LongPositions
+from scheduler.features.prices import Prices
+from scheduler.features.priority_class import CLASS_DISTANCE
+from scheduler.features.resuming import resumed
+from scheduler.features.saved_states import SavedStates
+from scheduler.features.sharing_policy import ArrivalOrder, PriorityFirst, SharingPolicy
+from scheduler.features.speculation import Speculation
+from scheduler.features.step_cost import StepCost
+from scheduler.features.text_drafts import TextDrafts
+from scheduler.features.turns import Turns
+from scheduler.wire.messages import Progress
 from tests.scheduler.test_scheduler import make_scheduler, request, sampled
 
 

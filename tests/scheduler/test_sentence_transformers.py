@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from scheduler import LLM, SamplingParams
+from scheduler.core.request import InvalidRequestError
 from scheduler.models.files.embedding_layout import embedding_layout
-from scheduler.request import InvalidRequestError
 from tests.scheduler.sentencepiece_like import write_tokenizer
 from tests.scheduler.test_families import tiny_model
 

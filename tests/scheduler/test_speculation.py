@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.plan import Chunk, Plan
+from scheduler.core.request import Request
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.core.sequence import Lease, Sequence, Status
+from scheduler.features.ngram import Match, NgramIndex
+from scheduler.features.speculation import Speculation
+from scheduler.features.step_cost import StepCost
+from scheduler.features.text_drafts import TextDrafts
 from scheduler.llm import LLM, Completion
-from scheduler.planning.ngram import Match, NgramIndex
-from scheduler.planning.plan import Chunk, Plan
-from scheduler.planning.sequence import Lease, Sequence, Status
-from scheduler.planning.speculation import Speculation
-from scheduler.planning.step_cost import StepCost
-from scheduler.planning.text_drafts import TextDrafts
-from scheduler.request import Request
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import ANY, Preempting

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scheduler.client.async_engine import AsyncEngine, EngineStartError
+from scheduler.client.handle import EngineProcess
 from scheduler.config import EngineConfig
-from scheduler.engine.client import AsyncEngine, EngineStartError
-from scheduler.engine.core import EngineCore
-from scheduler.engine.handle import EngineProcess
-from scheduler.messages import Launch
 from scheduler.models.files.model_source import ModelNotFoundError, resolve_model
 from scheduler.models.model_config import UnsupportedModelError
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer, TokenizerError
+from scheduler.wire.messages import Launch
 from tests.conftest import count_ties, reference
 from tests.scheduler.engine_runs import run_all
 from tests.scheduler.test_families import tiny_model

@@ -22,11 +22,11 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.core.step import ChunkInput
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.steering import Grammar, Steered, Steering, Steerings, mask_of
-from scheduler.sampling import GrammarKind, GrammarSpec
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkInput
 
 VOCABULARY = 1003
 PROMPT = [5, 7, 7, 900, 1002]

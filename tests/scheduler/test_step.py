@@ -9,22 +9,22 @@ import msgspec
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
-from scheduler.engine.parts import runner_of
+from scheduler.core.request import Request
+from scheduler.core.step import ChunkInput, SeatChanges, StepInput, StepResult, TableChange
 from scheduler.execution.runner import Launched, Runner
 from scheduler.models.loading import load
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
+from scheduler.process.parts import runner_of
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkInput, SeatChanges, StepInput, StepResult, TableChange
 
 KNOBS = {"dtype": "float32", "kv_cache_memory": "4MB", "max_num_seqs": 4, "max_batched_tokens": 16}
 
 ELSEWHERE = """
 import sys, msgspec
 from scheduler.config import EngineConfig
-from scheduler.engine.parts import runner_of
+from scheduler.process.parts import runner_of
 from scheduler.models.loading import load
-from scheduler.step import StepInput
+from scheduler.core.step import StepInput
 
 path, knobs = sys.argv[1], msgspec.json.decode(sys.argv[2])
 runner = runner_of(load(EngineConfig(**knobs), path), knobs["max_num_seqs"])

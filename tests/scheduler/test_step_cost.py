@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from scheduler.planning.latency_target import MIN_PROMPT_TOKENS, LatencyTarget
-from scheduler.planning.step_cost import StepCost
+from scheduler.features.latency_target import MIN_PROMPT_TOKENS, LatencyTarget
+from scheduler.features.step_cost import StepCost
 from tests.scheduler.test_scheduler import make_scheduler, policy_of, request, run_step
 
 

@@ -18,13 +18,13 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from scheduler import AsyncEngine, EngineConfig, SamplingParams
-from scheduler.engine.client import Delta, EngineDeadError, Phase, RequestCrashedError
-from scheduler.engine.handle import EngineProcess
-from scheduler.engine.loop import TEST_HOOK
-from scheduler.engine.suspects import Suspects
-from scheduler.messages import Launch
-from scheduler.request import FinishReason
-from scheduler.sampling import GrammarKind, GrammarSpec
+from scheduler.client.async_engine import Delta, EngineDeadError, Phase, RequestCrashedError
+from scheduler.client.handle import EngineProcess
+from scheduler.client.suspects import Suspects
+from scheduler.core.request import FinishReason
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.process.loop import TEST_HOOK
+from scheduler.wire.messages import Launch
 from tests.scheduler import failing_engine
 
 KNOBS: dict[str, Any] = {"dtype": "float32", "kv_cache_memory": "64MB"}
@@ -240,7 +240,7 @@ async def test_a_message_that_is_none_costs_nobody_a_bit(
 async def test_when_no_engine_comes_back_everybody_is_told(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.engine.supervisor.MOST_FAILURES", 2)
+    monkeypatch.setattr("scheduler.client.supervisor.MOST_FAILURES", 2)
     async with engine_of(model_path) as engine:
         answer = Answer(engine, [5, 6, 7], LONG)
         await answer.has(10)
@@ -259,7 +259,7 @@ async def test_when_no_engine_comes_back_everybody_is_told(
 @pytest.mark.prove
 async def test_an_embedding_is_progress(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Crashes far apart in the life of a server that only embeds do not end it."""
-    monkeypatch.setattr("scheduler.engine.supervisor.MOST_FAILURES", 2)
+    monkeypatch.setattr("scheduler.client.supervisor.MOST_FAILURES", 2)
     async with engine_of(model_path) as engine:
         for _ in range(3):
             ((_, _, _, _, reason),) = await Answer(engine, [5, 6, 7], EMBED).whole()

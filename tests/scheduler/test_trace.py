@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.observing.trace import Recording, TraceFile
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import ANY, Run, run_all
 

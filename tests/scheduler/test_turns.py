@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.planning.fair import FairShare
-from scheduler.planning.leftovers import Leftovers
-from scheduler.planning.priority_class import CLASS_DISTANCE
-from scheduler.planning.rotation import Rotation
-from scheduler.planning.sequence import Sequence
-from scheduler.planning.step_cost import StepCost
-from scheduler.planning.turns import Turns
-from scheduler.request import Request
+from scheduler.core.request import Request
+from scheduler.core.sequence import Sequence
+from scheduler.features.fair import FairShare
+from scheduler.features.leftovers import Leftovers
+from scheduler.features.priority_class import CLASS_DISTANCE
+from scheduler.features.rotation import Rotation
+from scheduler.features.step_cost import StepCost
+from scheduler.features.turns import Turns
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.test_fair import PRICES, Users, fair_scheduler
 from tests.scheduler.test_scheduler import make_scheduler, policy_of, sampled

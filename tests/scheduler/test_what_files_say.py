@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from benchmarks.families.gguf_writer import write_gguf
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
 from scheduler.models.checks import second_gguf
 from scheduler.models.files.gguf_description import end_tokens
 from scheduler.models.files.gguf_file import GgufFile
@@ -24,6 +23,7 @@ from scheduler.models.files.gguf_split import GgufError
 from scheduler.models.files.model_source import ModelNotFoundError, resolve_model
 from scheduler.models.fused.fused_model import FusedModel
 from scheduler.models.model_config import UnsupportedModelError, read_config
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import reference
 from tests.scheduler.engine_runs import run_all

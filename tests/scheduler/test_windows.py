@@ -12,10 +12,10 @@ import torch
 from benchmarks.prove import answers
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.engine.core import EngineCore
+from scheduler.core.request import Request
+from scheduler.core.windows import Holdings
 from scheduler.execution.kv_cache import bytes_per_block, group_layers
-from scheduler.planning.windows import Holdings
-from scheduler.request import Request
+from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import Reference, count_ties, reference
 from tests.scheduler.engine_runs import run_all

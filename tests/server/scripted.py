@@ -12,11 +12,11 @@ from typing import Any, Self, cast
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from scheduler.engine.client import AsyncEngine, Delta, Phase
-from scheduler.engine.grammars import Grammars
-from scheduler.messages import EngineInfo, SequenceOutput
+from scheduler.client.async_engine import AsyncEngine, Delta, Phase
+from scheduler.client.grammars import Grammars
+from scheduler.core.step import ChunkResult, SampledToken
 from scheduler.observing.metrics import EngineMetrics
-from scheduler.step import ChunkResult, SampledToken
+from scheduler.wire.messages import EngineInfo, SequenceOutput
 from server.app import create_app
 from server.config import ServeConfig
 

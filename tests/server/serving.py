@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 from openai import AsyncOpenAI, OpenAI
 
-from scheduler.processor import VARIABLE as CHOSEN_PROCESSOR
+from scheduler.machine.processor import VARIABLE as CHOSEN_PROCESSOR
 
 CAROUSEL = Path(sys.executable).with_name("carousel")
 START_SECONDS = 120

@@ -10,7 +10,7 @@ import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from scheduler.engine.beam_search import BeamOptions, BeamSearch
+from scheduler.client.beam_search import BeamOptions, BeamSearch
 from scheduler.text.tokenizer import Tokenizer
 from tests.server.conftest import MODEL
 

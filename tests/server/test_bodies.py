@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from scheduler.request import FinishReason, InvalidRequestError
+from scheduler.core.request import FinishReason, InvalidRequestError
+from scheduler.core.step import ChunkResult, SampledToken, TokenLogprobs
 from scheduler.sampling_params import SamplingParams
-from scheduler.step import ChunkResult, SampledToken, TokenLogprobs
 from server.api import generation
 from server.api.chat import ChatWording
 from server.api.chat_request import ChatRequest, Message

@@ -9,8 +9,8 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from scheduler.engine.client import AsyncEngine
-from scheduler.messages import EngineState
+from scheduler.client.async_engine import AsyncEngine
+from scheduler.wire.messages import EngineState
 from server.live.broadcaster import Live
 
 
@@ -36,7 +36,7 @@ class FailingEngine:
 async def test_a_page_gets_frames_again_after_a_failure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("scheduler.engine.background.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("scheduler.client.background.FIRST_PAUSE", 0.0)
     monkeypatch.setattr("server.live.broadcaster.FRAME_SECONDS", 0.01)
     live = Live(cast(AsyncEngine, FailingEngine()), with_users=False)
     running = asyncio.create_task(live.run())

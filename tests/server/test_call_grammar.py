@@ -9,7 +9,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from scheduler.text.grammar import GrammarCompiler
 from scheduler.text.tokenizer import Tokenizer
 from server.parsing.call_grammar import Tool, call_grammar, written_format

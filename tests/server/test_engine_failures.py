@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from scheduler.engine.client import Delta, EngineDeadError, Phase, RequestCrashedError
-from scheduler.request import FinishReason
-from scheduler.step import NOTHING
+from scheduler.client.async_engine import Delta, EngineDeadError, Phase, RequestCrashedError
+from scheduler.core.request import FinishReason
+from scheduler.core.step import NOTHING
 from server.api import generation
 from server.http import sse
 from tests.server.scripted import ScriptedEngine, serving, token

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from scheduler.messages import StepPart
 from scheduler.text.tokenizer import Tokenizer
+from scheduler.wire.messages import StepPart
 from server.api.explanation import Explainer
 from tests.server import scripted
 from tests.server.conftest import MODEL

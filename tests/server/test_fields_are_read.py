@@ -11,7 +11,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import server.openapi  # and so all models
-from scheduler.request import FinishReason
+from scheduler.core.request import FinishReason
 from scheduler.text.tokenizer import Tokenizer
 from server.api.fields import Body, NoEffect, Only
 from tests.server.scripted import ScriptedEngine, serving, token

@@ -224,7 +224,7 @@ async def test_the_writer_goes_on_whatever_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("server.users.ledger.WRITE_SECONDS", 0.01)
-    monkeypatch.setattr("scheduler.engine.background.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("scheduler.client.background.FIRST_PAUSE", 0.0)
     file = tmp_path / "ledger.sqlite3"
     async with Ledger(file) as ledger:
         with monkeypatch.context() as broken:

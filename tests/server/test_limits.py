@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.users.directory import User, UserLimits
 from server.users.limits import Allowance, LimitExceededError, Limits, duration
 from tests.server.conftest import MODEL

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scheduler.request import FinishReason
+from scheduler.core.request import FinishReason
 from server.api.chat_request import ChatRequest
 from server.api.reading import names_of, nearest
 from server.http.record import MAX_IGNORED

@@ -129,7 +129,7 @@ async def test_the_watch_of_the_file_goes_on_whatever_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("server.users.directory.CHECK_SECONDS", 0.0)
-    monkeypatch.setattr("scheduler.engine.background.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("scheduler.client.background.FIRST_PAUSE", 0.0)
     file = tmp_path / "users.yaml"
     key = add_user(file, "eve", {})
     directory = UserDirectory(file)

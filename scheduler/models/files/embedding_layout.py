@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.sampling import Pooling
+from scheduler.core.sampling import Pooling
 
 POOLINGS: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean", "mean_tokens": "mean"}
 """By sentence-transformers' names, the older of which follow `pooling_mode_`."""

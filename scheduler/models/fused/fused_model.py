@@ -12,12 +12,12 @@ import torch
 from transformers import PretrainedConfig
 
 from scheduler.attention import LayerSpec, PackedBatch
+from scheduler.core.step import SinkShift
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.fused.fused_weights import FAMILIES, DecoderWeights
 from scheduler.models.fused.outline import Outline, RopeTables, rope_kind
-from scheduler.step import SinkShift
 
 MULTIPLE = 16
 """Of numbers, that what a native product takes has."""

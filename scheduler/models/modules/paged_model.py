@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.core.attention import attend_sequence
+from scheduler.core.step import StateMove
 from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
 from scheduler.models.files.checkpoint import (
@@ -43,7 +44,6 @@ from scheduler.models.modules.long_positions import take_over as take_over_posit
 from scheduler.models.modules.own_attention import attends_by_itself, attention_of, take_over
 from scheduler.models.modules.plain_batch import plain_batch
 from scheduler.models.modules.state_layers import StateLayers, states_of
-from scheduler.step import StateMove
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 from scheduler.attention import PackedBatch
+from scheduler.core.step import StateMove
 from scheduler.models.model_config import UnsupportedModelError
-from scheduler.step import StateMove
 
 UPDATES = ("update_conv_state(", "update_recurrent_state(")
 """By what the code of such a layer is known."""

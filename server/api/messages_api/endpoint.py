@@ -6,8 +6,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from scheduler.core.request import InvalidRequestError
 from scheduler.fitting import TOO_LONG, PromptTooLongError
-from scheduler.request import InvalidRequestError
 from server.api.conversation import understand
 from server.api.counting import counted
 from server.api.generation import Asked, answer

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import ChatRequest
 from server.api.fields import MAX_STOPS, Body, CheckedBody, Hint, LengthAboveZero, ShortText, only
 from server.api.messages_api.blocks import (

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from scheduler.engine.client import Delta
-from scheduler.request import FinishReason
+from scheduler.client.async_engine import Delta
+from scheduler.core.request import FinishReason
 from server.api.completion_objects import Usage
 from server.api.conversation import Conversation, heard
 from server.http.errors import ApiError, in_anthropics_words

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from scheduler.engine.client import Delta
+from scheduler.client.async_engine import Delta
 from server.api.completion_objects import Usage
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.api.conversation import understand
 from server.api.generation import Asked, Wanted, answer
 from server.api.models import longest_sequence

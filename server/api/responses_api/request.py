@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.request import InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import ChatRequest, ReasoningEffort
 from server.api.fields import Body, CheckedBody, Count, Hint, Length, LengthAboveZero, ShortText, described, only
 from server.api.requests import SampledRequest

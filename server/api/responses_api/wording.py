@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import UnsetType
 
-from scheduler.engine.client import Delta
+from scheduler.client.async_engine import Delta
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_objects import Usage
 from server.api.conversation import Conversation, call_id, heard
