@@ -26,10 +26,10 @@ from benchmarks.builds import add_cpu_flag, in_build, in_each_build
 from scheduler.config import EngineConfig
 from scheduler.core.request import Request
 from scheduler.core.step import TokenLogprobs
-from scheduler.execution.kv_cache import bytes_per_block
 from scheduler.models.checks.quantization import TEXT
 from scheduler.models.files.checkpoint import gguf_file
 from scheduler.models.files.model_source import resolve_model
+from scheduler.models.memory import bytes_per_block
 from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer

@@ -17,10 +17,10 @@ from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
 from scheduler.core.attention import TorchAttention
 from scheduler.core.blocks import BlockPool
+from scheduler.core.kv_cache import KVCache
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.step import NOTHING, ChunkResult, SampledToken
-from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.features.fair import FairShare
 from scheduler.features.giving_way import GivingWay

@@ -12,7 +12,8 @@ import torch
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import bytes_per_block, group_layers, holdings, largest
+from scheduler.core.kv_cache import largest
+from scheduler.models.memory import bytes_per_block, group_layers, holdings
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from scheduler.attention import LayerSpec, PackedBatch
-from scheduler.execution.kv_cache import KVCache
+from scheduler.core.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel, StepOutput
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from scheduler.core.kv_cache import KVCache
 from scheduler.core.runner import BlockTables, kept_tokens, sampling_rows
 from scheduler.core.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TokenLogprobs
-from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from scheduler.attention import LayerSpec, PackedBatch
+from scheduler.core.kv_cache import KVCache
 from scheduler.core.step import SinkShift, StateMove
-from scheduler.execution.kv_cache import KVCache
 
 
 class StepOutput(NamedTuple):

@@ -13,20 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from scheduler.config import EngineConfig
+from scheduler.core.kv_cache import KVCache, LayerGroup, largest
 from scheduler.execution.cuda_graphs import CudaGraphs
-from scheduler.execution.kv_cache import (
-    KVCache,
-    LayerGroup,
-    bytes_per_block,
-    choose_num_blocks,
-    group_layers,
-    holdings,
-    largest,
-    pool_memory,
-)
 from scheduler.execution.step_model import OwnState, StepModel
 from scheduler.machine.container import cpu_quota
 from scheduler.machine.processor import instruction_set, multiplies_bfloat16
+from scheduler.models.memory import bytes_per_block, choose_num_blocks, group_layers, holdings, pool_memory
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError
 from scheduler.models.opening import OpenedModel, open_model
 from scheduler.models.packed import Source

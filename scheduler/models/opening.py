@@ -12,13 +12,13 @@ import transformers
 
 from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import choose_kv_dtype
 from scheduler.kernels.native import kernels
 from scheduler.models.checks.quantization import CONTEXT, choose_mode, perplexity, text_tokens
 from scheduler.models.checks.second_reader import second_ends
 from scheduler.models.checks.weights_check import VERSION
 from scheduler.models.files.checkpoint import CheckpointError
 from scheduler.models.files.gguf_split import GgufError
+from scheduler.models.memory import choose_kv_dtype
 from scheduler.models.model_config import ModelConfig, UnsupportedModelError, read_config, with_what_is_stored
 from scheduler.models.packed import Packed, Source
 from scheduler.models.products import PLAIN_MODES, Mode

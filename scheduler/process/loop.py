@@ -17,7 +17,7 @@ import zmq
 from scheduler import garbage
 from scheduler.attention import BackendError
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import KVCacheTooSmallError
+from scheduler.models.memory import KVCacheTooSmallError
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.observing.logs import configure
 from scheduler.observing.trace import Recording, TraceFile

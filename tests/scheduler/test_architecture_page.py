@@ -64,7 +64,7 @@ def test_an_attention_backend(examples: dict[str, Any], tiny_path: str) -> None:
     answers = []
     for backend in (TorchAttention(), examples["DoubleAttention"]()):
         engine = engine_of(TransformersModel(tiny_path), 64, -1, backend)
-        (sequence,) = engine.add(request("a", 9, 8, temperature=0, ignore_eos=True))
+        (sequence,) = engine.add(request("a", list(range(1, 10)), 8, temperature=0, ignore_eos=True))
         while engine.scheduler.has_work:
             engine.step()
         answers.append(sequence.token_ids)

@@ -8,9 +8,9 @@ import psutil
 import pytest
 import torch
 
-from scheduler.execution.kv_cache import free_memory
 from scheduler.machine import container
 from scheduler.models import loading
+from scheduler.models.memory import free_memory
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
+from scheduler.core.kv_cache import KVCache
 from scheduler.core.request import FinishReason, Request
 from scheduler.core.step import StepInput
-from scheduler.execution.kv_cache import KVCache, KVCacheTooSmallError
 from scheduler.execution.runner import Launched
 from scheduler.execution.step_model import StepOutput
+from scheduler.models.memory import KVCacheTooSmallError
 from scheduler.process.engine_core import NO_TOKEN, EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import run_all

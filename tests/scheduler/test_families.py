@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import bytes_per_block, group_layers, holdings, largest
+from scheduler.core.kv_cache import largest
+from scheduler.models.memory import bytes_per_block, group_layers, holdings
 from scheduler.models.model_config import UnsupportedModelError
 from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams

@@ -13,7 +13,7 @@ import torch
 from benchmarks.families.gguf_writer import write_gguf
 from benchmarks.prove import answers
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import bytes_per_block
+from scheduler.models.memory import bytes_per_block
 from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.scheduler.engine_runs import ANY

@@ -9,7 +9,7 @@ import torch
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.execution.kv_cache import KVCacheTooSmallError, bytes_per_block, choose_num_blocks, group_layers
+from scheduler.models.memory import KVCacheTooSmallError, bytes_per_block, choose_num_blocks, group_layers
 
 LAYERS = [LayerSpec(8, 8, 64, 64, 0.125, None, None)] * 32
 """1 MiB in a block of 16 tokens, in bfloat16."""

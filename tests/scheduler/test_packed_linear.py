@@ -12,7 +12,7 @@ from benchmarks.families.tiny import tiny_model as tiny_model_of
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
 from scheduler.core.attention import TorchAttention
-from scheduler.execution.kv_cache import KVCache
+from scheduler.core.kv_cache import KVCache
 from scheduler.models.model_config import read_config
 from scheduler.models.modules.absent_weight import WeightReadError
 from scheduler.models.modules.latent_attention import PackedLatent, latent_of

@@ -14,7 +14,7 @@ from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
 from scheduler.core.request import Request
 from scheduler.core.windows import Holdings
-from scheduler.execution.kv_cache import bytes_per_block, group_layers
+from scheduler.models.memory import bytes_per_block, group_layers
 from scheduler.process.engine_core import EngineCore
 from scheduler.sampling_params import SamplingParams
 from tests.conftest import Reference, count_ties, reference

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from scheduler.attention import AttentionBackend
-from scheduler.execution.kv_cache import KVCache
+from scheduler.core.kv_cache import KVCache
 from scheduler.execution.step_model import StepModel
 from scheduler.kernels.native import kernels
 from scheduler.models.modules.plain_batch import BLOCK_SIZE, plain_batch

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from scheduler.attention import AttentionBackend, LayerSpec
-from scheduler.execution.kv_cache import KVCache
+from scheduler.core.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.checks.reference import LENGTH, NUM_SEQUENCES, Reference

@@ -12,8 +12,8 @@ import torch
 from transformers import PretrainedConfig
 
 from scheduler.attention import LayerSpec, PackedBatch
+from scheduler.core.kv_cache import KVCache
 from scheduler.core.step import SinkShift
-from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.fused.fused_weights import FAMILIES, DecoderWeights

@@ -23,8 +23,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.core.attention import attend_sequence
+from scheduler.core.kv_cache import KVCache
 from scheduler.core.step import StateMove
-from scheduler.execution.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
 from scheduler.models.files.checkpoint import (
     OTHER_FACTORS,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from scheduler.attention import AttentionBackend, PackedBatch
-from scheduler.execution.kv_cache import KVCache
+from scheduler.core.kv_cache import KVCache
 from scheduler.execution.step_model import StatefulModel, StepModel
 
 BLOCK_SIZE = 16

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scheduler.attention import LayerSpec, PackedBatch
-from scheduler.execution.kv_cache import KVCache
+from scheduler.core.kv_cache import KVCache
 from scheduler.execution.step_model import OwnState, StepOutput
 
 MEASURED_TOKENS = 16

@@ -10,10 +10,7 @@ import torch
 
 from scheduler.attention import LayerSpec
 from scheduler.config import EngineConfig
-from scheduler.core.kv_cache import KVCache as KVCache
-from scheduler.core.kv_cache import LayerGroup as LayerGroup
-from scheduler.core.kv_cache import largest as largest
-from scheduler.core.kv_cache import one_group as one_group
+from scheduler.core.kv_cache import LayerGroup, one_group
 from scheduler.core.windows import Holdings
 from scheduler.machine import container
 
