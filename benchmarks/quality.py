@@ -17,9 +17,9 @@ from tqdm import tqdm
 from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import DEFAULT_MODEL, EngineConfig
-from scheduler.execution.step_model import StepModel
+from scheduler.core.model import StepModel
 from scheduler.machine.processor import instruction_set
-from scheduler.models.checks.quantization import CONTEXT, TextLogprobs, kl_divergence, perplexity, text_tokens
+from scheduler.models.checks.quantization import TextLogprobs, kl_divergence, perplexity, text_tokens
 from scheduler.models.files.model_source import resolve_model
 from scheduler.models.loading import usable_cpus
 from scheduler.models.model_config import read_config
@@ -39,7 +39,7 @@ def pack(path: str, mode: Mode, num_threads: int) -> StepModel:
     )
     if mode == "stored" and not source.has_stored_weights:
         raise ValueError("the model has no stored weights")
-    return source.pack(mode).model(CONTEXT)
+    return source.pack(mode).model
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"{args.model} on {instruction_set()}, {len(token_ids)} tokens; float32: perplexity {best:.4f}")
     print("  products  keys and values  perplexity     cost   KL divergence (nats)")
     for name in tqdm(args.modes, desc="quality", unit="mode", leave=False):
-        model = reference if name == "float32" else pack(path, MODES[name], num_threads)
+        model = pack(path, MODES[name], num_threads)
         for kv_type in KV_TYPES:
             value = perplexity(model, backend, token_ids, kv_type)
             divergence = kl_divergence(

@@ -18,10 +18,10 @@ from scheduler.config import EngineConfig
 from scheduler.core.attention import TorchAttention
 from scheduler.core.blocks import BlockPool
 from scheduler.core.kv_cache import KVCache
+from scheduler.core.model import StepOutput
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.step import NOTHING, ChunkResult, SampledToken
-from scheduler.execution.step_model import StepOutput
 from scheduler.features.fair import FairShare
 from scheduler.features.giving_way import GivingWay
 from scheduler.features.prices import Prices
@@ -176,9 +176,9 @@ def step_parts(num_sequences: int) -> tuple[float, float, float]:
     inside: list[float] = []
     forward = core.model.forward
 
-    def timed(batch: PackedBatch, cache: KVCache) -> StepOutput:
+    def timed(batch: PackedBatch) -> StepOutput:
         start = time.perf_counter()
-        output = forward(batch, cache)
+        output = forward(batch)
         inside.append(time.perf_counter() - start)
         return output
 

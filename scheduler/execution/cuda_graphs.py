@@ -9,7 +9,7 @@ import torch
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.core.kv_cache import KVCache
-from scheduler.execution.step_model import StepModel, StepOutput
+from scheduler.core.model import StepModel, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -47,33 +47,36 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()  # one for all: they never run at the same time
         self._can_capture = True
 
+    def bind(self, cache: KVCache, max_len: int) -> None:
+        self._model.bind(cache, max_len)
+
     @torch.inference_mode()
-    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
+    def forward(self, batch: PackedBatch) -> StepOutput:
         """One step, as the model computes it."""
         size = len(batch.query_lens)
         only_decodes = len(batch.sample_rows) == size == len(batch.input_ids) <= self._max_rows
         rows = min(round_up(size), self._max_rows)
         if only_decodes and self._can_capture and rows not in self._graphs:
-            self._capture(rows, cache)
+            self._capture(rows)
         if not only_decodes or rows not in self._graphs:
-            return self._model.forward(batch, cache)
+            return self._model.forward(batch)
         graph, (logits, states) = self._graphs[rows]
         self._input.load(batch)
         graph.replay()
         return StepOutput(logits[:size].clone(), states)  # the next replay writes over them
 
-    def _capture(self, rows: int, cache: KVCache) -> None:
+    def _capture(self, rows: int) -> None:
         self._input.clear()
         batch = self._input.first(rows)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
-                self._model.forward(batch, cache)  # compiles what is not yet compiled
+                self._model.forward(batch)  # compiles what is not yet compiled
                 graph = torch.cuda.CUDAGraph()
                 # Another object, or attention would use what it worked out for the first outside of the graph.
                 with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                    output = self._model.forward(replace(batch), cache)
+                    output = self._model.forward(replace(batch))
         except RuntimeError as error:
             self._can_capture = False
             logger.warning("decoding runs without CUDA graphs, and is slower: %s", error)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from scheduler.core.kv_cache import KVCache
+from scheduler.core.model import StepModel, StepOutput
 from scheduler.core.runner import BlockTables, kept_tokens, sampling_rows
 from scheduler.core.step import ChunkInput, ChunkResult, SampledToken, StepInput, StepResult, TokenLogprobs
 from scheduler.execution.logits import LogitScans, NativeScans, TorchScans
 from scheduler.execution.sampler import logprobs, sample
 from scheduler.execution.steering import SteeredStep, Steerings
-from scheduler.execution.step_model import ResumableModel, ShiftableModel, StatefulModel, StepModel, StepOutput
+from scheduler.execution.step_model import ResumableModel, ShiftableModel, StatefulModel
 
 _POOLING_STEPS = 2.0**24
 """In 1. Sums of such steps are exact in float64, in whatever order and parts, up to 2^29."""
@@ -75,11 +76,11 @@ class Runner:
             self.model.load_state(move)
         for shift in changes.shifts:
             assert isinstance(self.model, ShiftableModel)
-            self.model.shift_sink(self.cache, shift)
+            self.model.shift_sink(shift)
         # Masks are filled while the forward pass runs: neither needs the other, nor the interpreter for long.
         steered = self._beside.submit(self.steerings.steer, step.chunks) if self.steerings.has_work(step) else None
         try:
-            output = self.model.forward(self._tables.pack(step.chunks), self.cache)
+            output = self.model.forward(self._tables.pack(step.chunks))
         finally:
             found = None if steered is None else steered.result()
         return Launched(step, output, found)

@@ -1,24 +1,11 @@
-"""What every model is to those who run steps."""
+"""What models may be to those who run steps, beyond what each is (core/model.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import torch
-
-from scheduler.attention import LayerSpec, PackedBatch
-from scheduler.core.kv_cache import KVCache
 from scheduler.core.step import SinkShift, StateMove
-
-
-class StepOutput(NamedTuple):
-    """What a forward pass leaves, besides keys and values."""
-
-    logits: torch.Tensor
-    """[sample rows, vocabulary]."""
-    states: torch.Tensor
-    """[read rows, hidden size]: what the head would make logits of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +17,6 @@ class OwnState:
     """However long the sequence is."""
     per_slot: int = 0
     """For a state that is put aside; 0: none can be."""
-
-
-class StepModel(Protocol):
-    """Runs a packed batch: PagedModel, FusedModel, SequentialModel, or CudaGraphs around one of them."""
-
-    layers: list[LayerSpec]
-
-    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
-        """One step: write the batch's keys and values, and return what its rows give."""
 
 
 @runtime_checkable
@@ -64,5 +42,5 @@ class ResumableModel(StatefulModel, Protocol):
 class ShiftableModel(Protocol):
     """One that can drop tokens from the middle of a context."""
 
-    def shift_sink(self, cache: KVCache, shift: SinkShift) -> None:
+    def shift_sink(self, shift: SinkShift) -> None:
         """Turn a block's keys on by some positions, into another block."""

@@ -14,8 +14,9 @@ import torch
 
 from scheduler.config import EngineConfig
 from scheduler.core.kv_cache import KVCache, LayerGroup, largest
+from scheduler.core.model import StepModel
 from scheduler.execution.cuda_graphs import CudaGraphs
-from scheduler.execution.step_model import OwnState, StepModel
+from scheduler.execution.step_model import OwnState
 from scheduler.machine.container import cpu_quota
 from scheduler.machine.processor import instruction_set, multiplies_bfloat16
 from scheduler.models.memory import bytes_per_block, choose_num_blocks, group_layers, holdings, pool_memory
@@ -103,7 +104,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         groups=groups,
     )
     info = _describe(config, opened, pool, device, dtype)
-    model = opened.packed.model(max(info.max_model_len, info.shifted_len))
+    model = opened.packed.model
     if has_graphs:
         model = CudaGraphs(
             model,
@@ -114,6 +115,7 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
             block_size=config.block_size,
             device=device,
         )
+    model.bind(cache, max(info.max_model_len, info.shifted_len))
     _announce(info, opened.packed.bits)
     return LoadedModel(
         model,

@@ -102,7 +102,7 @@ class ModuleSource:
 
 def _of_modules(model: PagedModel | SequentialModel, fault: Fault | None = None) -> Packed:
     nbytes = weights_bytes(model.module)
-    return Packed(nbytes, 8 * nbytes / num_weights(model.module), lambda _: model, fault)
+    return Packed(nbytes, 8 * nbytes / num_weights(model.module), model, fault)
 
 
 def _check_reading(path: str, config: ModelConfig) -> None:

@@ -13,7 +13,7 @@ import transformers
 from scheduler.attention import AttentionBackend, choose_backend
 from scheduler.config import EngineConfig
 from scheduler.kernels.native import kernels
-from scheduler.models.checks.quantization import CONTEXT, choose_mode, perplexity, text_tokens
+from scheduler.models.checks.quantization import choose_mode, perplexity, text_tokens
 from scheduler.models.checks.second_reader import second_ends
 from scheduler.models.checks.weights_check import VERSION
 from scheduler.models.files.checkpoint import CheckpointError
@@ -124,7 +124,7 @@ def _choose_products(
         return "stored"
 
     def measure(mode: Mode) -> float:
-        model = source.pack(mode).model(CONTEXT)
+        model = source.pack(mode).model
         return perplexity(model, backend, text_tokens(model_path), _kv_dtype(config, source, mode, dtype))
 
     return choose_mode(model_path, plain, measure)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scheduler.attention import AttentionBackend, LayerSpec
-from scheduler.execution.step_model import OwnState, StepModel
+from scheduler.core.model import StepModel
+from scheduler.execution.step_model import OwnState
 from scheduler.models.products import Mode
 
 Fault = Callable[[AttentionBackend], str | None]
@@ -16,12 +17,12 @@ Fault = Callable[[AttentionBackend], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Weights that are ready; what is left to know is how long a sequence can be."""
+    """Weights that are ready."""
 
     nbytes: int
     bits: float
     """Of one weight, on average."""
-    model: Callable[[int], StepModel]
+    model: StepModel
     fault: Fault | None
     """None: they are transformers' modules as they are."""
 

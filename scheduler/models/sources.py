@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from scheduler.attention import AttentionBackend
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.config import EngineConfig
-from scheduler.execution.step_model import OwnState, StepModel
+from scheduler.execution.step_model import OwnState
 from scheduler.models.checks.reference import reference
 from scheduler.models.checks.second_reader import second_reader
 from scheduler.models.checks.weights_check import fused_fault
@@ -74,9 +74,7 @@ class FusedSource:
 
     def pack(self, mode: Mode) -> Packed:
         weights = pack_weights(self._config, self._checkpoint, mode, self._plain, self._num_threads)
-
-        def model(max_len: int) -> StepModel:
-            return FusedModel(self._config, self._outline, weights, max_len=max_len, num_threads=self._num_threads)
+        model = FusedModel(self._config, self._outline, weights, self._num_threads)
 
         def fault(backend: AttentionBackend) -> str | None:
             try:

@@ -10,11 +10,10 @@ import pytest
 
 from scheduler.attention import PackedBatch
 from scheduler.config import EngineConfig
-from scheduler.core.kv_cache import KVCache
+from scheduler.core.model import StepOutput
 from scheduler.core.request import FinishReason, Request
 from scheduler.core.step import StepInput
 from scheduler.execution.runner import Launched
-from scheduler.execution.step_model import StepOutput
 from scheduler.models.memory import KVCacheTooSmallError
 from scheduler.process.engine_core import NO_TOKEN, EngineCore
 from scheduler.sampling_params import SamplingParams
@@ -59,9 +58,9 @@ def test_each_step_computes_exactly_the_planned_tokens(tiny_path: str, monkeypat
     computed: list[int] = []
     forward = core.model.forward
 
-    def counting(batch: PackedBatch, cache: KVCache) -> StepOutput:
+    def counting(batch: PackedBatch) -> StepOutput:
         computed.append(len(batch.input_ids))
-        return forward(batch, cache)
+        return forward(batch)
 
     monkeypatch.setattr(core.model, "forward", counting)
     run = run_all(core, [list(range(3, 3 + n)) for n in (1, 40, 7, 22)], SamplingParams(max_tokens=5, seed=1))
@@ -108,8 +107,8 @@ def test_logits_that_are_not_numbers_end_only_their_request(
     core = make_core(tiny_path)
     forward = core.model.forward
 
-    def broken(batch: PackedBatch, cache: KVCache) -> StepOutput:
-        output = forward(batch, cache)
+    def broken(batch: PackedBatch) -> StepOutput:
+        output = forward(batch)
         output.logits[1] = float("nan")
         return output
 

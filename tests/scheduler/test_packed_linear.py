@@ -46,7 +46,8 @@ def logits(model: PagedModel, num_tokens: int = 40) -> torch.Tensor:
     cache = KVCache(
         model.layers, TorchAttention(), num_blocks=3, block_size=16, dtype=model.module.dtype, device=CPU
     )
-    return model.forward(batch, cache).logits.float()
+    model.bind(cache, num_tokens)
+    return model.forward(batch).logits.float()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

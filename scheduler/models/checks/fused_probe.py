@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from scheduler.attention.native_backend import NativeAttention
 from scheduler.models.checks.probe import caught, check_packed, small_model, small_paged, truth
-from scheduler.models.checks.small_copy import LONGEST
 from scheduler.models.files.checkpoint import ModuleCheckpoint
 from scheduler.models.fused.fused_model import FusedModel
 from scheduler.models.fused.fused_weights import pack_weights
@@ -76,7 +75,7 @@ def _obstacle(config: PretrainedConfig) -> str | None:
 
     def fused() -> FusedModel:
         weights = pack_weights(shape.config, ModuleCheckpoint(shape.module), "f32", "f32")
-        return FusedModel(shape.config, outline_of(shape), weights, max_len=LONGEST, num_threads=1)
+        return FusedModel(shape.config, outline_of(shape), weights, num_threads=1)
 
     try:
         check_packed(caught(fused), module, NativeAttention(1), expected, "the native decoder")

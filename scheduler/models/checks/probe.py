@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from scheduler.attention import AttentionBackend
 from scheduler.core.attention import TorchAttention
-from scheduler.execution.step_model import StepModel
+from scheduler.core.model import StepModel
 from scheduler.models.checks.small_copy import randomize, small_copy
 from scheduler.models.model_config import UnsupportedModelError, auto_class
 from scheduler.models.modules.own_attention import attention_of

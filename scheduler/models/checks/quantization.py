@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scheduler.attention import AttentionBackend
 from scheduler.core.kv_cache import KVCache
-from scheduler.execution.step_model import StepModel
+from scheduler.core.model import StepModel
 from scheduler.kernels.native import kernels
 from scheduler.models.modules.plain_batch import BLOCK_SIZE, plain_batch
 from scheduler.models.products import Mode
@@ -56,12 +56,13 @@ class TextLogprobs:
 
     def chunks(self, token_ids: list[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Float32 log-probabilities [tokens, vocabulary], and the tokens that came next [tokens]."""
+        self._model.bind(self._cache, CONTEXT)
         for first in range(0, len(token_ids), CONTEXT):
             window = token_ids[first : first + CONTEXT]
             for start in range(0, len(window) - 1, CHUNK):
                 chunk = window[start : min(start + CHUNK, len(window) - 1)]
                 batch = plain_batch({0: chunk}, start, width=CONTEXT // BLOCK_SIZE, block_size=BLOCK_SIZE)
-                logits = self._model.forward(batch, self._cache).logits
+                logits = self._model.forward(batch).logits
                 following = torch.tensor(window[start + 1 : start + 1 + len(chunk)])
                 yield torch.log_softmax(logits.float(), dim=-1), following
 

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from scheduler.attention import AttentionBackend, LayerSpec
 from scheduler.core.kv_cache import KVCache
-from scheduler.execution.step_model import StepOutput
+from scheduler.core.model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.checks.reference import LENGTH, NUM_SEQUENCES, Reference
 from scheduler.models.checks.second_reader import SecondReader

@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.core.kv_cache import KVCache
+from scheduler.core.model import StepOutput
 from scheduler.core.step import SinkShift
-from scheduler.execution.step_model import StepOutput
 from scheduler.kernels.native import kernels
 from scheduler.models.fused.fused_weights import FAMILIES, DecoderWeights
 from scheduler.models.fused.outline import Outline, RopeTables, rope_kind
@@ -56,22 +56,24 @@ class FusedModel:
         config: PretrainedConfig,
         outline: Outline,
         weights: DecoderWeights,
-        *,
-        max_len: int,
         num_threads: int,
     ) -> None:
         self.layers: list[LayerSpec] = outline.layers
+        self._config = config
+        self._outline = outline
+        self._weights = weights
         self._num_threads = num_threads
-        self._ropes = outline.tables(max_len)
-        self._decoder = make_decoder(config, outline, weights, self._ropes)
-        self._bound: KVCache | None = None
 
-    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
+    def bind(self, cache: KVCache, max_len: int) -> None:
+        """Make the decoder, with as many angles as the longest sequence has tokens."""
+        self._cache = cache
+        self._ropes = self._outline.tables(max_len)
+        self._decoder = make_decoder(self._config, self._outline, self._weights, self._ropes)
+        keys, values, groups = zip(*cache.layers, strict=True)
+        self._decoder.bind_cache(list(keys), list(values), list(groups))
+
+    def forward(self, batch: PackedBatch) -> StepOutput:
         """One step: write the batch's KV, and return what its rows give, in float32."""
-        if cache is not self._bound:
-            keys, values, groups = zip(*cache.layers, strict=True)
-            self._decoder.bind_cache(list(keys), list(values), list(groups))
-            self._bound = cache
         logits, states = self._decoder.forward(
             batch.input_ids.int(),
             batch.positions,
@@ -85,13 +87,13 @@ class FusedModel:
         return StepOutput(logits, states)
 
     @torch.inference_mode()
-    def shift_sink(self, cache: KVCache, shift: SinkShift) -> None:
+    def shift_sink(self, shift: SinkShift) -> None:
         """Turn a block's keys on by some positions, in float32 and rounded once, into another block."""
         cos, sin = next(iter(self._ropes.values()))
         scaling = cos[0, 0]  # that of a position 0, where there is nothing else
         cosines, sines = (cos[shift.distance] / scaling)[:, None], (sin[shift.distance] / scaling)[:, None]
         width = len(cosines)
-        for layer in cache.layers:  # keys are [block, head, dimension, token]
+        for layer in self._cache.layers:  # keys are [block, head, dimension, token]
             keys = layer.keys[shift.source].float()
             rotary, rest = keys[:, :width], keys[:, width:]
             halves = torch.cat((-rotary[:, width // 2 :], rotary[:, : width // 2]), dim=1)

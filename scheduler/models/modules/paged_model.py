@@ -24,8 +24,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.core.attention import attend_sequence
 from scheduler.core.kv_cache import KVCache
+from scheduler.core.model import StepOutput
 from scheduler.core.step import StateMove
-from scheduler.execution.step_model import OwnState, StepOutput
+from scheduler.execution.step_model import OwnState
 from scheduler.models.files.checkpoint import (
     OTHER_FACTORS,
     GgufCheckpoint,
@@ -76,9 +77,13 @@ class PagedModel:
         self._places = {layer: place for place, layer in enumerate(sorted(specs))}
         self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
+    def bind(self, cache: KVCache, max_len: int) -> None:
+        self._cache = cache
+
     @torch.inference_mode()
-    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
+    def forward(self, batch: PackedBatch) -> StepOutput:
         """One step: write the batch's KV, and return what its rows give."""
+        cache = self._cache
 
         def attend(layer: int, asked: Asked) -> torch.Tensor:
             query, key, value, spec, *extras = asked

@@ -9,7 +9,8 @@ import torch
 
 from scheduler.attention import AttentionBackend, PackedBatch
 from scheduler.core.kv_cache import KVCache
-from scheduler.execution.step_model import StatefulModel, StepModel
+from scheduler.core.model import StepModel
+from scheduler.execution.step_model import StatefulModel
 
 BLOCK_SIZE = 16
 
@@ -65,11 +66,12 @@ def run_packed(
         dtype=dtype,
         device=device or torch.device("cpu"),
     )
+    model.bind(cache, longest)
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
     for begin, end in chunks(cuts, longest):
         parts = {number: ids[begin:end] for number, ids in enumerate(sequences) if ids[begin:end]}
         batch = plain_batch(parts, begin, width=width, block_size=BLOCK_SIZE, device=device)
-        found = model.forward(batch, cache).logits.float()
+        found = model.forward(batch).logits.float()
         for number, own in zip(parts, torch.split(found, batch.query_lens), strict=True):
             logits[number].append(own)
     if isinstance(model, StatefulModel):

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from scheduler.attention import LayerSpec, PackedBatch
 from scheduler.core.kv_cache import KVCache
-from scheduler.execution.step_model import OwnState, StepOutput
+from scheduler.core.model import StepOutput
+from scheduler.execution.step_model import OwnState
 
 MEASURED_TOKENS = 16
 """With which it is found out how much memory a sequence takes."""
@@ -58,8 +59,11 @@ class SequentialModel:
         self.sequences: dict[int, SequenceState] = {}
         self._takes = set(inspect.signature(module.forward).parameters)
 
-    def forward(self, batch: PackedBatch, cache: KVCache) -> StepOutput:
-        """One step, of each sequence by itself. `cache` has nothing of it."""
+    def bind(self, cache: KVCache, max_len: int) -> None:
+        """Nothing of it is in the pool."""
+
+    def forward(self, batch: PackedBatch) -> StepOutput:
+        """One step, of each sequence by itself."""
         rows = (batch.sample_rows.tolist(), batch.read_rows.tolist())
         outputs = []
         first = 0
