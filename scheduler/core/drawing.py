@@ -47,8 +47,8 @@ class Truncation(NamedTuple):
 
     @classmethod
     def of(cls, params: Sequence[Sampling], device: torch.device) -> Self:
-        kept = [(each.top_k, each.top_p, each.min_p) for each in params]
-        top_k, top_p, min_p = torch.tensor(kept, dtype=torch.float64, device=device).unbind(1)
+        kept = zip(*((each.top_k, each.top_p, each.min_p) for each in params), strict=True)
+        top_k, top_p, min_p = torch.tensor(list(kept), dtype=torch.float64, device=device)
         return cls(top_k.long(), top_p, min_p)
 
 

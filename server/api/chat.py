@@ -29,13 +29,14 @@ from server.api.completion_objects import (
     ToolCallDelta,
     Usage,
 )
-from server.api.conversation import Conversation, call_id, heard, understand
+from server.api.conversation import Conversation, call_id, understand
 from server.api.explanation import Explainer
 from server.api.generation import Asked, answer
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
 from server.api.reading import read
 from server.api.shape import check_chat
+from server.api.transcript import Said, Transcript
 from server.api.wording import ChunkedWording
 from server.app_keys import ENGINE
 from server.http.record import RequestRecord
@@ -114,7 +115,8 @@ class ChatWording(ChunkedWording):
     def take(self, choice: int, delta: Delta) -> None:
         self._scored.extend(delta.result.scored)
         voice = self._voices[choice]
-        voice.said += voice.hear(delta)
+        for event in voice.hear(delta):
+            voice.said.add(event)
         if (logprobs := self._logprobs(delta)) is not None:
             voice.logprobs += logprobs.content
         voice.explainer.take(delta)
@@ -175,14 +177,13 @@ class _Voice:
         self.explainer = explainer
         self.is_introduced = False
         """Whether its first chunk, which names the role, is out."""
-        self.said: list[Event] = []
+        self.said = Said()
         self.logprobs: list[msgspec.Raw] = []
         self.token_ids: list[int] = []
         self.last: Delta | None = None
-        self._parser = conversation.new_parser()
+        self._transcript = Transcript(conversation.new_parser())
         self._includes_reasoning = conversation.body.include_reasoning
         self._echoed = echoed
-        self._has_called = False
         self._custom_tools = conversation.body.custom_tools
         self._called: list[str] = []
         """The names of the tools, in the order of the calls."""
@@ -191,14 +192,13 @@ class _Voice:
         """What a piece of text turns out to say."""
         events: list[Event] = [Content(self._echoed)] if self._echoed else []
         self._echoed = ""
-        events += heard(self._parser, delta)
-        self._has_called |= any(isinstance(event, CallBegun) for event in events)
+        events += self._transcript.hear(delta)
         if not self._includes_reasoning:
             events = [event for event in events if not isinstance(event, Reasoning)]
         return merged(events)
 
     def reason(self, delta: Delta) -> str | None:
-        if delta.finish_reason is FinishReason.STOP and self._has_called:
+        if delta.finish_reason is FinishReason.STOP and self._transcript.has_called:
             return "tool_calls"
         return delta.finish_reason
 
@@ -222,24 +222,12 @@ class _Voice:
                 return ChatDelta(tool_calls=[ToolCallDelta(index=index, function=CalledFunction(text))])
 
     def message(self) -> ChatMessage:
-        content, reasoning = "", ""
-        calls: list[tuple[str, str]] = []
-        for event in merged(self.said):
-            match event:
-                case Content(text):
-                    content += text
-                case Reasoning(text):
-                    reasoning += text
-                case CallBegun(_, name):
-                    calls.append((name, ""))
-                case Arguments(index, text):
-                    name, before = calls[index]
-                    calls[index] = name, before + text
+        said = self.said
         return ChatMessage(
-            content=content if content or not calls else None,
-            reasoning=reasoning or UNSET,
-            reasoning_content=reasoning or UNSET,
-            tool_calls=[self._call(*call) for call in calls] or UNSET,
+            content=said.content if said.content or not said.calls else None,
+            reasoning=said.reasoning or UNSET,
+            reasoning_content=said.reasoning or UNSET,
+            tool_calls=[self._call(*call) for call in said.calls] or UNSET,
         )
 
     def _call(self, name: str, arguments: str) -> ToolCall:

@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from scheduler.client.async_engine import Delta
 from scheduler.client.stream import with_phrases
-from scheduler.core.request import FinishReason, InvalidRequestError
+from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import ChatRequest
@@ -27,7 +26,7 @@ from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
 from server.parsing.call_grammar import call_grammar, can_hold, held_grammar, written_format
 from server.parsing.custom_input import CustomCalls
-from server.parsing.events import Event, FirstCall, Parser
+from server.parsing.events import FirstCall, Parser
 from server.parsing.formats import (
     REASONING_MARKS,
     call_format_of,
@@ -214,15 +213,6 @@ def _form_of_held_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Readi
         reasoning=marks,
     )
     return Form(grammar, "tools", is_needed=body.needs_schemas)
-
-
-def heard(parser: Parser, delta: Delta) -> list[Event]:
-    """What a piece of an answer turns out to say."""
-    events = parser.push(delta.text)
-    if delta.finish_reason is not None:
-        was_stopped = isinstance(delta.output.stop_reason, str)
-        events += parser.finish(is_cut=was_stopped or delta.finish_reason is FinishReason.LENGTH)
-    return events
 
 
 def _told_of(tools: list[Json], messages: list[Json]) -> list[Json]:

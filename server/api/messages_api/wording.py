@@ -13,7 +13,8 @@ from msgspec import UNSET, UnsetType
 from scheduler.client.async_engine import Delta
 from scheduler.core.request import FinishReason
 from server.api.completion_objects import Usage
-from server.api.conversation import Conversation, heard
+from server.api.conversation import Conversation
+from server.api.transcript import Transcript
 from server.http.errors import ApiError, in_anthropics_words
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
@@ -102,13 +103,12 @@ class MessagesWording:
         self._num_prompt_tokens = len(conversation.prompt)
         self._block_size = block_size
         self._max_tokens = conversation.params.max_tokens
-        self._parser = conversation.new_parser()
+        self._transcript = Transcript(conversation.new_parser())
         self._said: list[Event] = []
         self._open: type[Event] | None = None
         """What kind of block is open."""
         self._index = -1
         self._stopped = Stopped("end_turn", None)
-        self._has_called = False
 
     def opening(self) -> Sequence[msgspec.Struct]:
         return [MessageStart(self._answer([], MessagesUsage(self._num_prompt_tokens, 0), None))]
@@ -173,15 +173,14 @@ class MessagesWording:
         )
 
     def _hear(self, delta: Delta) -> list[Event]:
-        events = heard(self._parser, delta)
-        self._has_called |= any(isinstance(event, CallBegun) for event in events)
+        events = self._transcript.hear(delta)
         if delta.finish_reason is FinishReason.LENGTH:
             self._stopped = Stopped("max_tokens", None)
         elif isinstance(stop := delta.output.stop_reason, str):
             self._stopped = Stopped("stop_sequence", stop)
-        elif self._has_called:
+        elif self._transcript.has_called:
             self._stopped = Stopped("tool_use", None)
-        return merged(events)
+        return events
 
     def _worded(self, event: Event) -> list[msgspec.Struct]:
         match event:

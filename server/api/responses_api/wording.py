@@ -13,13 +13,14 @@ from msgspec import UnsetType
 from scheduler.client.async_engine import Delta
 from scheduler.text.tokenizer import Tokenizer
 from server.api.completion_objects import Usage
-from server.api.conversation import Conversation, call_id, heard
+from server.api.conversation import Conversation, call_id
 from server.api.logprobs import LogprobWords
 from server.api.responses_api.answers import Item, Part, Response, ResponseUsage, StreamEvent, status_of
 from server.api.responses_api.request import ResponsesRequest
+from server.api.transcript import Transcript
 from server.http.errors import ApiError
 from server.http.json import encode
-from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
+from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning
 
 KINDS = {
     "message": "output_text",
@@ -54,7 +55,7 @@ class ResponsesWording:
         self._params = conversation.params
         self._is_stored = is_stored
         self._on_end = on_end
-        self._parser = conversation.new_parser()
+        self._transcript = Transcript(conversation.new_parser())
         self._words = LogprobWords(tokenizer, as_ids=False)
         self._output: list[Item] = []
         self._text = ""
@@ -101,13 +102,13 @@ class ResponsesWording:
         return response
 
     def _hear(self, delta: Delta) -> list[Event]:
-        events = heard(self._parser, delta)
+        events = self._transcript.hear(delta)
         if delta.finish_reason is not None:
             self._status = status_of(delta)
         self._logprobs += self._words.of_chat(delta.result.logprobs)
         if events and all(isinstance(event, Reasoning) for event in events):
             self._num_reasoning += len(delta.token_ids)
-        return merged(events)
+        return events
 
     def _worded(self, event: Event) -> list[StreamEvent]:
         match event:
