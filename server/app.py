@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from scheduler.client.async_engine import AsyncEngine
 from scheduler.wire.messages import StepStats
+from server.api import llama_cpp
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.embeddings import create_embeddings
@@ -24,6 +25,7 @@ from server.api.models import (
     list_models,
     retrieve_model,
 )
+from server.api.ollama import endpoint as ollama
 from server.api.reading import UNKNOWN
 from server.api.responses_api.endpoint import create_response, delete_response, get_response, list_input_items
 from server.api.responses_api.recent import RECENT, RecentItems
@@ -136,6 +138,8 @@ def add_routes(router: web.UrlDispatcher, root: str) -> None:
     router.add_get(f"{root}/v1/batches", list_batches)
     router.add_get(f"{root}/v1/batches/{{id}}", get_batch)
     router.add_post(f"{root}/v1/batches/{{id}}/cancel", cancel_batch, expect_handler=refuse_expectations)
+    ollama.add_routes(router, root)
+    llama_cpp.add_routes(router, root)
     router.add_get(f"{root}/v1/usage", get_usage)
     router.add_post(f"{root}/v1/trace", record_trace, expect_handler=refuse_expectations)
     router.add_get(f"{root}/v1/models", list_models)

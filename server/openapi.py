@@ -14,7 +14,10 @@ from server.api.chat_request import ChatRequest
 from server.api.completion_request import CompletionRequest
 from server.api.embedding_request import EmbeddingRequest
 from server.api.fields import Body
+from server.api.llama_cpp import ApplyTemplateRequest, InfillRequest, LlamaCompletionRequest
 from server.api.messages_api.request import CountRequest, MessagesRequest
+from server.api.ollama.endpoint import ShowRequest
+from server.api.ollama.request import OllamaChatRequest, OllamaEmbedRequest, OllamaGenerateRequest
 from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, TokenizeRequest
 from server.app_keys import CONFIG
@@ -28,6 +31,16 @@ BODIES: dict[str, tuple[type[Body], str]] = {
     "/v1/messages": (MessagesRequest, "Continue a conversation, in Anthropic's words"),
     "/v1/messages/count_tokens": (CountRequest, "How many tokens a conversation has"),
     "/v1/batches": (BatchRequest, "Answer the lines of a file, from what others leave (--batches)"),
+    "/api/chat": (OllamaChatRequest, "Continue a conversation, in Ollama's words"),
+    "/api/generate": (
+        OllamaGenerateRequest,
+        "Answer a prompt, or continue it, in Ollama's words",
+    ),
+    "/api/embed": (OllamaEmbedRequest, "Texts as vectors, in Ollama's words"),
+    "/api/show": (ShowRequest, "What is known of the model, in Ollama's words"),
+    "/completion": (LlamaCompletionRequest, "Continue a text, in llama.cpp's words"),
+    "/infill": (InfillRequest, "The text between two, in llama.cpp's words"),
+    "/apply-template": (ApplyTemplateRequest, "A conversation as the model reads it, in llama.cpp's words"),
     "/tokenize": (TokenizeRequest, "The tokens of a text, or of a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of tokens"),
 }
@@ -50,6 +63,10 @@ WITHOUT_BODIES: dict[tuple[str, str], str] = {
     ("get", "/health/live"): "Whether the server answers at all",
     ("get", "/health/ready"): "Whether requests are served at once",
     ("get", "/version"): "Of Carousel",
+    ("get", "/api/tags"): "What is served, in Ollama's words",
+    ("get", "/api/ps"): "The same",
+    ("get", "/api/version"): "Of Ollama's API that is spoken here",
+    ("get", "/props"): "How the model is served, in llama.cpp's words",
     ("get", "/ping"): "Whether anybody is there",
     ("post", "/ping"): "The same",
     ("get", "/load"): "How many requests are being answered or wait",

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from scheduler import sampling_params
+from scheduler.core import sampling
 from server.api.fields import Body, CheckedBody, NoEffect, Only
 from server.api.requests import GenerationRequest, SampledRequest, ServedRequest
 from server.api.structured import StructuredFields
@@ -38,7 +38,7 @@ Headers of a request: `Authorization: Bearer KEY` (or `x-api-key`), `X-Request-I
 GROUPS = (ServedRequest, StructuredFields, SampledRequest, GenerationRequest)
 """What several endpoints share."""
 
-APIS = {"messages_api": "Messages", "responses_api": "Responses"}
+APIS = {"messages_api": "Messages", "responses_api": "Responses", "ollama": "Ollama"}
 
 
 def page() -> str:
@@ -199,7 +199,7 @@ def _attribute_docstrings(source: str, name: str) -> dict[str, str]:
     return told
 
 
-OF_SAMPLING = _attribute_docstrings(inspect.getsource(sampling_params), "SamplingParams")
+OF_SAMPLING = _attribute_docstrings(inspect.getsource(sampling), "Sampling")
 """What its fields mean, which requests have by the same names."""
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import msgspec
@@ -24,7 +25,7 @@ from server.api.logprobs import LogprobWords, TextOffsets
 from server.api.models import longest_sequence, served_model
 from server.api.reading import read
 from server.api.shape import check_completion
-from server.api.wording import ChunkedWording
+from server.api.wording import ChunkedWording, Wording
 from server.app_keys import CONFIG, ENGINE, LIMITS
 from server.http.record import RequestRecord
 
@@ -35,10 +36,18 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 
 def understand_completion(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
-    longest = longest_sequence(info)
+    longest = longest_sequence(app[ENGINE].info)
     check_completion(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = read(app, record, content, CompletionRequest)
+    return completion_of(app, body, partial(CompletionWording, app[ENGINE].tokenizer, body))
+
+
+def completion_of(
+    app: web.Application, body: CompletionRequest, wording: Callable[[str, list[Prompt], int], Wording]
+) -> Asked:
+    """What a body asks. Raises whatever is wrong with it."""
+    tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
+    longest = longest_sequence(info)
     model = served_model(app, body.model)
     params = with_phrases(body.sampling_params(info.sampling_defaults, app[CONFIG].max_logprobs), tokenizer)
     prompts: list[Prompt] = []
@@ -55,8 +64,8 @@ def understand_completion(app: web.Application, record: RequestRecord, content: 
         if body.echo:
             text = prompt if isinstance(prompt, str) and kept is token_ids else tokenizer.decode(kept)
         prompts.append(Prompt(kept, text))
-    wording = CompletionWording(model, tokenizer, body, prompts, params.n)
-    return Asked(body, [prompt.token_ids for prompt in prompts], params, wording, body.form(), body.beams(params))
+    token_ids_of = [prompt.token_ids for prompt in prompts]
+    return Asked(body, token_ids_of, params, wording(model, prompts, params.n), body.form(), body.beams(params))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +82,9 @@ class CompletionWording(ChunkedWording):
 
     def __init__(
         self,
-        model: str,
         tokenizer: Tokenizer,
         body: CompletionRequest,
+        model: str,
         prompts: Sequence[Prompt],
         num_sequences: int,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from server.api.generation import Asked, answer, truncated
 from server.api.models import longest_sequence, served_model
 from server.api.reading import read
 from server.api.shape import check_embedding
-from server.api.wording import ChunkedWording
+from server.api.wording import ChunkedWording, Wording
 from server.app_keys import ENGINE, LIMITS
 from server.http.record import RequestRecord
 
@@ -30,10 +30,19 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
 
 def understand_embedding(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
+    longest = longest_sequence(app[ENGINE].info)
+    check_embedding(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
+    return embedding_of(app, read(app, record, content, EmbeddingRequest), EmbeddingWording)
+
+
+def embedding_of(
+    app: web.Application,
+    body: EmbeddingRequest,
+    wording: Callable[[str, EmbeddingRequest, list[Embedding]], Wording],
+) -> Asked:
+    """What a body asks. Raises whatever is wrong with it."""
     tokenizer, info = app[ENGINE].tokenizer, app[ENGINE].info
     longest = longest_sequence(info)
-    check_embedding(content, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
-    body = read(app, record, content, EmbeddingRequest)
     model = served_model(app, body.model)
     params = body.pooling_params(info.embedding_size, info.pooling)
 
@@ -46,8 +55,7 @@ def understand_embedding(app: web.Application, record: RequestRecord, content: b
     prompts = list(map(tokens, body.input))
     assert params.pooling is not None
     embeddings = [Embedding(params.pooling, len(prompt), info.embedding_layers) for prompt in prompts]
-    wording = EmbeddingWording(model, body, embeddings)
-    return Asked(body, prompts, params, wording, None)
+    return Asked(body, prompts, params, wording(model, body, embeddings), None)
 
 
 class EmbeddingWording(ChunkedWording):
@@ -55,19 +63,20 @@ class EmbeddingWording(ChunkedWording):
 
     def __init__(self, model: str, body: EmbeddingRequest, embeddings: Sequence[Embedding]) -> None:
         self.id = f"embd-{uuid.uuid4().hex}"
-        self._model = model
+        self.model = model
         self._body = body
         self._embeddings = embeddings
 
     def take(self, choice: int, delta: Delta) -> None:
         self._embeddings[choice].add(delta.result.pooled)
 
-    def whole(self, usage: Usage) -> EmbeddingList:
-        data = [
-            EmbeddingAnswer(place, self._worded(embedding.vector(normalize=self._body.normalize)))
-            for place, embedding in enumerate(self._embeddings)
-        ]
-        return EmbeddingList(data, self._model, EmbeddingUsage(usage.prompt_tokens, usage.total_tokens))
+    def whole(self, usage: Usage) -> msgspec.Struct:
+        data = [EmbeddingAnswer(place, self._worded(vector)) for place, vector in enumerate(self.vectors())]
+        return EmbeddingList(data, self.model, EmbeddingUsage(usage.prompt_tokens, usage.total_tokens))
+
+    def vectors(self) -> list[npt.NDArray[np.float32]]:
+        """One for each input."""
+        return [embedding.vector(normalize=self._body.normalize) for embedding in self._embeddings]
 
     def _worded(self, vector: npt.NDArray[np.float32]) -> str | list[float]:
         if self._body.encoding_format == "base64":

@@ -29,6 +29,7 @@ from server.api.wording import Wording, usage_of
 from server.app_keys import ADMISSION, BACKGROUND_LIMITS, CONFIG, ENGINE, LEDGER, LIMITS, user_of
 from server.http.body import body_of
 from server.http.errors import NO_RETRY, ApiError, as_api_error
+from server.http.json import Answer
 from server.http.record import RequestRecord, record_of
 from server.http.sse import EventStream
 from server.http.worker import work
@@ -167,7 +168,7 @@ async def _stream(
 
     async def send(said: Sequence[msgspec.Struct]) -> None:
         for event in said:
-            await events.send(event, named=wording.names_events)
+            await events.send(event)
 
     async def send_delta(choice: int, delta: Delta) -> None:
         usage: Usage | UnsetType | None = None if options.include_usage else UNSET
@@ -178,7 +179,7 @@ async def _stream(
         await asyncio.wait([first], timeout=PATIENCE_SECONDS)
         if first.done():
             first.result()  # up to here an error still has a status of its own
-        events = await EventStream.open(request)
+        events = await wording.stream.open(request)
         try:
             async with events.kept_alive():
                 await send(wording.opening())
@@ -186,8 +187,7 @@ async def _stream(
                 async for choice, delta in deltas:
                     await send_delta(choice, delta)
             await send(wording.closing(usage_of(record)))
-            if wording.ends_with_done:
-                await events.done()
+            await events.end()
         except ConnectionError:
             raise
         except Exception as error:
@@ -219,7 +219,7 @@ async def answer_in_background(
     record: RequestRecord,
     *,
     prompt_field: str,
-) -> msgspec.Struct:
+) -> Answer:
     """The answer in one piece to a body that no connection waits for. The user's limits hold and the ledger has
     it in their name; it waits in a queue apart, and in the engine it is of the class `low`, on an `account` of its
     own. Raises what `answer` raises."""

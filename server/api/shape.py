@@ -38,16 +38,20 @@ _FORMS = {"response_format": OBJECT, "structured_outputs": OBJECT, "guided_json"
 _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 
 
-def check_completion(body: bytes, *, longest: int, max_tokens: int) -> None:
+def check_completion(
+    body: bytes, model: type[CompletionRequest] = CompletionRequest, *, longest: int, max_tokens: int
+) -> None:
     """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
     prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
-    fields = _body(body, CompletionRequest, {"prompt": TEXT_OR_LIST, **_FORMS})
+    fields = _body(body, model, {"prompt": TEXT_OR_LIST, "suffix": TEXT, **_FORMS})
     _check_prompts(fields, "prompt", longest, max_tokens)
 
 
-def check_embedding(body: bytes, *, longest: int, max_tokens: int) -> None:
+def check_embedding(
+    body: bytes, model: type[EmbeddingRequest] = EmbeddingRequest, *, longest: int, max_tokens: int
+) -> None:
     """The same for a body of /v1/embeddings."""
-    _check_prompts(_body(body, EmbeddingRequest, {"input": TEXT_OR_LIST}), "input", longest, max_tokens)
+    _check_prompts(_body(body, model, {"input": TEXT_OR_LIST}), "input", longest, max_tokens)
 
 
 def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_tokens: int) -> None:

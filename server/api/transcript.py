@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.client.async_engine import Delta
 from scheduler.core.request import FinishReason
@@ -47,3 +49,12 @@ class Said:
             case Arguments(index, text):
                 name, before = self.calls[index]
                 self.calls[index] = name, before + text
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """The arguments of a call, as an object; one that was cut short has none."""
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

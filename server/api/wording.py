@@ -11,17 +11,17 @@ from msgspec import UnsetType
 from scheduler.client.async_engine import Delta
 from server.api.completion_objects import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.http.errors import ApiError
+from server.http.json import Answer
 from server.http.record import RequestRecord
+from server.http.sse import EventStream
 
 
 class Wording(Protocol):
     """`choice` counts the sequences of all prompts."""
 
     id: str
-    names_events: ClassVar[bool]
-    """Whether an event's `type` is said before its data too."""
-    ends_with_done: ClassVar[bool]
-    """Whether OpenAI's mark ends a stream."""
+    stream: ClassVar[type[EventStream]]
+    """How its events are sent."""
 
     def opening(self) -> Sequence[msgspec.Struct]:
         """What a stream begins with."""
@@ -38,15 +38,14 @@ class Wording(Protocol):
     def take(self, choice: int, delta: Delta) -> None:
         """A part of the answer in one piece."""
 
-    def whole(self, usage: Usage) -> msgspec.Struct:
+    def whole(self, usage: Usage) -> Answer:
         """The answer in one piece: all that was taken."""
 
 
 class ChunkedWording:
     """Of the endpoints whose streams are chunks of the answer and nothing else."""
 
-    names_events: ClassVar[bool] = False
-    ends_with_done: ClassVar[bool] = True
+    stream: ClassVar[type[EventStream]] = EventStream
 
     def opening(self) -> Sequence[msgspec.Struct]:
         return ()

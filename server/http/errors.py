@@ -1,5 +1,5 @@
 """Whatever goes wrong, the client reads it with the right status, in the error format of the API that it speaks:
-OpenAI's, or Anthropic's."""
+OpenAI's, Anthropic's or Ollama's."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ class MessagesError(msgspec.Struct, frozen=True):
     type: str = "error"
 
 
+class OllamaError(msgspec.Struct, frozen=True):
+    """The same in Ollama's words."""
+
+    error: str
+
+
+_OLLAMAS = re.compile(r"(/.*)?/api/[a-z]+")
 _ANTHROPICS = re.compile(r"(/.*)?/v1/messages(/.*)?")
 _ANTHROPICS_HEADER = "anthropic-version"
 """Which all of their clients send, to /v1/models too."""
@@ -202,6 +209,8 @@ def error_response(error: ApiError, request: web.BaseRequest) -> web.Response:
     body: msgspec.Struct = error.body
     if _ANTHROPICS.fullmatch(request.path) or _ANTHROPICS_HEADER in request.headers:
         body = in_anthropics_words(error, record_of(request).request_id)
+    elif _OLLAMAS.fullmatch(request.path):
+        body = OllamaError(error.body.error.message)
     return json_response(body, status=error.status, headers=error.headers)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 from aiohttp import web
 
+Answer: TypeAlias = msgspec.Struct | Sequence[msgspec.Struct]
+
 _encoder = msgspec.json.Encoder()
 
 
-def encode(body: msgspec.Struct | Mapping[str, Any]) -> bytes:
+def encode(body: Answer | Mapping[str, Any]) -> bytes:
     return _encoder.encode(body)
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events, as OpenAI words them: one JSON object each, and `[DONE]` at the end."""
+"""Answers that grow: server-sent events as OpenAI has them, events with names, or lines of JSON."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 from aiohttp import web
 
 from server.app_keys import CONFIG
-from server.http.json import encode
+from server.http.json import Answer, encode
 from server.http.record import RequestRecord, record_of
 
 PULSE_SECONDS = 10.0
@@ -35,8 +35,12 @@ class StalledStreamError(ConnectionError):
 
 
 class EventStream:
-    """A response that grows event by event. Each event leaves at once, or waits until the client reads on; if it
-    does not, sending raises `StalledStreamError`."""
+    """A response that grows event by event: server-sent ones, a JSON object each, and `[DONE]` at the end. Each
+    leaves at once, or waits until the client reads on; if it does not, sending raises `StalledStreamError`."""
+
+    MEDIA: ClassVar[str] = "text/event-stream"
+    PULSE: ClassVar[bool] = True
+    """Whether a comment can go out when nothing else does."""
 
     def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
         self._request = request
@@ -49,7 +53,7 @@ class EventStream:
     async def open(cls, request: web.Request) -> EventStream:
         """Send the headers: from here on the status is 200, whatever happens."""
         headers = {
-            "Content-Type": "text/event-stream; charset=utf-8",
+            "Content-Type": f"{cls.MEDIA}; charset=utf-8",
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
         }
@@ -58,7 +62,7 @@ class EventStream:
         return events
 
     @classmethod
-    async def whole(cls, request: web.Request, body: msgspec.Struct) -> web.StreamResponse:
+    async def whole(cls, request: web.Request, body: Answer) -> web.StreamResponse:
         """Send an answer in one piece, as it is read."""
         data = memoryview(encode(body))
         response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
@@ -77,18 +81,14 @@ class EventStream:
             request.transport.set_write_buffer_limits(high=0)
         return cls(request, response)
 
-    async def send(self, event: msgspec.Struct, *, named: bool = False) -> None:
-        """`named`: with its type before its data."""
-        data = encode(event)
-        if named:
-            await self.write(b"event: %b\ndata: %b\n\n" % (event.type.encode(), data))  # type: ignore[attr-defined]
-        else:
-            await self.send_json(data)
+    async def send(self, event: msgspec.Struct) -> None:
+        await self.send_json(encode(event))
 
     async def send_json(self, event: bytes) -> None:
         await self.write(b"data: %b\n\n" % event)
 
-    async def done(self) -> None:
+    async def end(self) -> None:
+        """Say that nothing more comes."""
         await self.write(b"data: [DONE]\n\n")
 
     async def close(self) -> web.StreamResponse:
@@ -113,7 +113,8 @@ class EventStream:
                 await self._comment()
 
     async def _comment(self) -> None:
-        await self.write(b": %b\n\n" % _progress(record_of(self._request)).encode())
+        if self.PULSE:
+            await self.write(b": %b\n\n" % _progress(record_of(self._request)).encode())
 
     def comment(self) -> None:
         """Send something that says nothing, now."""
@@ -146,6 +147,30 @@ class EventStream:
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 transport.abort()
             raise StalledStreamError("nobody reads the stream") from None
+
+
+class UnmarkedEvents(EventStream):
+    """Events without a mark at the end."""
+
+    async def end(self) -> None: ...
+
+
+class NamedEvents(UnmarkedEvents):
+    """Events that say their `type` before their data too."""
+
+    async def send(self, event: msgspec.Struct) -> None:
+        kind: str = event.type  # type: ignore[attr-defined]
+        await self.write(b"event: %b\ndata: %b\n\n" % (kind.encode(), encode(event)))
+
+
+class JsonLines(UnmarkedEvents):
+    """A JSON object a line, and nothing else: there is no comment in it."""
+
+    MEDIA = "application/x-ndjson"
+    PULSE = False
+
+    async def send(self, event: msgspec.Struct) -> None:
+        await self.write(encode(event) + b"\n")
 
 
 def _progress(record: RequestRecord) -> str:

@@ -227,7 +227,7 @@ CONVERSATION = Conversation(
 def test_logprobs_are_worded_as_they_come(shape: str) -> None:
     tokenizer: Any = Tokenizer()
     words: CompletionWording | ChatWording = (
-        CompletionWording("m", tokenizer, CompletionRequest(prompt=["a"], logprobs=2), [Prompt([7], "")], 1)
+        CompletionWording(tokenizer, CompletionRequest(prompt=["a"], logprobs=2), "m", [Prompt([7], "")], 1)
         if shape == "completion"
         else ChatWording(tokenizer, CONVERSATION)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,8 +13,9 @@ from scheduler.client.async_engine import Delta
 from scheduler.core.request import FinishReason
 from server.api.completion_objects import Usage
 from server.api.conversation import Conversation
-from server.api.transcript import Transcript
+from server.api.transcript import Transcript, arguments_of
 from server.http.errors import ApiError, in_anthropics_words
+from server.http.sse import EventStream, NamedEvents
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning, merged
 
 
@@ -94,8 +94,7 @@ class MessageStop(msgspec.Struct, frozen=True):
 class MessagesWording:
     """Words the answers of /v1/messages. `block_size`: that of the prefix cache, if what it takes in is told."""
 
-    names_events: ClassVar[bool] = True
-    ends_with_done: ClassVar[bool] = False
+    stream: ClassVar[type[EventStream]] = NamedEvents
 
     def __init__(self, conversation: Conversation, block_size: int | None = None) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
@@ -141,7 +140,7 @@ class MessagesWording:
                     calls[index] = name, ""
                     blocks.append(ContentBlock(type="tool_use", id=_call_id(), name=name, input={}))
                 case Arguments(_, text):
-                    blocks[-1] = msgspec.structs.replace(blocks[-1], input=_object(text))
+                    blocks[-1] = msgspec.structs.replace(blocks[-1], input=arguments_of(text))
         return self._answer(blocks, self._usage(usage), self._reason(usage))
 
     def _reason(self, usage: Usage) -> Stopped:
@@ -214,12 +213,3 @@ class MessagesWording:
 
 def _call_id() -> str:
     return f"toolu_{uuid.uuid4().hex[:24]}"
-
-
-def _object(text: str) -> dict[str, Any]:
-    """The arguments of a call; one that was cut short has none."""
-    try:
-        found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -20,6 +20,7 @@ from server.api.responses_api.request import ResponsesRequest
 from server.api.transcript import Transcript
 from server.http.errors import ApiError
 from server.http.json import encode
+from server.http.sse import EventStream, NamedEvents
 from server.parsing.events import Arguments, CallBegun, Content, Event, Reasoning
 
 KINDS = {
@@ -36,8 +37,7 @@ CALLS = ("function_call", "custom_tool_call")
 class ResponsesWording:
     """`on_end` is told the whole response, when there is one."""
 
-    names_events: ClassVar[bool] = True
-    ends_with_done: ClassVar[bool] = False
+    stream: ClassVar[type[EventStream]] = NamedEvents
 
     def __init__(
         self,

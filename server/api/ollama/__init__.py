@@ -1,0 +1,1 @@
+"""Ollama's API: the endpoints that generate, and what its programs ask about a model."""
