@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
+from scheduler.client.async_engine import AsyncEngine
 from scheduler.core.__main__ import engine_of
 from scheduler.core.attention import TorchAttention
 from scheduler.core.blocks import BlockPool
 from scheduler.core.policy import Policy
+from scheduler.core.request import FinishReason
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.transformers_model import TransformersModel
+from server.app import create_app
+from server.config import ServeConfig
 from tests.scheduler.test_scheduler import make_scheduler, request, run_step
+from tests.server.scripted import ScriptedEngine, token
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -78,3 +85,13 @@ def test_a_store(examples: dict[str, Any]) -> None:
     while scheduler.has_work:
         run_step(scheduler)
     assert len(store.identities) == 3, "of four tokens each"
+
+
+async def test_a_dialect(examples: dict[str, Any]) -> None:
+    engine = ScriptedEngine(token("Once"), token(" upon", finish_reason=FinishReason.LENGTH))
+    engine.tokenizer = SimpleNamespace(longest_token=16, encode=lambda text, *_, **__: [7] * len(text))
+    app = create_app(ServeConfig(), cast(AsyncEngine, engine), engine.registry)
+    app.router.add_post("/lines", examples["say"])
+    async with TestClient(TestServer(app)) as client:
+        response = await client.post("/lines", data=b"a text", headers={"Content-Type": "application/json"})
+        assert await response.text() == '{"said":"Once"}\n{"said":" upon"}\n'
