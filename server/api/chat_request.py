@@ -10,7 +10,19 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
-from server.api.fields import Body, CheckedBody, Hint, Length, ShortText, described, only
+from server.api.fields import (
+    LIST,
+    OBJECT,
+    TEXT,
+    TEXT_OR_LIST,
+    Body,
+    CheckedBody,
+    Hint,
+    Length,
+    ShortText,
+    described,
+    only,
+)
 from server.api.requests import GenerationRequest
 from server.api.synonyms import THINKING, thinking_in_our_words
 from server.api.tool_kinds import INPUT, NO_PARAMETERS, ToolName, as_function, without_hosted
@@ -29,7 +41,7 @@ class Part(Body):
     """Of a message. Other keys are hints for other servers, like `cache_control`, or what is no text."""
 
     type: ShortText
-    text: str = ""
+    text: Annotated[str, TEXT] = ""
     refusal: str = ""
 
     @property
@@ -95,14 +107,14 @@ class Message(Body):
     keys of their own into messages: what is not known is not looked at."""
 
     role: ShortText
-    content: Content = ""
+    content: Annotated[Content, TEXT_OR_LIST] = ""
     name: str | None = None
-    reasoning: str = ""
-    reasoning_content: str = ""
+    reasoning: Annotated[str, TEXT] = ""
+    reasoning_content: Annotated[str, TEXT] = ""
     tool_call_id: str | None = None
     is_error: bool = False
     """Of a tool's result, for templates that know of it."""
-    tool_calls: list[Annotated[ToolCall, BeforeValidator(as_function)]] = []
+    tool_calls: Annotated[list[Annotated[ToolCall, BeforeValidator(as_function)]], LIST] = []
 
     @property
     def text(self) -> str:
@@ -192,7 +204,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 class ChatRequest(GenerationRequest):
     synonyms: ClassVar[dict[str, str]] = GenerationRequest.synonyms | THINKING
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], LIST, Field(min_length=1, fail_fast=True)]
     """The conversation so far."""
     logprobs: bool = False
     """With the log-probability of each token."""
@@ -203,7 +215,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Length | None = None
     """With the logprobs of so many likeliest tokens in the place of each; -1 is as many as the server allows
     (`--max-logprobs`)."""
-    prediction: Prediction | None = None
+    prediction: Annotated[Prediction | None, OBJECT] = None
     """What the answer will be for the most part: it comes in fewer steps, and is the same."""
     reasoning_effort: ReasoningEffort | None = None
     """For templates of models that think; `none` turns thinking off."""
@@ -214,6 +226,7 @@ class ChatRequest(GenerationRequest):
         list[Annotated[ToolDefinition, BeforeValidator(as_function)]],
         BeforeValidator(without_hosted),
         Field(max_length=MAX_TOOLS),
+        LIST,
     ] = []
     """What the model may call."""
     tool_choice: Annotated[

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
-from server.api.fields import Length, TokenIds, described
+from server.api.fields import TEXT, TEXT_OR_LIST, Length, TokenIds, described
 from server.api.requests import GenerationRequest
 
 MAX_SEQUENCES = 2048
@@ -31,7 +31,7 @@ Prompts = Annotated[
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: Prompts
+    prompt: Annotated[Prompts, TEXT_OR_LIST]
     """One item for each prompt: its text or its tokens."""
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     """So many are sampled, and the `n` whose tokens are likeliest on average are the answer."""
@@ -42,7 +42,7 @@ class CompletionRequest(GenerationRequest):
     server allows (`--max-logprobs`)."""
     max_tokens: Length = 16
     """Tokens that the answer may have; -1 is as many as there is room for, 0 computes the prompt alone."""
-    suffix: str = ""
+    suffix: Annotated[str, TEXT] = ""
     """What comes after the answer, for models that fill in the middle."""
 
     def sampling_params(self, defaults: Mapping[str, float], max_logprobs: int) -> SamplingParams:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from scheduler.core.request import InvalidRequestError
 from scheduler.core.sampling import Pooling
 from scheduler.sampling_params import SamplingParams
 from server.api.completion_request import MAX_SEQUENCES, Prompts
-from server.api.fields import Count
+from server.api.fields import TEXT_OR_LIST, Count
 from server.api.requests import ServedRequest
 
 
 class EmbeddingRequest(ServedRequest):
-    input: Prompts
+    input: Annotated[Prompts, TEXT_OR_LIST]
     """One item for each embedding: its text or its tokens."""
     encoding_format: Literal["float", "base64"] = "float"
     """Base64 is of the bytes of little-endian float32 numbers."""

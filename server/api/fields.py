@@ -6,6 +6,7 @@ accepted where it asks for nothing and refused where it would change the answer:
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -76,6 +77,17 @@ def _above_zero(length: int) -> int:
     return length
 
 
+class Long:
+    """Marks a field that may be long, and says what its JSON begins with then."""
+
+    def __init__(self, begins: bytes) -> None:
+        self.begins = begins
+
+
+TEXT, LIST, OBJECT = Long(b'"'), Long(b"["), Long(b"{")
+TEXT_OR_LIST, TEXT_OR_OBJECT = Long(b'"['), Long(b'"{')
+
+
 class NoEffect:
     """Marks a field that is accepted and changes nothing in the answer."""
 
@@ -116,3 +128,14 @@ class Body(BaseModel):
 
 class CheckedBody(Body):
     """One whose keys are an API's own: a key that is nearly one of its fields is a misspelt one, and refused."""
+
+
+@cache
+def long_fields(model: type[Body]) -> dict[str, bytes]:
+    """The names of a model's fields that may be long, and what each begins with then."""
+    return {
+        info.alias or name: mark.begins
+        for name, info in model.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, Long)
+    }

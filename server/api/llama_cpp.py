@@ -22,12 +22,12 @@ from server.api.completion_objects import Usage
 from server.api.completion_request import CompletionRequest
 from server.api.completions import Prompt, completion_of
 from server.api.counting import counted
-from server.api.fields import Body, Hint
+from server.api.fields import LIST, TEXT, TEXT_OR_LIST, Body, Hint
 from server.api.generation import Asked, answer
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
 from server.api.reading import read
-from server.api.shape import LIST, check_completion, check_fields
+from server.api.shape import check_completion, check_fields
 from server.app_keys import CONFIG, ENGINE, LIMITS
 from server.http.errors import ApiError
 from server.http.json import Answer, json_response
@@ -41,7 +41,7 @@ PROMPT = "a string, a list of token ids and strings, or a list of such prompts"
 
 
 class LlamaCompletionRequest(CompletionRequest):
-    prompt: Any
+    prompt: Annotated[Any, TEXT_OR_LIST]
     """What to continue: a text, tokens, or both in a list; or several such."""
     logprobs: Annotated[int, Field(ge=0)] | None = None
     """`n_probs`: with the log-probabilities of so many likeliest tokens in the place of each."""
@@ -64,19 +64,19 @@ class LlamaCompletionRequest(CompletionRequest):
 class InfillRequest(LlamaCompletionRequest):
     """The text between two."""
 
-    prompt: str = ""
+    prompt: Annotated[str, TEXT] = ""
     """What the answer goes on with."""
-    input_prefix: str
+    input_prefix: Annotated[str, TEXT]
     """What comes before it."""
-    input_suffix: str
+    input_suffix: Annotated[str, TEXT]
     """What comes after it."""
-    input_extra: Hint[Any] = None
+    input_extra: Annotated[Hint[Any], LIST] = None
 
 
 class ApplyTemplateRequest(Body):
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], LIST, Field(min_length=1, fail_fast=True)]
     """The conversation so far."""
-    tools: list[Json] = []
+    tools: Annotated[list[Json], LIST] = []
     """Those that the template tells of."""
     add_generation_prompt: bool = True
     """The template begins the assistant's turn."""
@@ -291,7 +291,7 @@ class Worded(msgspec.Struct, frozen=True):
 
 def _apply_template(app: web.Application, record: RequestRecord, content: bytes) -> Worded:
     tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
-    check_fields(content, ApplyTemplateRequest, {"messages": LIST, "tools": LIST}, longest)
+    check_fields(content, ApplyTemplateRequest, longest)
     body = read(app, record, content, ApplyTemplateRequest)
     token_ids = tokenizer.apply_chat_template(
         [message.for_template() for message in body.messages],

@@ -19,7 +19,7 @@ from scheduler.fitting import PromptTooLongError
 from server.api.chat_request import CONTENT, ChatRequest, Message, Part
 from server.api.completion_request import MAX_SEQUENCES, PROMPTS, CompletionRequest
 from server.api.embedding_request import EmbeddingRequest
-from server.api.fields import Body
+from server.api.fields import LIST, TEXT, Body, long_fields
 from server.api.reading import MAX_NAMED, check_name, names_of
 
 MAX_FIELD_BYTES = 64 * 1024
@@ -27,13 +27,6 @@ MAX_FIELD_BYTES = 64 * 1024
 
 MAX_MARKS = 256
 """Of JSON, in a part of a message that may be long."""
-
-TEXT, LIST, TEXT_OR_LIST = b'"', b"[", b'"['
-"""What the JSON begins with that may be long."""
-
-OBJECT = b"{"
-_FORMS = {"response_format": OBJECT, "structured_outputs": OBJECT, "guided_json": b'{"', "guided_grammar": TEXT}
-"""Grammars have a bound of their own."""
 
 _FIRST_ITEM = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 
@@ -43,7 +36,7 @@ def check_completion(
 ) -> None:
     """Raise `InvalidRequestError` for a body of /v1/completions that cannot be right. `longest`: tokens that a
     prompt plus answer can have; `max_tokens`: tokens that all prompts may have together."""
-    fields = _body(body, model, {"prompt": TEXT_OR_LIST, "suffix": TEXT, **_FORMS})
+    fields = _body(body, model)
     _check_prompts(fields, "prompt", longest, max_tokens)
 
 
@@ -51,7 +44,7 @@ def check_embedding(
     body: bytes, model: type[EmbeddingRequest] = EmbeddingRequest, *, longest: int, max_tokens: int
 ) -> None:
     """The same for a body of /v1/embeddings."""
-    _check_prompts(_body(body, model, {"input": TEXT_OR_LIST}), "input", longest, max_tokens)
+    _check_prompts(_body(body, model), "input", longest, max_tokens)
 
 
 def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_tokens: int) -> None:
@@ -59,7 +52,7 @@ def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_toke
     if prompt is None or (first := _FIRST_ITEM.match(prompt)) is None:
         return
     num_commas = bytes(prompt).count(b",")
-    if first[1] not in (TEXT, LIST):
+    if first[1] not in (TEXT.begins, LIST.begins):
         if num_commas + 1 >= longest:
             raise PromptTooLongError(
                 f"the {field} has {num_commas + 1} tokens, and a sequence can have {longest} at most: shorten it",
@@ -67,46 +60,43 @@ def _check_prompts(fields: Mapping[str, Raw], field: str, longest: int, max_toke
                 longest,
             )
         return
-    is_same = _is_text if first[1] == TEXT else _is_flat_list
+    is_same = _is_text if first[1] == TEXT.begins else _is_flat_list
     if not all(map(is_same, _items(prompt, field, MAX_SEQUENCES))):
         raise InvalidRequestError(f"{field} should be {PROMPTS}", field)
-    if first[1] == LIST and num_commas >= max_tokens:
+    if first[1] == LIST.begins and num_commas >= max_tokens:
         raise InvalidRequestError(
             f"the {field} has {num_commas + 1} tokens, and {max_tokens} may wait at a time: send fewer at once",
             field,
         )
 
 
-def check_fields(body: bytes, model: type[Body], long: Mapping[str, bytes], longest: int) -> None:
-    """Raise `InvalidRequestError` for a body of another endpoint that cannot be right. `long`: which fields may
-    be long, and what they begin with then; lists of turns, items or tokens among them have no more than
-    `longest`."""
-    fields = _body(body, model, long)
-    for name in long:
+def check_fields(body: bytes, model: type[Body], longest: int) -> None:
+    """Raise `InvalidRequestError` for a body of another endpoint that cannot be right. Lists of turns, items or
+    tokens that may be long have no more than `longest`."""
+    fields = _body(body, model)
+    for name in long_fields(model):
         value = fields.get(name)
-        if value is not None and bytes(value).startswith(LIST):
+        if value is not None and bytes(value).startswith(LIST.begins):
             _items(value, name, longest)
 
 
 def check_chat(body: bytes, *, longest: int) -> None:
     """Raise `InvalidRequestError` for a body of /v1/chat/completions that cannot be right. `longest`: tokens that
     prompt plus answer can have."""
-    long_fields = {"messages": LIST, "tools": LIST, "prediction": OBJECT, **_FORMS}
-    messages = _body(body, ChatRequest, long_fields).get("messages")
+    messages = _body(body, ChatRequest).get("messages")
     if messages is None:
         return
     for place, message in enumerate(_items(messages, "messages", longest)):
         path = f"messages[{place}]"
-        long = {"content": TEXT_OR_LIST, "reasoning_content": TEXT, "reasoning": TEXT, "tool_calls": LIST}
-        fields = _fields(message, _MESSAGE, path, long)
-        _check_rest(message, [fields[name] for name in long if name in fields], path)
+        fields = _fields(message, Message, path)
+        _check_rest(message, [fields[name] for name in long_fields(Message) if name in fields], path)
         content = fields.get("content")
         if content is None or _is_text(content):
             continue
         for part in _items(content, f"{path}.content", longest):
             try:
                 if not (_is_text(part) or _is_simple(part)):
-                    _check_rest(part, [_fields(part, _PART, "", {"text": TEXT}).get("text", Raw())], path)
+                    _check_rest(part, [_fields(part, Part, "").get("text", Raw())], path)
             except InvalidRequestError:
                 raise InvalidRequestError(
                     f"{path}.content should be {CONTENT}: this model reads text only", f"{path}.content"
@@ -132,14 +122,13 @@ def _decoder(model: type[Body]) -> msgspec.json.Decoder[msgspec.Struct]:
     return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields))
 
 
-_MESSAGE, _PART = _decoder(Message), _decoder(Part)
 _OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _ITEMS = msgspec.json.Decoder(list[Raw])
 
 
-def _body(body: bytes, model: type[Body], long: Mapping[str, bytes]) -> dict[str, Raw]:
+def _body(body: bytes, model: type[Body]) -> dict[str, Raw]:
     """The fields of a whole body. Raises `InvalidRequestError` for misspelt ones, and for too many others."""
-    fields = _fields(body, _decoder(model), "", long)
+    fields = _fields(body, model, "")
     if len(body) - sum(map(len, fields.values())) > MAX_FIELD_BYTES:
         raise InvalidRequestError(
             f"the request body has more than {MAX_FIELD_BYTES // 1024} KiB of fields that are not known here"
@@ -160,12 +149,10 @@ def _no_json(error: Exception) -> InvalidRequestError:
     return InvalidRequestError(f"the request body is not valid JSON: {reason}")
 
 
-def _fields(
-    raw: bytes | Raw, decoder: msgspec.json.Decoder[msgspec.Struct], path: str, long: Mapping[str, bytes]
-) -> dict[str, Raw]:
-    """The fields that an object has, if it is one. `long`: which may be long, and what they begin with then."""
+def _fields(raw: bytes | Raw, model: type[Body], path: str) -> dict[str, Raw]:
+    """The fields that an object has, if it is one."""
     try:
-        found = msgspec.structs.asdict(decoder.decode(raw))
+        found = msgspec.structs.asdict(_decoder(model).decode(raw))
     except msgspec.ValidationError:
         if len(raw) > MAX_FIELD_BYTES:
             raise InvalidRequestError(
@@ -175,6 +162,7 @@ def _fields(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _no_json(error) from None
     fields = {name: value for name, value in found.items() if len(value)}
+    long = long_fields(model)
     for name, value in fields.items():
         if len(value) > MAX_FIELD_BYTES and not (name in long and bytes(value)[0] in long[name]):
             place = _join(path, name)
@@ -194,13 +182,13 @@ def _items(raw: Raw, path: str, bound: int) -> list[Raw]:
 
 
 def _is_text(raw: Raw) -> bool:
-    return bytes(raw).startswith(TEXT)
+    return bytes(raw).startswith(TEXT.begins)
 
 
 def _is_flat_list(raw: Raw) -> bool:
     """Whether it is a list of no lists, objects or strings."""
     content = bytes(raw)
-    return content.startswith(LIST) and not any(opening in content[1:] for opening in (b"[", b"{", b'"'))
+    return content.startswith(LIST.begins) and not any(opening in content[1:] for opening in (b"[", b"{", b'"'))
 
 
 def _join(path: str, name: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from scheduler.core.request import InvalidRequestError
 from scheduler.core.sampling import GrammarKind, GrammarSpec
-from server.api.fields import CheckedBody, Hint, ShortText, described
+from server.api.fields import OBJECT, TEXT, TEXT_OR_OBJECT, CheckedBody, Hint, ShortText, described
 
 Schema = dict[str, Any] | bool
 SchemaText = Annotated[str | Schema, described("a JSON schema, or the text of one")]
@@ -75,17 +75,17 @@ class Form(NamedTuple):
 class StructuredFields(CheckedBody):
     """Of the endpoints whose answers may be held to a form."""
 
-    response_format: ResponseFormat | None = None
+    response_format: Annotated[ResponseFormat | None, OBJECT] = None
     """JSON, or JSON that a schema accepts."""
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: Annotated[StructuredOutputs | None, OBJECT] = None
     """The form of the answer in vLLM's words."""
-    guided_json: SchemaText | None = None
+    guided_json: Annotated[SchemaText | None, TEXT_OR_OBJECT] = None
     """A JSON schema that the answer follows, as an older vLLM has it."""
     guided_regex: str | None = None
     """A regular expression that the whole answer matches."""
     guided_choice: Choices | None = None
     """Texts of which the answer is one."""
-    guided_grammar: str | None = None
+    guided_grammar: Annotated[str | None, TEXT] = None
     """A context-free grammar of the answer, in Lark's notation or in GBNF."""
     guided_decoding_backend: Hint[str] = ""
     guided_whitespace_pattern: ShortText | None = None

@@ -11,10 +11,10 @@ from pydantic import Field
 from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import Message
 from server.api.counting import counted
-from server.api.fields import CheckedBody, TokenIds
+from server.api.fields import LIST, TEXT, CheckedBody, TokenIds
 from server.api.models import longest_sequence, served_model
 from server.api.reading import read
-from server.api.shape import LIST, TEXT, check_fields
+from server.api.shape import check_fields
 from server.app_keys import ENGINE
 from server.http.json import encode
 from server.http.record import RequestRecord
@@ -25,14 +25,14 @@ class TokenizeRequest(CheckedBody):
 
     model: str | None = None
     """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, TEXT] = None
     """A text."""
     add_special_tokens: bool | None = None
     """Put the tokenizer's own tokens around it; by default around a text."""
     return_token_strs: bool = False
     """With what the tokens are called."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Annotated[Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None, LIST] = None
     """A conversation, in place of a text."""
     add_generation_prompt: bool = True
     """The template begins the assistant's turn."""
@@ -40,14 +40,14 @@ class TokenizeRequest(CheckedBody):
     """The last message is not ended."""
     chat_template_kwargs: dict[str, Any] = {}
     """More variables of the template."""
-    tools: list[dict[str, Any]] = []
+    tools: Annotated[list[dict[str, Any]], LIST] = []
     """Those that the template tells of."""
 
 
 class DetokenizeRequest(CheckedBody):
     model: str | None = None
     """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
-    tokens: TokenIds
+    tokens: Annotated[TokenIds, LIST]
     """Their numbers."""
 
 
@@ -75,7 +75,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 def _tokenize(app: web.Application, record: RequestRecord, content: bytes) -> Tokens:
     tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
-    check_fields(content, TokenizeRequest, {"prompt": TEXT, "messages": LIST, "tools": LIST}, longest)
+    check_fields(content, TokenizeRequest, longest)
     body = read(app, record, content, TokenizeRequest)
     served_model(app, body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -102,7 +102,7 @@ async def detokenize(request: web.Request) -> web.Response:
 
 def _detokenize(app: web.Application, record: RequestRecord, content: bytes) -> Text:
     info = app[ENGINE].info
-    check_fields(content, DetokenizeRequest, {"tokens": LIST}, longest_sequence(info))
+    check_fields(content, DetokenizeRequest, longest_sequence(info))
     body = read(app, record, content, DetokenizeRequest)
     served_model(app, body.model)
     if body.tokens and max(body.tokens) >= info.vocab_size:

@@ -15,7 +15,7 @@ from server.api.messages_api.request import CountRequest, MessagesRequest
 from server.api.messages_api.wording import MessagesWording
 from server.api.models import longest_sequence
 from server.api.reading import read
-from server.api.shape import LIST, OBJECT, TEXT_OR_LIST, check_fields
+from server.api.shape import check_fields
 from server.app_keys import ENGINE
 from server.http.record import RequestRecord
 
@@ -58,8 +58,7 @@ CACHES = b'"cache_control"'
 
 
 def _check(app: web.Application, content: bytes, model: type[CountRequest]) -> None:
-    long = {"messages": LIST, "system": TEXT_OR_LIST, "tools": LIST, "output_config": OBJECT}
-    check_fields(content, model, long, longest_sequence(app[ENGINE].info))
+    check_fields(content, model, longest_sequence(app[ENGINE].info))
 
 
 @in_their_words

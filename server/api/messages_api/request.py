@@ -10,7 +10,18 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.fields import MAX_STOPS, Body, CheckedBody, Hint, LengthAboveZero, ShortText, only
+from server.api.fields import (
+    LIST,
+    MAX_STOPS,
+    OBJECT,
+    TEXT_OR_LIST,
+    Body,
+    CheckedBody,
+    Hint,
+    LengthAboveZero,
+    ShortText,
+    only,
+)
 from server.api.messages_api.blocks import (
     CALL,
     RESULT,
@@ -87,17 +98,17 @@ class CountRequest(CheckedBody):
 
     model: str | None = None
     """By default, and where the name is none at /v1/models, the model that is served (`--unknown-models`)."""
-    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Turn], LIST, Field(min_length=1, fail_fast=True)]
     """The conversation so far."""
-    system: Text = ""
+    system: Annotated[Text, TEXT_OR_LIST] = ""
     """What comes before it."""
-    tools: Annotated[list[ToolDefinition], BeforeValidator(_own_tools), Field(max_length=256)] = []
+    tools: Annotated[list[ToolDefinition], LIST, BeforeValidator(_own_tools), Field(max_length=256)] = []
     """What the model may call."""
     tool_choice: ToolChoice = ToolChoice(type="auto")
     """Whether it has to, and what."""
     thinking: Thinking | None = None
     """For templates of models that think."""
-    output_config: OutputConfig | None = None
+    output_config: Annotated[OutputConfig | None, OBJECT] = None
     """The form of the answer, and how much is thought."""
 
     # These change nothing in the answer.

@@ -25,7 +25,7 @@ from server.api.ollama.request import (
 )
 from server.api.ollama.wording import OllamaEmbedWording, OllamaWording, time_of
 from server.api.reading import read
-from server.api.shape import LIST, OBJECT, TEXT, check_completion, check_embedding, check_fields
+from server.api.shape import check_completion, check_embedding, check_fields
 from server.app_keys import CONFIG, ENGINE, LIMITS
 from server.http.json import json_response
 from server.http.protocol import refuse_expectations
@@ -94,8 +94,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 def understand_chat(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    long = {"messages": LIST, "tools": LIST, "format": OBJECT}
-    return _understood(app, record, content, OllamaChatRequest, long)
+    return _understood(app, record, content, OllamaChatRequest)
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
@@ -115,8 +114,7 @@ def understand_generate(app: web.Application, record: RequestRecord, content: by
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         kind = _Kind()  # what is wrong with it is told below
     if not (kind.raw or kind.suffix):
-        long = {"prompt": TEXT, "system": TEXT, "format": OBJECT}
-        return _understood(app, record, content, OllamaGenerateRequest, long)
+        return _understood(app, record, content, OllamaGenerateRequest)
     longest = longest_sequence(app[ENGINE].info)
     check_completion(content, OllamaRawRequest, longest=longest, max_tokens=app[LIMITS].max_queued_tokens)
     body = read(app, record, content, OllamaRawRequest)
@@ -126,13 +124,9 @@ def understand_generate(app: web.Application, record: RequestRecord, content: by
 
 
 def _understood(
-    app: web.Application,
-    record: RequestRecord,
-    content: bytes,
-    model: type[OllamaChatRequest],
-    long: dict[str, bytes],
+    app: web.Application, record: RequestRecord, content: bytes, model: type[OllamaChatRequest]
 ) -> Asked:
-    check_fields(content, model, long, longest_sequence(app[ENGINE].info))
+    check_fields(content, model, longest_sequence(app[ENGINE].info))
     body = read(app, record, content, model)
     conversation = understand(app, body)
     words = LogprobWords(app[ENGINE].tokenizer, as_ids=False) if body.logprobs else None
@@ -177,7 +171,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 def _show(app: web.Application, record: RequestRecord, content: bytes) -> Shown:
-    check_fields(content, ShowRequest, {}, 0)
+    check_fields(content, ShowRequest, 0)
     body = read(app, record, content, ShowRequest)
     served_model(app, body.model or body.name)
     info, template = app[ENGINE].info, app[ENGINE].tokenizer.chat_template.source

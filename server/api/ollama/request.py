@@ -8,7 +8,7 @@ from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import ChatRequest
 from server.api.completion_request import CompletionRequest
 from server.api.embedding_request import EmbeddingRequest
-from server.api.fields import Body, Hint, described, only
+from server.api.fields import OBJECT, TEXT, Body, Hint, described, only
 
 Json = dict[str, Any]
 
@@ -24,7 +24,7 @@ NOTHING = [{"role": "user", "content": ""}]
 class OllamaFields(Body):
     """What the bodies have in common that generate."""
 
-    format: Format = ""
+    format: Annotated[Format, OBJECT] = ""
     """The form of the answer: JSON, or a JSON schema."""
     keep_alive: Hint[Any] = None
     """The model is always here."""
@@ -54,9 +54,9 @@ class OllamaChatRequest(ChatRequest, OllamaFields):
 class OllamaGenerateRequest(OllamaChatRequest):
     """A prompt, which the model's chat template words."""
 
-    prompt: str = ""
+    prompt: Annotated[str, TEXT] = ""
     """What to answer."""
-    system: str = ""
+    system: Annotated[str, TEXT] = ""
     """What comes before it."""
     raw: Literal[False] = False
     """Whether the prompt is continued as it is, without a template."""

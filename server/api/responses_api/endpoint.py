@@ -19,7 +19,7 @@ from server.api.responses_api.request import Json, ResponsesRequest
 from server.api.responses_api.store import RESPONSES, Stored
 from server.api.responses_api.truncation import understand_what_fits
 from server.api.responses_api.wording import ResponsesWording
-from server.api.shape import LIST, OBJECT, TEXT, TEXT_OR_LIST, check_fields
+from server.api.shape import check_fields
 from server.app_keys import ENGINE, user_of
 from server.http.errors import ApiError
 from server.http.json import encode, json_response
@@ -52,8 +52,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
 def understand_response(user: str, app: web.Application, record: RequestRecord, content: bytes) -> Asked | Wanted:
     """Raises whatever is wrong with the request. May be called in a thread."""
-    long = {"input": TEXT_OR_LIST, "instructions": TEXT, "tools": LIST, "text": OBJECT}
-    check_fields(content, ResponsesRequest, long, longest_sequence(app[ENGINE].info))
+    check_fields(content, ResponsesRequest, longest_sequence(app[ENGINE].info))
     body = read(app, record, content, ResponsesRequest)
     store = app.get(RESPONSES)
     if store is None and body.store:

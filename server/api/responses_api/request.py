@@ -10,7 +10,21 @@ from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import ChatRequest, ReasoningEffort
-from server.api.fields import Body, CheckedBody, Count, Hint, Length, LengthAboveZero, ShortText, described, only
+from server.api.fields import (
+    LIST,
+    OBJECT,
+    TEXT,
+    TEXT_OR_LIST,
+    Body,
+    CheckedBody,
+    Count,
+    Hint,
+    Length,
+    LengthAboveZero,
+    ShortText,
+    described,
+    only,
+)
 from server.api.requests import SampledRequest
 from server.api.responses_api.items import ToolItem, tool_messages
 from server.api.responses_api.tools import FlatTool, Tools, flat_name
@@ -120,12 +134,12 @@ class ResponsesRequest(SampledRequest):
     synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_output_tokens") | THINKING
 
     input: Annotated[
-        str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items")
+        str | Annotated[list[Item], Field(fail_fast=True)], described("a string or a list of items"), TEXT_OR_LIST
     ] = ""
     """A text, or the items of the conversation so far."""
     include: list[str] = []
     """Only `message.output_text.logprobs` is looked for."""
-    instructions: str = ""
+    instructions: Annotated[str, TEXT] = ""
     """What comes before it."""
     max_output_tokens: LengthAboveZero | None = None
     """Tokens that the answer may have; -1 is as many as there is room for."""
@@ -139,14 +153,14 @@ class ResponsesRequest(SampledRequest):
     """Keep the response (--store). false keeps nothing of it, not even for minutes."""
     stream: bool = False
     """Send the answer as it comes, as server-sent events."""
-    text: TextOptions = TextOptions()
+    text: Annotated[TextOptions, OBJECT] = TextOptions()
     """The form of the answer."""
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
         described("none, auto, required, a function, or allowed_tools"),
     ] = "auto"
     """Whether the model has to call something, and what."""
-    tools: Tools = []
+    tools: Annotated[Tools, LIST] = []
     """What the model may call."""
     top_logprobs: Length | None = None
     """With the logprobs of so many likeliest tokens in the place of each; -1 is as many as the server allows
