@@ -111,12 +111,27 @@ ASKED: list[tuple[str, Json]] = [
     ("/tokenize", {"prompt": "a", "return_token_strs": True}),
     ("/tokenize", {"messages": HI, "tools": TOOLS}),
     ("/detokenize", {"tokens": [5]}),
+    ("/api/chat", {"messages": HI, "tools": TOOLS, "format": SCHEMA, "stream": False}),
+    ("/api/generate", {"prompt": "a", "system": "b"}),
+    ("/api/generate", {"prompt": "a", "raw": True, "stream": True}),
+    ("/api/embed", {"input": "a"}),
+    ("/api/show", {"name": "n"}),
+    ("/completion", {"prompt": ["a"], "n_probs": 1, "return_tokens": True}),
+    ("/completion", {"prompt": "a", "stream": True}),
+    ("/apply-template", {"messages": HI, "tools": TOOLS}),
     ("/v1/responses", REFERENCE),
     ("/v1/batches", BATCH),
 ]
 
-NOT_HERE = {("BatchRequest", name) for name in ("endpoint", "completion_window", "metadata")}
-"""Of a batch whose file is there: `test_batches.py`."""
+NOT_HERE = {
+    *(("BatchRequest", name) for name in ("endpoint", "completion_window", "metadata")),
+    *(("OllamaGenerateRequest", name) for name in ("prompt", "system")),
+    *(("InfillRequest", name) for name in ("prompt", "input_prefix", "input_suffix")),
+    ("OllamaFields", "format"),
+    ("OllamaEmbedRequest", "truncate"),
+}
+"""Of a batch whose file is there (`test_batches.py`), of models that fill in the middle (`test_llama_cpp.py`), and
+what is put in other words before it is validated (`test_ollama.py`)."""
 
 Field = tuple[str, str]
 

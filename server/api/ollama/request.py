@@ -58,8 +58,7 @@ class OllamaGenerateRequest(OllamaChatRequest):
     """What to answer."""
     system: Annotated[str, TEXT] = ""
     """What comes before it."""
-    raw: Literal[False] = False
-    """Whether the prompt is continued as it is, without a template."""
+    raw: Annotated[bool, only(False)] = False
     context: Annotated[Any, only([])] = []
     template: Annotated[Any, only("")] = ""
 
@@ -77,7 +76,7 @@ class OllamaRawRequest(CompletionRequest, OllamaFields):
 
     stream: bool = True
     """Send the answer as it comes, as lines of JSON."""
-    raw: bool = False
+    raw: Hint[bool] = False
     """The prompt is continued as it is, without a template."""
     system: Annotated[str, only("")] = ""
     context: Annotated[Any, only([])] = []
