@@ -159,6 +159,12 @@ async def ask_for_a_long_answer(route: Route) -> None:
     await route.continue_(post_data=msgspec.json.encode(body | {"ignore_eos": True, "max_tokens": 4000}))
 
 
+async def ask_for_two_animals(route: Route) -> None:
+    body = msgspec.json.decode(route.request.post_data or "{}")
+    wanted = {"structured_outputs": {"regex": "🦊🐢"}}
+    await route.continue_(post_data=msgspec.json.encode(body | wanted))
+
+
 @asynccontextmanager
 async def quiet_page(browser: Browser, server: Server) -> AsyncIterator[Page]:
     """A page that has nothing to complain of, and asks nobody but its server."""
@@ -197,6 +203,29 @@ async def test_a_ride(browser: Browser, server: Server) -> None:
     await server.until_idle()
 
 
+def together(tokens: list[str]) -> str:
+    """The text of tokens as the page shows them: `⟨f0 9f⟩` where one is only a part of a character."""
+    parts = [re.fullmatch(r"⟨((?:[0-9a-f]{2} ?)+)⟩", token) for token in tokens]
+    return b"".join(
+        bytes.fromhex(part[1]) if part else token.encode() for token, part in zip(tokens, parts, strict=True)
+    ).decode(errors="replace")
+
+
+@needs_chromium
+async def test_parts_of_characters_are_shown_as_bytes(browser: Browser, server: Server) -> None:
+    await server.until_idle()
+    async with quiet_page(browser, server) as page:
+        await page.unroute("**/v1/chat/completions")
+        await page.route("**/v1/chat/completions", ask_for_two_animals)
+        await page.fill("#prompt", "Two animals?")
+        await page.press("#prompt", "Enter")
+        await page.click("#answer .happened summary")
+        tokens = await page.locator("#answer .token").all_text_contents()
+        assert "⟨f0 9f⟩" in tokens
+        assert together(tokens).removesuffix("<|im_end|>") == "🦊🐢"
+    await server.until_idle()
+
+
 @needs_chromium
 async def test_what_happened_here(browser: Browser, server: Server) -> None:
     """The steps of one's own answer: every token can be looked at, and says what else could have come."""
@@ -209,7 +238,7 @@ async def test_what_happened_here(browser: Browser, server: Server) -> None:
         said = await page.locator("#answer p:not(.question)").first.text_content()
         tokens = page.locator("#answer .token")
         assert said is not None
-        assert "".join(await tokens.all_text_contents()).replace("⏎", "\n").removesuffix("<|im_end|>") == said
+        assert together(await tokens.all_text_contents()).replace("⏎", "\n").removesuffix("<|im_end|>") == said
         await expect(page.locator(".happened > p")).to_contain_text(re.compile(r"^\d+ tokens? in \d+ steps?"))
         await expect(page.locator(".happened .detail")).to_contain_text("Step 1:")
         await expect(page.locator(".likeliest .taken code")).to_have_text(

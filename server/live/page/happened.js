@@ -7,8 +7,11 @@ function element(name, className, text = "") {
   return made;
 }
 
+/** A token's text, or its bytes where they are only a part of a character. */
+const readable = (text) =>
+  /^bytes:(\\x[0-9a-f]{2})+$/.test(text) ? `⟨${text.slice("bytes:".length).replaceAll("\\x", " ").trim()}⟩` : text;
 /** Blanks and line breaks that can be seen. */
-const shown = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣");
+const shown = (text) => readable(text).replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
@@ -60,7 +63,7 @@ export function whatHappened(steps) {
   const detail = element("div", "detail");
   detail.setAttribute("aria-live", "polite");
   for (const { step, token, guessed } of tokens) {
-    const button = element("button", guessed ? "token guessed" : "token", token.text.replaceAll("\n", "⏎") || "␃");
+    const button = element("button", guessed ? "token guessed" : "token", readable(token.text).replaceAll("\n", "⏎") || "␃");
     button.type = "button";
     button.style.setProperty("--doubt", `${Math.round(60 * (1 - token.probability))}%`);
     button.title = percent(token.probability);
