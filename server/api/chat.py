@@ -190,12 +190,13 @@ class _Voice:
 
     def hear(self, delta: Delta) -> list[Event]:
         """What a piece of text turns out to say."""
-        events: list[Event] = [Content(self._echoed)] if self._echoed else []
-        self._echoed = ""
-        events += self._transcript.hear(delta)
+        events = self._transcript.hear(delta)
+        if self._echoed:
+            events = merged([Content(self._echoed), *events])
+            self._echoed = ""
         if not self._includes_reasoning:
-            events = [event for event in events if not isinstance(event, Reasoning)]
-        return merged(events)
+            events = merged(event for event in events if not isinstance(event, Reasoning))
+        return events
 
     def reason(self, delta: Delta) -> str | None:
         if delta.finish_reason is FinishReason.STOP and self._transcript.has_called:

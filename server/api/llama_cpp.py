@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Sequence
 from functools import partial
@@ -22,12 +21,14 @@ from server.api.completion_objects import Usage
 from server.api.completion_request import CompletionRequest
 from server.api.completions import Prompt, completion_of
 from server.api.counting import counted
-from server.api.fields import LIST, TEXT, TEXT_OR_LIST, Body, Hint
+from server.api.fields import LIST, TEXT, TEXT_OR_LIST, Hint, only
 from server.api.generation import Asked, answer
 from server.api.logprobs import LogprobWords
 from server.api.models import longest_sequence
 from server.api.reading import read
+from server.api.requests import NotWorded
 from server.api.shape import check_completion, check_fields
+from server.api.tokens import TemplateFields
 from server.app_keys import CONFIG, ENGINE, LIMITS
 from server.http.errors import ApiError
 from server.http.json import Answer, json_response
@@ -40,7 +41,8 @@ Json = dict[str, Any]
 PROMPT = "a string, a list of token ids and strings, or a list of such prompts"
 
 
-class LlamaCompletionRequest(CompletionRequest):
+class LlamaCompletionRequest(NotWorded, CompletionRequest):
+    best_of: Annotated[int | None, only(1)] = None
     prompt: Annotated[Any, TEXT_OR_LIST]
     """What to continue: a text, tokens, or both in a list; or several such."""
     logprobs: Annotated[int, Field(ge=0)] | None = None
@@ -73,15 +75,9 @@ class InfillRequest(LlamaCompletionRequest):
     input_extra: Annotated[Hint[Any], LIST] = None
 
 
-class ApplyTemplateRequest(Body):
+class ApplyTemplateRequest(TemplateFields):
     messages: Annotated[list[Message], LIST, Field(min_length=1, fail_fast=True)]
     """The conversation so far."""
-    tools: Annotated[list[Json], LIST] = []
-    """Those that the template tells of."""
-    add_generation_prompt: bool = True
-    """The template begins the assistant's turn."""
-    chat_template_kwargs: Json = {}
-    """More variables of the template."""
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -130,13 +126,13 @@ class _Choice:
     def __init__(self, prompt: Prompt) -> None:
         self.num_prompt_tokens = len(prompt.token_ids)
         self.num_tokens = 0
-        self.content = ""
+        self.content: list[str] = []
         self.tokens: list[int] = []
         self.probabilities: list[msgspec.Raw] = []
         self.last: Delta | None = None
 
     def take(self, delta: Delta, probabilities: list[msgspec.Raw]) -> None:
-        self.content += delta.text
+        self.content.append(delta.text)
         self.tokens += delta.token_ids
         self.num_tokens += len(delta.token_ids)
         self.probabilities += probabilities
@@ -144,8 +140,8 @@ class _Choice:
 
     def pop(self) -> tuple[str, list[int], list[msgspec.Raw]]:
         """What it has said since the last time."""
-        said = self.content, self.tokens, self.probabilities
-        self.content, self.tokens, self.probabilities = "", [], []
+        said = "".join(self.content), self.tokens, self.probabilities
+        self.content, self.tokens, self.probabilities = [], [], []
         return said
 
 
@@ -176,8 +172,7 @@ class LlamaWording:
 
     def chunk(self, choice: int, delta: Delta, usage: object) -> Sequence[Piece]:
         self.take(choice, delta)
-        each = self._choices[choice]
-        return [self._piece(choice)] if each.content or each.probabilities else ()
+        return [self._piece(choice)] if delta.text or self._choices[choice].probabilities else ()
 
     def closing(self, usage: Usage) -> Sequence[Piece]:
         return [self._last(choice, usage) for choice in range(len(self._choices))]
@@ -210,8 +205,6 @@ class LlamaWording:
         assert last is not None
         stop = last.output.stop_reason
         word = stop if isinstance(stop, str) else ""
-        total = time.monotonic() - self._record.started
-        prompt = min(total, self._record.ttft or total)
         return msgspec.structs.replace(
             self._piece(choice),
             stop=True,
@@ -222,7 +215,7 @@ class LlamaWording:
             truncated=False,
             generation_settings={},
             prompt="",
-            timings=Timings.of(usage, prompt, total - prompt),
+            timings=Timings.of(usage, *self._record.seconds),
         )
 
 
@@ -293,13 +286,7 @@ def _apply_template(app: web.Application, record: RequestRecord, content: bytes)
     tokenizer, longest = app[ENGINE].tokenizer, longest_sequence(app[ENGINE].info)
     check_fields(content, ApplyTemplateRequest, longest)
     body = read(app, record, content, ApplyTemplateRequest)
-    token_ids = tokenizer.apply_chat_template(
-        [message.for_template() for message in body.messages],
-        longest=longest,
-        add_generation_prompt=body.add_generation_prompt,
-        tools=body.tools,
-        variables=body.chat_template_kwargs,
-    )
+    token_ids = body.tokens(tokenizer, body.messages, longest=longest)
     return Worded(tokenizer.decode(token_ids, skip_special_tokens=False))
 
 

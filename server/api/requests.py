@@ -15,6 +15,7 @@ from server.api.fields import (
     MAX_BAD_WORDS,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
+    Body,
     CheckedBody,
     Count,
     Hint,
@@ -258,3 +259,15 @@ class GenerationRequest(SampledRequest):
             spaces_between_special_tokens=self.spaces_between_special_tokens,
             **chosen,
         )
+
+
+class NotWorded(Body):
+    """What OpenAI's wordings say besides the answer, for dialects that have no words for it. It comes before the
+    request that it is part of, whose fields these are."""
+
+    echo: Annotated[bool, only(False)] = False
+    explain: Annotated[bool, only(False)] = False
+    prompt_logprobs: Annotated[Length | None, only()] = None
+    return_token_ids: Annotated[bool, only(False)] = False
+    return_tokens_as_token_ids: Annotated[bool, only(False)] = False
+    stream_options: Annotated[StreamOptions | None, only()] = None

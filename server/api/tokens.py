@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -9,9 +10,10 @@ from aiohttp import web
 from pydantic import Field
 
 from scheduler.core.request import InvalidRequestError
+from scheduler.text.tokenizer import Tokenizer
 from server.api.chat_request import Message
 from server.api.counting import counted
-from server.api.fields import LIST, TEXT, CheckedBody, TokenIds
+from server.api.fields import LIST, TEXT, Body, CheckedBody, TokenIds
 from server.api.models import longest_sequence, served_model
 from server.api.reading import read
 from server.api.shape import check_fields
@@ -20,7 +22,34 @@ from server.http.json import encode
 from server.http.record import RequestRecord
 
 
-class TokenizeRequest(CheckedBody):
+class TemplateFields(Body):
+    """How the chat template words a conversation."""
+
+    add_generation_prompt: bool = True
+    """The template begins the assistant's turn."""
+    continue_final_message: bool = False
+    """The last message is not ended."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """More variables of the template."""
+    tools: Annotated[list[dict[str, Any]], LIST] = []
+    """Those that the template tells of."""
+
+    def tokens(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], *, longest: int, special: bool = False
+    ) -> list[int]:
+        """What the model reads. Raises `InvalidRequestError`."""
+        return tokenizer.apply_chat_template(
+            [message.for_template() for message in messages],
+            longest=longest,
+            add_special_tokens=special,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            tools=self.tools,
+            variables=self.chat_template_kwargs,
+        )
+
+
+class TokenizeRequest(CheckedBody, TemplateFields):
     """A text, or a conversation."""
 
     model: str | None = None
@@ -34,14 +63,6 @@ class TokenizeRequest(CheckedBody):
 
     messages: Annotated[Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None, LIST] = None
     """A conversation, in place of a text."""
-    add_generation_prompt: bool = True
-    """The template begins the assistant's turn."""
-    continue_final_message: bool = False
-    """The last message is not ended."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """More variables of the template."""
-    tools: Annotated[list[dict[str, Any]], LIST] = []
-    """Those that the template tells of."""
 
 
 class DetokenizeRequest(CheckedBody):
@@ -81,15 +102,8 @@ def _tokenize(app: web.Application, record: RequestRecord, content: bytes) -> To
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("give a prompt or messages", "prompt")
     if body.messages is not None:
-        token_ids = tokenizer.apply_chat_template(
-            [message.for_template() for message in body.messages],
-            longest=longest,
-            add_special_tokens=bool(body.add_special_tokens),
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            tools=body.tools,
-            variables=body.chat_template_kwargs,
-        )
+        special = bool(body.add_special_tokens)
+        token_ids = body.tokens(tokenizer, body.messages, longest=longest, special=special)
     else:
         token_ids = tokenizer.encode(body.prompt or "", body.add_special_tokens is not False, longest=longest)
     strings = [tokenizer.token_text(token) for token in token_ids] if body.return_token_strs else None

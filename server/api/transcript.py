@@ -33,22 +33,39 @@ class Transcript:
 class Said:
     """All that was said, by kinds."""
 
-    content: str = ""
-    reasoning: str = ""
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    """The name of each tool that was called, and the text of its arguments."""
+    _content: list[str] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)
+    _calls: list[tuple[str, list[str]]] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        """The name of each tool that was called, and the text of its arguments."""
+        return [(name, "".join(parts)) for name, parts in self._calls]
 
     def add(self, event: Event) -> None:
         match event:
             case Content(text):
-                self.content += text
+                self._content.append(text)
             case Reasoning(text):
-                self.reasoning += text
+                self._reasoning.append(text)
             case CallBegun(_, name):
-                self.calls.append((name, ""))
+                self._calls.append((name, []))
             case Arguments(index, text):
-                name, before = self.calls[index]
-                self.calls[index] = name, before + text
+                self._calls[index][1].append(text)
+
+    def pop(self) -> tuple[str, str]:
+        """The content and the reasoning since the last time; calls are kept until they are whole."""
+        said = self.content, self.reasoning
+        self._content, self._reasoning = [], []
+        return said
 
 
 def arguments_of(text: str) -> dict[str, Any]:

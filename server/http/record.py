@@ -44,6 +44,13 @@ class RequestRecord:
     ignored: list[str] = field(default_factory=list)
     """Fields of the body that are not known here, as a header can have them."""
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Until the first token, and from there to now."""
+        total = time.monotonic() - self.started
+        first = min(total, self.ttft or total)
+        return first, total - first
+
 
 _RECORD = web.RequestKey("record", RequestRecord)
 

@@ -39,8 +39,6 @@ class EventStream:
     leaves at once, or waits until the client reads on; if it does not, sending raises `StalledStreamError`."""
 
     MEDIA: ClassVar[str] = "text/event-stream"
-    PULSE: ClassVar[bool] = True
-    """Whether a comment can go out when nothing else does."""
 
     def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
         self._request = request
@@ -113,8 +111,7 @@ class EventStream:
                 await self._comment()
 
     async def _comment(self) -> None:
-        if self.PULSE:
-            await self.write(b": %b\n\n" % _progress(record_of(self._request)).encode())
+        await self.write(b": %b\n\n" % _progress(record_of(self._request)).encode())
 
     def comment(self) -> None:
         """Send something that says nothing, now."""
@@ -167,7 +164,10 @@ class JsonLines(UnmarkedEvents):
     """A JSON object a line, and nothing else: there is no comment in it."""
 
     MEDIA = "application/x-ndjson"
-    PULSE = False
+
+    async def _pulse(self) -> None: ...
+
+    async def _comment(self) -> None: ...
 
     async def send(self, event: msgspec.Struct) -> None:
         await self.write(encode(event) + b"\n")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 
+from scheduler.core.request import FinishReason
+from server.api import generation
+from server.http import sse
 from tests.server.conftest import MODEL, QWEN
+from tests.server.scripted import ScriptedEngine, serving, token
 from tests.server.serving import Json, Server
 from tests.server.test_tools import WEATHER
 from tests.server.users_server import UsersServer
@@ -119,6 +125,10 @@ async def test_what_is_wrong_is_told_in_its_words(server: Server) -> None:
         ("/api/chat", {"messages": [{"role": "user", "content": "what is it?", "images": ["iVBORw0KGgo="]}]}),
         ("/api/generate", {"prompt": 5}),
         ("/api/generate", {"prompt": "a", "raw": True, "think": True}),
+        ("/api/generate", {"prompt": ["a", "b"], "raw": True}),
+        ("/api/generate", {"prompt": "a", "raw": True, "best_of": 2}),
+        ("/api/chat", {"messages": QUESTION, "n": 2}),
+        ("/api/chat", {"messages": QUESTION, "explain": True}),
         ("/api/nothing", {}),
     ):
         status, said = await server.post(path, body)
@@ -131,3 +141,29 @@ async def test_users_need_their_keys(users_server: UsersServer) -> None:
     status, said = await users_server.post("/api/chat", {"messages": QUESTION})
     assert status == 401
     assert "needs a key" in said["error"]
+
+
+async def test_nothing_comes_between_the_lines_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody looks again and again whether it is time for something."""
+    monkeypatch.setattr(sse, "PULSE_SECONDS", 0.01)
+    monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0.01)
+    sleeps = 0
+    sleep = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        nonlocal sleeps
+        sleeps += 1
+        await sleep(seconds)
+
+    waits = asyncio.Event()
+    engine = ScriptedEngine(waits, token("Paris", finish_reason=FinishReason.STOP))
+    engine.tokenizer = SimpleNamespace(longest_token=16, encode=lambda text, *_, **__: [7] * len(text))
+    body = {"prompt": "a", "raw": True}
+    async with serving(engine) as client, client.post("/api/generate", json=body) as response:
+        monkeypatch.setattr(sse.asyncio, "sleep", counted)
+        await sleep(0.2)
+        monkeypatch.undo()
+        waits.set()
+        said = [json.loads(line) async for line in response.content]
+    assert [piece["response"] for piece in said] == ["Paris", ""]
+    assert sleeps < 20

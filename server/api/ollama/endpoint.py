@@ -181,9 +181,9 @@ def _show(app: web.Application, record: RequestRecord, content: bytes) -> Shown:
         "carousel.embedding_length": info.embedding_size,
         "carousel.vocab_size": info.vocab_size,
     }
-    can = (
-        ["completion", "tools", *(["thinking"] if "think" in template else [])] if info.has_head else ["embedding"]
-    )
+    can = ["completion", "tools"] if info.has_head else ["embedding"]
+    if info.has_head and "think" in template:
+        can.append("thinking")
     return Shown(template, _details(app), facts, can, time_of(app[STARTED]))
 
 

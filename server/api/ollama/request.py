@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from scheduler.core.request import InvalidRequestError
 from server.api.chat_request import ChatRequest
-from server.api.completion_request import CompletionRequest
+from server.api.completion_request import CompletionRequest, Prompts
 from server.api.embedding_request import EmbeddingRequest
-from server.api.fields import OBJECT, TEXT, Body, Hint, described, only
+from server.api.fields import OBJECT, TEXT, TEXT_OR_LIST, Count, Hint, Length, described, only
+from server.api.requests import NotWorded
 
 Json = dict[str, Any]
 
@@ -21,8 +24,11 @@ NOTHING = [{"role": "user", "content": ""}]
 """What is said where nothing is."""
 
 
-class OllamaFields(Body):
+class OllamaFields(NotWorded):
     """What the bodies have in common that generate."""
+
+    n: Annotated[Count, only(1)] = 1
+    best_of: Annotated[int | None, only(1)] = None
 
     format: Annotated[Format, OBJECT] = ""
     """The form of the answer: JSON, or a JSON schema."""
@@ -32,7 +38,7 @@ class OllamaFields(Body):
     shift: Hint[bool] = True
 
 
-class OllamaChatRequest(ChatRequest, OllamaFields):
+class OllamaChatRequest(OllamaFields, ChatRequest):
     stream: bool = True
     """Send the answer as it comes, as lines of JSON."""
 
@@ -71,9 +77,12 @@ class OllamaGenerateRequest(OllamaChatRequest):
         return super()._translated(values | {"messages": said})
 
 
-class OllamaRawRequest(CompletionRequest, OllamaFields):
+class OllamaRawRequest(OllamaFields, CompletionRequest):
     """A prompt that is continued as it is, or the text between two."""
 
+    prompt: Annotated[Prompts, TEXT_OR_LIST, Field(max_length=1)]
+    """What to continue."""
+    logprobs: Annotated[Length | None, only()] = None
     stream: bool = True
     """Send the answer as it comes, as lines of JSON."""
     raw: Hint[bool] = False

@@ -106,8 +106,7 @@ class OllamaWording:
 
     def chunk(self, choice: int, delta: Delta, usage: object) -> Sequence[Piece]:
         self.take(choice, delta)
-        content, self._said.content = self._said.content, ""
-        thinking, self._said.reasoning = self._said.reasoning, ""
+        content, thinking = self._said.pop()
         logprobs, self._logprobs = self._logprobs, []
         if not (content or thinking or logprobs):
             return ()
@@ -146,18 +145,17 @@ class OllamaWording:
         return Piece(model=self._model, created_at=time_of(time.time()), logprobs=logprobs or UNSET, **said)
 
     def _ended(self, piece: Piece, usage: Usage) -> Piece:
-        total = time.monotonic() - self._record.started
-        prompt = min(total, self._record.ttft or total)
+        first, rest = self._record.seconds
         return msgspec.structs.replace(
             piece,
             done=True,
             done_reason=self._reason,
-            total_duration=round(total * NANOSECONDS),
+            total_duration=round((first + rest) * NANOSECONDS),
             load_duration=0,
             prompt_eval_count=usage.prompt_tokens,
-            prompt_eval_duration=round(prompt * NANOSECONDS),
+            prompt_eval_duration=round(first * NANOSECONDS),
             eval_count=usage.completion_tokens,
-            eval_duration=round((total - prompt) * NANOSECONDS),
+            eval_duration=round(rest * NANOSECONDS),
         )
 
 
@@ -174,6 +172,6 @@ class OllamaEmbedWording(EmbeddingWording):
         return Embeddings(
             model=self.model,
             embeddings=[each.tolist() for each in self.vectors()],
-            total_duration=round((time.monotonic() - self._record.started) * NANOSECONDS),
+            total_duration=round(sum(self._record.seconds) * NANOSECONDS),
             prompt_eval_count=usage.prompt_tokens,
         )
