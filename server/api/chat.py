@@ -50,25 +50,16 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 def understand_chat(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     """Raises whatever is wrong with the request. May be called in a thread."""
     check_chat(content, longest=longest_sequence(app[ENGINE].info))
-    conversation = understand(app, read(app, record, content, ChatRequest))
-    wording = ChatWording(app[ENGINE].tokenizer, conversation)
-    beams = conversation.body.beams(conversation.params)
-    return Asked(
-        conversation.body,
-        [conversation.prompt],
-        conversation.params,
-        wording,
-        conversation.form,
-        beams,
-        conversation.prediction,
-    )
+    body = read(app, record, content, ChatRequest)
+    conversation = understand(app, body.ask())
+    wording = ChatWording(app[ENGINE].tokenizer, body, conversation)
+    return conversation.asked(wording, body.beams(conversation.params))
 
 
 class ChatWording(ChunkedWording):
     """Words the answers of /v1/chat/completions."""
 
-    def __init__(self, tokenizer: Tokenizer, conversation: Conversation) -> None:
-        body = conversation.body
+    def __init__(self, tokenizer: Tokenizer, body: ChatRequest, conversation: Conversation) -> None:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = conversation.model
@@ -80,7 +71,13 @@ class ChatWording(ChunkedWording):
         self._words = LogprobWords(tokenizer, as_ids=body.return_tokens_as_token_ids)
         echoed = body.messages[-1].text if body.echo and body.continue_final_message else ""
         self._voices = [
-            _Voice(conversation, echoed, Explainer(tokenizer, conversation.prompt)) for _ in range(body.n)
+            _Voice(
+                conversation,
+                Explainer(tokenizer, conversation.prompt),
+                echoed=echoed,
+                includes_reasoning=body.include_reasoning,
+            )
+            for _ in range(body.n)
         ]
 
     def chunk(self, choice: int, delta: Delta, usage: Usage | UnsetType | None) -> Sequence[ChatCompletionChunk]:
@@ -173,7 +170,9 @@ class ChatWording(ChunkedWording):
 class _Voice:
     """One of the answers."""
 
-    def __init__(self, conversation: Conversation, echoed: str, explainer: Explainer) -> None:
+    def __init__(
+        self, conversation: Conversation, explainer: Explainer, *, echoed: str, includes_reasoning: bool
+    ) -> None:
         self.explainer = explainer
         self.is_introduced = False
         """Whether its first chunk, which names the role, is out."""
@@ -182,9 +181,9 @@ class _Voice:
         self.token_ids: list[int] = []
         self.last: Delta | None = None
         self._transcript = Transcript(conversation.new_parser())
-        self._includes_reasoning = conversation.body.include_reasoning
+        self._includes_reasoning = includes_reasoning
         self._echoed = echoed
-        self._custom_tools = conversation.body.custom_tools
+        self._custom_tools = conversation.custom_tools
         self._called: list[str] = []
         """The names of the tools, in the order of the calls."""
 

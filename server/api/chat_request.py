@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
+from server.api.ask import MAX_TOOLS, ROLES, Ask, AskedTool, Calling, call_for_template, thinking_variables
 from server.api.fields import (
     LIST,
     OBJECT,
@@ -26,8 +27,7 @@ from server.api.fields import (
 from server.api.requests import GenerationRequest
 from server.api.synonyms import THINKING, thinking_in_our_words
 from server.api.tool_kinds import INPUT, NO_PARAMETERS, ToolName, as_function, without_hosted
-from server.api.unread import in_place_of
-from server.parsing.call_grammar import Tool
+from server.api.unread import check_question, in_place_of
 
 CONTENT = "a string or a list of text parts"
 
@@ -82,24 +82,11 @@ class FunctionCall(Body):
     name: ShortText
     arguments: str | Json = {}
 
-    def parsed(self) -> Any:
-        """The arguments as templates expect them: an object, where they are one."""
-        if not isinstance(self.arguments, str):
-            return self.arguments
-        try:
-            return json.loads(self.arguments) if self.arguments.strip() else {}
-        except (json.JSONDecodeError, RecursionError):
-            return self.arguments
-
 
 class ToolCall(Body):
     id: str = ""
     type: Literal["function", "custom"] = "function"
     function: FunctionCall
-
-    def for_template(self) -> Json:
-        function = {"name": self.function.name, "arguments": self.function.parsed()}
-        return {"id": self.id, "type": "function", "function": function}
 
 
 class Message(Body):
@@ -130,16 +117,15 @@ class Message(Body):
         if reasoning := self.reasoning_content or self.reasoning:
             message["reasoning_content"] = reasoning
         if self.tool_calls:
-            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+            message["tool_calls"] = [
+                call_for_template(call.id, call.function.name, call.function.arguments) for call in self.tool_calls
+            ]
         if self.is_error:
             message["is_error"] = True
         for name in ("name", "tool_call_id"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
         return message
-
-
-ROLES = {"developer": "system", "function": "tool"}
 
 
 class FunctionDefinition(Body):
@@ -156,18 +142,10 @@ class ToolDefinition(Body):
     function: FunctionDefinition
 
     @property
-    def parameters(self) -> Json:
-        return INPUT if self.type == "custom" else self.function.parameters
-
-    def for_template(self) -> Json:
-        """As templates know it, whatever it is."""
-        function: Json = {"name": self.function.name}
-        if self.function.description:
-            function["description"] = self.function.description
-        function["parameters"] = self.parameters
-        if self.function.strict:
-            function["strict"] = True
-        return {"type": "function", "function": function}
+    def asked(self) -> AskedTool:
+        function, is_custom = self.function, self.type == "custom"
+        parameters = INPUT if is_custom else function.parameters
+        return AskedTool(function.name, parameters, function.strict, function.description, is_custom)
 
 
 class NameOfTool(CheckedBody):
@@ -177,9 +155,6 @@ class NameOfTool(CheckedBody):
 class NamedTool(CheckedBody):
     type: Literal["function", "custom"] = "function"
     function: NameOfTool
-
-
-MAX_TOOLS = 256
 
 
 class AllowedTools(CheckedBody):
@@ -292,85 +267,31 @@ class ChatRequest(GenerationRequest):
         )
 
     @property
-    def named_tool(self) -> str | None:
-        """The one that has to be called. Raises `InvalidRequestError` if there is no such tool."""
-        return self._known(self.tool_choice) if isinstance(self.tool_choice, NamedTool) else None
+    def can_be_held(self) -> bool:
+        return super().can_be_held and not self.use_beam_search
 
-    def _known(self, tool: NamedTool) -> str:
-        """The name of a tool that there is. Raises `InvalidRequestError`."""
-        name = tool.function.name
-        if all(tool.function.name != name for tool in self.tools):
-            raise InvalidRequestError(
-                f"tool_choice names {name[:100]!r}, which is none of the tools", "tool_choice"
-            )
-        return name
+    def ask(self) -> Ask:
+        """Raises `InvalidRequestError` for what cannot be read, and for a choice of tools that there are not."""
+        check_question(enumerate(self.messages), "messages")
+        return Ask(
+            self,
+            [message.for_template() for message in self.messages],
+            self._calling(),
+            variables=thinking_variables(self.reasoning_effort, self.verbosity)
+            | ({"documents": self.documents} if self.documents else {})
+            | self.chat_template_kwargs,
+            template=self.chat_template,
+            begins_turn=self.add_generation_prompt,
+            goes_on=self.continue_final_message,
+            prediction="" if self.prediction is None else self.prediction.text,
+        )
 
-    @property
-    def _allowed(self) -> list[ToolDefinition]:
-        """The tools that may be called."""
-        if not isinstance(self.tool_choice, ToolSubset):
-            return self.tools
-        names = {self._known(tool) for tool in self.tool_choice.allowed_tools.tools}
-        return [tool for tool in self.tools if tool.function.name in names]
-
-    @property
-    def must_call(self) -> bool:
-        """Whether the answer has to be calls. Raises `InvalidRequestError` if there is nothing to call."""
-        choice = self.tool_choice
-        mode = choice.allowed_tools.mode if isinstance(choice, ToolSubset) else choice
-        is_needed = mode == "required" or self.named_tool is not None
-        if is_needed and not self.tools:
-            raise InvalidRequestError("tool_choice needs tools", "tool_choice")
-        return is_needed
-
-    @property
-    def holds_calls(self) -> bool:
-        """Whether what begins as a call, where none has to, is to be held to its form."""
-        return bool(self.usable_tools) and (self.needs_schemas or self._needs_one_call)
-
-    @property
-    def needs_schemas(self) -> bool:
-        """Whether an answer that cannot be held to its tools' schemas would not do."""
-        return any(tool.function.strict for tool in self._allowed)
-
-    @property
-    def _needs_one_call(self) -> bool:
-        return not (self.parallel_tool_calls or self.use_beam_search or self.allowed_token_ids)
-
-    @property
-    def usable_tools(self) -> list[Json]:
-        """As templates know them; none where none is to be called."""
-        if self.tool_choice == "none":
-            return []
-        return [tool.for_template() for tool in self._allowed]
-
-    @property
-    def custom_tools(self) -> frozenset[str]:
-        """The names of those whose input is a text."""
-        return frozenset(tool.function.name for tool in self.tools if tool.type == "custom")
-
-    @property
-    def tools_to_call(self) -> list[Tool]:
-        """Those that the answer has to choose from."""
-        named = self.named_tool
-        return [
-            Tool(tool.function.name, tool.parameters, tool.function.strict)
-            for tool in self._allowed
-            if named in (None, tool.function.name)
-        ]
-
-    @property
-    def template_variables(self) -> Json:
-        """For the chat template, besides the messages."""
-        variables: Json = {}
-        if self.reasoning_effort is not None:
-            variables |= {
-                "reasoning_effort": self.reasoning_effort,
-                "enable_thinking": self.reasoning_effort != "none",
-                "thinking": self.reasoning_effort != "none",
-            }
-        if self.verbosity is not None:
-            variables["verbosity"] = self.verbosity
-        if self.documents:
-            variables["documents"] = self.documents
-        return variables | self.chat_template_kwargs
+    def _calling(self) -> Calling:
+        calling = partial(Calling, [tool.asked for tool in self.tools], is_parallel=self.parallel_tool_calls)
+        match self.tool_choice:
+            case NamedTool(function=NameOfTool(name=name)):
+                return calling(named=name)
+            case ToolSubset(allowed_tools=AllowedTools(mode=mode, tools=tools)):
+                return calling(mode=mode, among=[tool.function.name for tool in tools])
+            case mode:
+                return calling(mode=mode)

@@ -5,23 +5,24 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from scheduler.client.beam_search import BeamOptions
 from scheduler.client.stream import with_phrases
 from scheduler.core.request import InvalidRequestError
 from scheduler.sampling_params import SamplingParams
 from scheduler.text.tokenizer import Tokenizer
-from server.api.chat_request import ChatRequest
-from server.api.generation import truncated
+from server.api.ask import Ask, Calling, Json
+from server.api.generation import Asked, truncated
 from server.api.models import longest_sequence, served_model
+from server.api.requests import SampledRequest
 from server.api.structured import Form
-from server.api.unread import check_question
+from server.api.wording import Wording
 from server.app_keys import CONFIG, ENGINE
 from server.config import ServeConfig
 from server.parsing.call_grammar import call_grammar, can_hold, held_grammar, written_format
@@ -38,8 +39,6 @@ from server.parsing.formats import (
 )
 from server.parsing.template_parser import TemplateParser, TransformersParser
 
-Json = dict[str, Any]
-
 TURN = 64
 """The last tokens of a prompt, with what opens the assistant's turn among them."""
 
@@ -48,7 +47,7 @@ TURN = 64
 class Conversation:
     """A request that is understood."""
 
-    body: ChatRequest
+    body: SampledRequest
     model: str
     """The name that it is answered by."""
     prompt: list[int]
@@ -57,60 +56,59 @@ class Conversation:
     """What the answer is held to."""
     new_parser: Callable[[], Parser]
     """For each of its answers."""
+    custom_tools: frozenset[str]
+    """The names of those whose input is a text."""
     prediction: list[int]
     """Tokens that the client expects in them."""
 
+    def asked(self, wording: Wording, beams: BeamOptions | None = None) -> Asked:
+        return Asked(self.body, [self.prompt], self.params, wording, self.form, beams, self.prediction)
 
-def understand(app: web.Application, body: ChatRequest) -> Conversation:
+
+def understand(app: web.Application, ask: Ask) -> Conversation:
     """Raises whatever is wrong with the request. May be called in a thread."""
     config, tokenizer, info = app[CONFIG], app[ENGINE].tokenizer, app[ENGINE].info
-    longest = longest_sequence(info)
+    body, calling, longest = ask.body, ask.calling, longest_sequence(info)
     model = served_model(app, body.model)
-    if body.chat_template is not None and not config.trust_request_chat_template:
+    if ask.template is not None and not config.trust_request_chat_template:
         raise InvalidRequestError(
             "chat_template is a program: the server runs its own only, unless it is started with "
             "--trust-request-chat-template",
             "chat_template",
         )
-    check_question(enumerate(body.messages), "messages")
     params = with_phrases(body.sampling_params(info.sampling_defaults, config.max_logprobs), tokenizer)
-    template = body.chat_template or tokenizer.chat_template.source
-    tools = body.usable_tools
-    messages = [message.for_template() for message in body.messages]
-    if tools and "tools" not in template:
-        messages = _told_of(tools, messages)
+    template = ask.template or tokenizer.chat_template.source
+    tools = [tool.for_template() for tool in calling.usable]
     prompt = tokenizer.apply_chat_template(
-        messages,
+        _told_of(tools, ask.messages) if tools and "tools" not in template else ask.messages,
         longest=longest,
         cut=bool(body.truncate_prompt_tokens),
         add_special_tokens=bool(body.add_special_tokens),
         tools=tools,
-        template=body.chat_template,
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
-        variables=body.template_variables,
+        template=ask.template,
+        add_generation_prompt=ask.begins_turn,
+        continue_final_message=ask.goes_on,
+        variables=ask.variables,
     )
     prompt = truncated(body, prompt, longest - (params.max_tokens or 1))
-    reading = _reading(config, tokenizer, template, body, prompt)
+    reading = _reading(config, tokenizer, template, ask, prompt, tools)
     form = body.form()
-    if body.must_call:
-        form = _form_of_calls(tokenizer, body, reading, form)
+    if calling.must_call:
+        form = _form_of_calls(tokenizer, calling, reading, form)
     elif form is None and reading.held:
-        form = _form_of_held_calls(tokenizer, body, reading)
+        form = _form_of_held_calls(tokenizer, calling, reading)
     if form is not None:
         form = reading.after_reasoning(form, tokenizer)
         params = msgspec.structs.replace(params, grammar=form.grammar)
     if reading.by_template is not None or reading.marks & tokenizer.control_tokens().keys():
         params = msgspec.structs.replace(params, skip_special_tokens=False)
-    predicted = _predicted(body, tokenizer, longest)
-    return Conversation(body, model, prompt, params, form, reading.new_parser, predicted)
+    predicted = _predicted(ask.prediction, tokenizer, longest)
+    return Conversation(body, model, prompt, params, form, reading.new_parser, calling.custom, predicted)
 
 
-def _predicted(body: ChatRequest, tokenizer: Tokenizer, longest: int) -> list[int]:
-    if body.prediction is None:
-        return []
+def _predicted(text: str, tokenizer: Tokenizer, longest: int) -> list[int]:
     try:
-        return tokenizer.encode(body.prediction.text, False, longest=longest)
+        return tokenizer.encode(text, False, longest=longest) if text else []
     except InvalidRequestError as error:
         raise InvalidRequestError("the prediction is longer than any answer can be", "prediction") from error
 
@@ -165,29 +163,36 @@ class _Reading:
 
 
 def _reading(
-    config: ServeConfig, tokenizer: Tokenizer, template: str, body: ChatRequest, prompt: list[int]
+    config: ServeConfig, tokenizer: Tokenizer, template: str, ask: Ask, prompt: list[int], tools: list[Json]
 ) -> _Reading:
+    calling = ask.calling
     call_format = None
-    if body.usable_tools:
+    if tools:
         call_format = config.tool_call_parser or call_format_of(template)
-        if body.must_call:
+        if calling.must_call:
             call_format = written_format(call_format)
     reasoning = config.reasoning_parser or reasoning_of(template)
     is_thinking = False
     if reasoning is not None:
         is_thinking = has_begun(tokenizer.decode(prompt[-16:], skip_special_tokens=False), reasoning)
-    tools = tuple(tool.name for tool in body.tools_to_call)
     by_template = None
-    if tokenizer.has_response_template and call_format is None and (body.usable_tools or reasoning is None):
-        by_template = partial(tokenizer.response_parser, prompt[-TURN:], body.usable_tools or [])
-    held = not body.must_call and body.holds_calls and can_hold(call_format)
-    one_call = not body.parallel_tool_calls
+    if tokenizer.has_response_template and call_format is None and (tools or reasoning is None):
+        by_template = partial(tokenizer.response_parser, prompt[-TURN:], tools)
+    is_one_held = not calling.is_parallel and ask.body.can_be_held
+    may_call = bool(tools) and not calling.must_call
     return _Reading(
-        call_format, reasoning, is_thinking, tools, body.custom_tools, by_template, held=held, one_call=one_call
+        call_format,
+        reasoning,
+        is_thinking,
+        tuple(tool.name for tool in calling.to_call),
+        calling.custom,
+        by_template,
+        held=may_call and (calling.needs_schemas or is_one_held) and can_hold(call_format),
+        one_call=not calling.is_parallel,
     )
 
 
-def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, form: Form | None) -> Form:
+def _form_of_calls(tokenizer: Tokenizer, calling: Calling, reading: _Reading, form: Form | None) -> Form:
     if form is not None:
         raise InvalidRequestError(
             f"tool_choice and {form.field} both say what the answer looks like", "tool_choice"
@@ -195,27 +200,27 @@ def _form_of_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading, f
     assert reading.call_format is not None
     grammar = call_grammar(
         reading.call_format,
-        body.tools_to_call,
-        several=body.parallel_tool_calls and body.named_tool is None,
+        calling.to_call,
+        several=calling.is_parallel and calling.named is None,
         control_tokens=tokenizer.control_tokens(),
     )
     return Form(grammar, "tools")
 
 
-def _form_of_held_calls(tokenizer: Tokenizer, body: ChatRequest, reading: _Reading) -> Form:
+def _form_of_held_calls(tokenizer: Tokenizer, calling: Calling, reading: _Reading) -> Form:
     assert reading.call_format is not None
     marks = None if reading.is_thinking or reading.reasoning is None else REASONING_MARKS[reading.reasoning]
     grammar = held_grammar(
         reading.call_format,
-        body.tools_to_call,
-        several=body.parallel_tool_calls,
+        calling.to_call,
+        several=calling.is_parallel,
         control_tokens=tokenizer.control_tokens(),
         reasoning=marks,
     )
-    return Form(grammar, "tools", is_needed=body.needs_schemas)
+    return Form(grammar, "tools", is_needed=calling.needs_schemas)
 
 
-def _told_of(tools: list[Json], messages: list[Json]) -> list[Json]:
+def _told_of(tools: Sequence[Json], messages: Sequence[Json]) -> list[Json]:
     """For templates that do not know of tools."""
     said = "You can call these functions:\n" + "\n".join(json.dumps(tool["function"]) for tool in tools)
     if messages[0]["role"] == "system":

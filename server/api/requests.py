@@ -95,6 +95,8 @@ class SampledRequest(ServedRequest, StructuredFields):
 
     synonyms: ClassVar[dict[str, str]] = sampling_synonyms("max_tokens")
 
+    stream: bool = False
+    """Send the answer as it comes, as server-sent events."""
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
@@ -142,12 +144,61 @@ class SampledRequest(ServedRequest, StructuredFields):
         return sampling_in_our_words(values, cls.model_fields, "max_tokens")
 
     @property
-    def sampled(self) -> dict[str, Any]:
-        """Those of its fields that are given, for a request of another kind."""
-        return self.model_dump(include=_SAMPLED, exclude_unset=True, by_alias=True)
+    def streaming(self) -> StreamOptions | None:
+        return StreamOptions() if self.stream else None
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-_SAMPLED = set(SampledRequest.model_fields)
+    @property
+    def can_be_held(self) -> bool:
+        """Whether its tokens may be held to a grammar that nobody asked for."""
+        return not self.allowed_token_ids
+
+    def sampling_params(self, defaults: Mapping[str, float], max_logprobs: int) -> SamplingParams:
+        """`defaults` are the model's own. Raises `InvalidRequestError` for what the fields, each right by itself,
+        do not make together."""
+        return self._sampling_params(defaults, max_logprobs, max_tokens=None)
+
+    def _sampling_params(
+        self,
+        defaults: Mapping[str, float],
+        max_logprobs: int,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None = None,
+        field: str = "logprobs",
+        **more: Any,
+    ) -> SamplingParams:
+        """`field`: what says how many `logprobs`; `more`: what only some requests have."""
+        chosen = {
+            name: getattr(self, name) if name in self.model_fields_set else defaults.get(name, getattr(self, name))
+            for name in MODEL_DEFAULTS
+        }
+        form = self.form()
+        chosen["top_k"] = max(0, int(chosen["top_k"]))  # -1 turns it off in other servers
+        return SamplingParams(
+            max_tokens=None if max_tokens == -1 else max_tokens,
+            min_tokens=self.min_tokens,
+            seed=self.seed,
+            stop=self.stops,
+            stop_token_ids=frozenset(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            logprobs=_count(logprobs, field, max_logprobs),
+            context_shift=self.context_shift,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            bad_words=tuple(self.bad_words),
+            allowed_token_ids=frozenset(self.allowed_token_ids),
+            grammar=form and form.grammar,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            spaces_between_special_tokens=self.spaces_between_special_tokens,
+            **chosen,
+            **more,
+        )
 
 
 class GenerationRequest(SampledRequest):
@@ -155,8 +206,6 @@ class GenerationRequest(SampledRequest):
 
     n: Count = 1
     """How many answers there are to each prompt."""
-    stream: bool = False
-    """Send the answer as it comes, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What a stream says besides."""
 
@@ -218,46 +267,24 @@ class GenerationRequest(SampledRequest):
         max_logprobs: int,
         *,
         max_tokens: int | None,
-        n: int | None = None,
-        logprobs: int | None,
+        logprobs: int | None = None,
         field: str = "logprobs",
         prompt_logprobs: int | None = None,
+        **more: Any,
     ) -> SamplingParams:
-        """`defaults` are the model's own; `field`: what says how many `logprobs`. Raises `InvalidRequestError`."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options are for stream: true only", "stream_options")
-        chosen = {
-            name: getattr(self, name) if name in self.model_fields_set else defaults.get(name, getattr(self, name))
-            for name in MODEL_DEFAULTS
-        }
-        form = self.form()
-        chosen["top_k"] = max(0, int(chosen["top_k"]))  # -1 turns it off in other servers
-        return SamplingParams(
-            max_tokens=None if max_tokens == -1 else max_tokens,
-            min_tokens=self.min_tokens,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            stop_token_ids=frozenset(self.stop_token_ids),
-            ignore_eos=self.ignore_eos,
-            logprobs=_count(NUM_LIKELIEST if self.explain and logprobs is None else logprobs, field, max_logprobs),
-            context_shift=self.context_shift,
+        prompt_field = "prompt_logprobs" if prompt_logprobs is None else field
+        scored = self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs
+        return super()._sampling_params(
+            defaults,
+            max_logprobs,
+            max_tokens=max_tokens,
+            logprobs=NUM_LIKELIEST if self.explain and logprobs is None else logprobs,
+            field=field,
+            prompt_logprobs=_count(scored, prompt_field, max_logprobs),
             explain=self.explain,
-            prompt_logprobs=_count(
-                self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
-                "prompt_logprobs" if prompt_logprobs is None else field,
-                max_logprobs,
-            ),
-            n=self.n if n is None else n,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
-            bad_words=tuple(self.bad_words),
-            allowed_token_ids=frozenset(self.allowed_token_ids),
-            grammar=form and form.grammar,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            skip_special_tokens=self.skip_special_tokens,
-            spaces_between_special_tokens=self.spaces_between_special_tokens,
-            **chosen,
+            **{"n": self.n} | more,
         )
 
 

@@ -93,7 +93,7 @@ class StructuredFields(CheckedBody):
 
     def form(self) -> Form | None:
         """Raises `InvalidRequestError` where more than one is asked for."""
-        forms = [*self._openai(), *self._vllm(), *self._older()]
+        forms = [*self._own(), *self._vllm(), *self._older()]
         if len(forms) > 1:
             raise InvalidRequestError(
                 f"{forms[1].field} and {forms[0].field} both say what the answer looks like: give one of them",
@@ -114,7 +114,8 @@ class StructuredFields(CheckedBody):
         )
         return form._replace(grammar=grammar)
 
-    def _openai(self) -> list[Form]:
+    def _own(self) -> list[Form]:
+        """In the words of the endpoint's own API."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return []

@@ -218,9 +218,8 @@ async def test_many_prompts_are_submitted_a_few_at_a_time() -> None:
     assert max(starts.values()) <= 2 * generation.AT_ONCE
 
 
-CONVERSATION = Conversation(
-    ChatRequest(messages=[Message(role="user")], logprobs=True), "m", [7], SamplingParams(), None, PlainParser, []
-)
+ASKED = ChatRequest(messages=[Message(role="user")], logprobs=True)
+CONVERSATION = Conversation(ASKED, "m", [7], SamplingParams(), None, PlainParser, frozenset(), [])
 
 
 @pytest.mark.parametrize("shape", ["completion", "chat"])
@@ -229,7 +228,7 @@ def test_logprobs_are_worded_as_they_come(shape: str) -> None:
     words: CompletionWording | ChatWording = (
         CompletionWording(tokenizer, CompletionRequest(prompt=["a"], logprobs=2), "m", [Prompt([7], "")], 1)
         if shape == "completion"
-        else ChatWording(tokenizer, CONVERSATION)
+        else ChatWording(tokenizer, ASKED, CONVERSATION)
     )
     for place in range(3):
         entry = TokenLogprobs(place, -0.5, [(place, -0.5), (9, -2.0)])

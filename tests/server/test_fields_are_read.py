@@ -64,6 +64,7 @@ ASKED: list[tuple[str, Json]] = [
     ("/v1/chat/completions", {"messages": HI, "response_format": {"type": "json_object", "schema": SCHEMA}}),
     ("/v1/completions", {"prompt": "a", "structured_outputs": {"json": SCHEMA, **OPTIONS}}),
     ("/v1/completions", {"prompt": "a", "use_beam_search": True, "early_stopping": True}),
+    ("/v1/completions", {"prompt": [[5, 6]], "truncate_prompt_tokens": 1, "truncation_side": "right"}),
     ("/v1/embeddings", {"input": "a", "normalize": False}),
     (
         "/v1/responses",

@@ -240,7 +240,7 @@ def test_what_servers_tools_did_is_understood() -> None:
     def messages(content: Any) -> list[dict[str, Any]]:
         turns = conversation(("user", "Hi"), ("assistant", content), ("user", "And?"))
         body = MessagesRequest.model_validate({"messages": turns, "max_tokens": 1})
-        return [message.for_template() for message in body.as_chat().messages]
+        return list(body.ask().messages)
 
     _, called, found, said, _ = messages(SEARCH)
     assert called["content"] == "I look."
@@ -262,8 +262,8 @@ def test_a_failed_call_is_told_as_one(claude: Anthropic) -> None:
     assert count(claude, result("no such file", is_error=True)) == count(claude, result("Error: no such file"))
     assert count(claude, result("Error: no file", is_error=True)) == count(claude, result("Error: no file"))
     turns = result("no", is_error=True)
-    chat = MessagesRequest.model_validate({"messages": turns, "max_tokens": 1}).as_chat()
-    assert chat.messages[-1].for_template()["is_error"] is True
+    ask = MessagesRequest.model_validate({"messages": turns, "max_tokens": 1}).ask()
+    assert ask.messages[-1]["is_error"] is True
 
 
 BILLING = "x-anthropic-billing-header: cc_version=2.1.{}; cc_entrypoint=cli; cch={:05x};"

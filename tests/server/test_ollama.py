@@ -160,7 +160,7 @@ async def test_nothing_comes_between_the_lines_however_long_they_take(monkeypatc
     engine.tokenizer = SimpleNamespace(longest_token=16, encode=lambda text, *_, **__: [7] * len(text))
     body = {"prompt": "a", "raw": True}
     async with serving(engine) as client, client.post("/api/generate", json=body) as response:
-        monkeypatch.setattr(sse.asyncio, "sleep", counted)
+        monkeypatch.setattr(asyncio, "sleep", counted)
         await sleep(0.2)
         monkeypatch.undo()
         waits.set()

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from anthropic import Anthropic
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
-from server.api.responses_api.request import chat_messages
+from server.api.responses_api.request import turns
 from server.parsing.custom_input import CustomCalls
 from server.parsing.events import Arguments, CallBegun, merged
 from server.parsing.formats import parser_of
@@ -158,12 +158,26 @@ def test_a_namespace_is_flattened_and_named_again(client: OpenAI, namespace: str
     (item,) = response.output
     assert (item.type, item.namespace, item.name) == ("function_call", namespace, "get_time")
     assert response.tools[0].tools[0].name == "get_time"
-    message = chat_messages([item.model_dump()])[0]
+    message = turns([item.model_dump()])[0]
     assert message["tool_calls"][0]["function"]["name"] == flat
     custom = respond(client, tools=[tool], tool_choice=choice | {"type": "custom", "name": "apply_patch"}).output[
         0
     ]
     assert (custom.type, custom.namespace, custom.name) == ("custom_tool_call", namespace, "apply_patch")
+
+
+def test_what_is_wrong_is_named_by_its_own_field(client: OpenAI) -> None:
+    many = [{**FLAT_TIME, "name": f"f{place}"} for place in range(200)]
+    spaces = [{"type": "namespace", "name": name, "tools": many} for name in ("a", "b")]
+    with pytest.raises(BadRequestError, match="there are 400 tools, and 256 are the most") as refused:
+        respond(client, tools=spaces)
+    assert refused.value.param == "tools"
+    schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    with pytest.raises(BadRequestError, match=r"tool_choice and text\.format both say"):
+        respond(client, tools=[FLAT_TIME], tool_choice="required", text={"format": schema})
+    with pytest.raises(BadRequestError) as refused:
+        respond(client, text={"format": {**schema, "schema": {"type": "nothing"}}})
+    assert refused.value.param == "text.format"
 
 
 # Tools of hosted APIs -----------------------------------------------------------------------------------
@@ -285,7 +299,7 @@ def test_their_items_are_understood(
     asked = {"role": "user", "content": "Go on."}
     response = respond(client, input=[asked, *items, {"role": "user", "content": "And?"}], max_output_tokens=1)
     assert response.output
-    messages = chat_messages(items)
+    messages = turns(items)
     if name is None:
         assert messages == []
         return

@@ -47,10 +47,9 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 
 def _understand(app: web.Application, record: RequestRecord, content: bytes) -> Asked:
     _check(app, content, MessagesRequest)
-    conversation = understand(app, read(app, record, content, MessagesRequest).as_chat())
+    conversation = understand(app, read(app, record, content, MessagesRequest).ask())
     block_size = app[ENGINE].info.block_size if CACHES in content else None
-    wording = MessagesWording(conversation, block_size)
-    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+    return conversation.asked(MessagesWording(conversation, block_size))
 
 
 CACHES = b'"cache_control"'
@@ -69,4 +68,4 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 def _count(app: web.Application, record: RequestRecord, content: bytes) -> TokenCount:
     _check(app, content, CountRequest)
     body = read(app, record, content, CountRequest)
-    return TokenCount(len(understand(app, body.as_chat()).prompt))
+    return TokenCount(len(understand(app, body.ask()).prompt))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
-from server.api.chat_request import ChatRequest
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.sampling_params import SamplingParams
+from server.api.ask import MAX_TOOLS, Ask, AskedTool, Calling, Mode, call_for_template, thinking_variables
 from server.api.fields import (
     LIST,
     MAX_STOPS,
@@ -35,6 +38,7 @@ from server.api.messages_api.blocks import (
     ToolUseBlock,
 )
 from server.api.requests import SampledRequest
+from server.api.structured import Form
 from server.api.synonyms import THINKING, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import NO_PARAMETERS, ToolName, without_hosted
 from server.api.unread import check_question
@@ -77,6 +81,9 @@ class ToolChoice(CheckedBody):
     disable_parallel_tool_use: bool = False
 
 
+_MODES: dict[str, Mode] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+
+
 class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
 
@@ -102,7 +109,7 @@ class CountRequest(CheckedBody):
     """The conversation so far."""
     system: Annotated[Text, TEXT_OR_LIST] = ""
     """What comes before it."""
-    tools: Annotated[list[ToolDefinition], LIST, BeforeValidator(_own_tools), Field(max_length=256)] = []
+    tools: Annotated[list[ToolDefinition], LIST, BeforeValidator(_own_tools), Field(max_length=MAX_TOOLS)] = []
     """What the model may call."""
     tool_choice: ToolChoice = ToolChoice(type="auto")
     """Whether it has to, and what."""
@@ -124,56 +131,42 @@ class CountRequest(CheckedBody):
     def _translated(cls, values: Json) -> Json:
         return thinking_in_our_words(super()._translated(values), cls.model_fields)
 
-    def _conversation(self) -> Json:
-        """The fields of a `ChatRequest`."""
+    def ask(self) -> Ask:
+        """Raises `InvalidRequestError`."""
         check_question(enumerate(self.messages), "messages")
-        messages: list[Json] = []
-        if system := _system(self.system):
-            messages.append({"role": "system", "content": system})
+        system = _system(self.system)
+        messages = [{"role": "system", "content": system}] if system else []
         for turn in self.messages:
             messages += _messages(turn)
-        fields: Json = {"model": self.model, "messages": messages, "tools": self._tools()}
-        if messages[-1]["role"] == "assistant" and messages[-1]["content"] and not messages[-1].get("tool_calls"):
-            fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        last = messages[-1]
+        goes_on = last["role"] == "assistant" and bool(last["content"]) and not last.get("tool_calls")
+        return Ask(
+            self._body(),
+            messages,
+            self._calling(),
+            variables=thinking_variables(self._effort()) | self.chat_template_kwargs,
+            begins_turn=not goes_on,
+            goes_on=goes_on,
+        )
+
+    def _body(self) -> SampledRequest:
+        """What the answer would be drawn by."""
+        return SampledRequest(model=self.model)
+
+    def _effort(self) -> str | None:
+        if self.thinking is not None and self.thinking.type == "disabled":
+            return "none"
+        effort = None if self.output_config is None else self.output_config.effort
+        return "medium" if effort is None and self.thinking is not None else effort
+
+    def _calling(self) -> Calling:
         choice = self.tool_choice
-        fields["tool_choice"] = {"auto": "auto", "any": "required", "none": "none", "tool": "required"}[
-            choice.type
-        ]
-        if choice.type == "tool":
-            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name or ""}}
-        fields["chat_template_kwargs"] = self.chat_template_kwargs
-        fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
-        if self.thinking is not None:
-            fields["reasoning_effort"] = "none" if self.thinking.type == "disabled" else "medium"
-        output = self.output_config or OutputConfig()
-        if output.effort is not None and fields.get("reasoning_effort") != "none":
-            fields["reasoning_effort"] = output.effort
-        if output.format is not None:
-            if choice.type in ("any", "tool"):
-                raise InvalidRequestError(
-                    "tool_choice and output_config.format both say what the answer looks like", "tool_choice"
-                )
-            schema = {"schema": output.format.schema_, "strict": True}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return fields
-
-    def _tools(self) -> list[Json]:
-        return [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.input_schema,
-                    "strict": tool.strict,
-                },
-            }
-            for tool in self.tools
-        ]
-
-    def as_chat(self) -> ChatRequest:
-        """Raises `pydantic.ValidationError`."""
-        return ChatRequest.model_validate(self._conversation())
+        return Calling(
+            [AskedTool(tool.name, tool.input_schema, tool.strict, tool.description) for tool in self.tools],
+            _MODES[choice.type],
+            named=(choice.name or "") if choice.type == "tool" else None,
+            is_parallel=not choice.disable_parallel_tool_use,
+        )
 
 
 class MessagesRequest(CountRequest, SampledRequest):
@@ -183,8 +176,6 @@ class MessagesRequest(CountRequest, SampledRequest):
     """Tokens that the answer may have; -1 is as many as there is room for."""
     stop_sequences: Annotated[list[ShortText], Field(max_length=MAX_STOPS)] = []
     """The answer ends before the first of these strings."""
-    stream: bool = False
-    """Send the answer as it comes, as server-sent events."""
 
     # These change nothing in the answer.
     metadata: Hint[Json] = {}
@@ -196,11 +187,21 @@ class MessagesRequest(CountRequest, SampledRequest):
     container: Annotated[Any, only()] = None
     mcp_servers: Annotated[Any, only([])] = []
 
-    def as_chat(self) -> ChatRequest:
-        fields = self.sampled | self._conversation() | {"max_tokens": self.max_tokens, "stream": self.stream}
-        if self.stop_sequences:
-            fields["stop"] = self.stop_sequences
-        return ChatRequest.model_validate(fields)
+    def _body(self) -> SampledRequest:
+        return self
+
+    def sampling_params(self, defaults: Mapping[str, float], max_logprobs: int) -> SamplingParams:
+        return self._sampling_params(defaults, max_logprobs, max_tokens=self.max_tokens)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(self.stop_sequences) or super().stops
+
+    def _own(self) -> list[Form]:
+        if self.output_config is None or (wanted := self.output_config.format) is None:
+            return super()._own()
+        spec = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(wanted.schema_), strict=True)
+        return [*super()._own(), Form(spec, "output_config.format")]
 
 
 def _system(content: str | list[TextBlock]) -> str:
@@ -209,7 +210,7 @@ def _system(content: str | list[TextBlock]) -> str:
 
 
 def _messages(turn: Turn) -> list[Json]:
-    """A turn in OpenAI's words: results of tools are messages of their own."""
+    """A turn as chat templates know it: results of tools are messages of their own."""
     if isinstance(turn.content, str):
         text = _system(turn.content) if turn.role == "system" else turn.content
         return [{"role": turn.role, "content": text}]
@@ -256,21 +257,20 @@ class _Messages:
                 self._said.append(block.text)
 
     def _call(self, call_id: str, name: str, given: Any) -> None:
-        arguments = json.dumps(given if isinstance(given, dict) else {})
-        self._calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
+        self._calls.append(call_for_template(call_id, name, given if isinstance(given, dict) else {}))
 
     def _result(self, call_id: str, text: str, *, is_error: bool = False) -> None:
         """Results come before what the user says beside them."""
         content = f"Error: {text}" if is_error and not text.lower().startswith("error") else text
-        message = {"role": "tool", "tool_call_id": call_id, "content": content, "is_error": is_error}
-        self._done.append(message)
+        message = {"role": "tool", "content": content, "tool_call_id": call_id}
+        self._done.append(message | {"is_error": True} if is_error else message)
 
     def _end(self) -> None:
         message: Json = {"role": self._role, "content": "\n".join(filter(None, self._said))}
-        if self._calls:
-            message["tool_calls"] = self._calls
         if self._thought:
             message["reasoning_content"] = "\n".join(self._thought)
+        if self._calls:
+            message["tool_calls"] = self._calls
         if self._said or self._calls or self._thought:
             self._done.append(message)
         self._said, self._thought, self._calls = [], [], []

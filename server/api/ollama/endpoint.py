@@ -128,7 +128,7 @@ def _understood(
 ) -> Asked:
     check_fields(content, model, longest_sequence(app[ENGINE].info))
     body = read(app, record, content, model)
-    conversation = understand(app, body)
+    conversation = understand(app, body.ask())
     words = LogprobWords(app[ENGINE].tokenizer, as_ids=False) if body.logprobs else None
     wording = OllamaWording(
         conversation.model,
@@ -138,7 +138,7 @@ def _understood(
         in_turns=model is OllamaChatRequest,
         loads=body.loads,
     )
-    return Asked(body, [conversation.prompt], conversation.params, wording, conversation.form)
+    return conversation.asked(wording)
 
 
 async def embed(request: web.Request) -> web.StreamResponse:

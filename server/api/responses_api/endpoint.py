@@ -68,8 +68,8 @@ def understand_response(user: str, app: web.Application, record: RequestRecord, 
 def _asked(user: str, app: web.Application, body: ResponsesRequest, items: list[Json]) -> Asked:
     """`items`: what was said up to the answer."""
     store = app.get(RESPONSES)
-    chat = body.as_chat(items)
-    conversation = understand_what_fits(app, chat) if body.truncation == "auto" else understand(app, chat)
+    ask = body.ask(items)
+    conversation = understand_what_fits(app, ask) if body.truncation == "auto" else understand(app, ask)
     is_stored = store is not None and body.store is not False
 
     def keep(response: Response) -> None:
@@ -83,7 +83,7 @@ def _asked(user: str, app: web.Application, body: ResponsesRequest, items: list[
             app[RECENT].keep(user, response.id, said)
 
     wording = ResponsesWording(app[ENGINE].tokenizer, body, conversation, is_stored=is_stored, on_end=keep)
-    return Asked(conversation.body, [conversation.prompt], conversation.params, wording, conversation.form)
+    return conversation.asked(wording)
 
 
 async def _items(app: web.Application, user: str, body: ResponsesRequest) -> list[Json]:

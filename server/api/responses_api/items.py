@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from server.api.ask import call_for_template
 from server.api.fields import SAID, Body, ShortText
 from server.api.responses_api.tools import flat_name
 from server.api.unread import in_place_of
@@ -73,14 +74,14 @@ class ToolItem(Body):
 
 
 def tool_messages(item: Json) -> Iterator[tuple[Literal["call", "result"], Json]]:
-    """What an item says in the words of chat: calls are for an assistant's message, results are messages of their
+    """What an item says to chat templates: calls are for an assistant's message, results are messages of their
     own."""
     kind = item["type"]
     if kind in SILENT:
         return
     call_id = item.get("call_id") or item.get("id") or ""
     if kind.endswith(OUTPUT):
-        yield "result", {"role": "tool", "tool_call_id": call_id, "content": text_of(_first(item, *_OUTPUTS))}
+        yield "result", {"role": "tool", "content": text_of(_first(item, *_OUTPUTS)), "tool_call_id": call_id}
         return
     name = item.get("name") or kind.removesuffix(CALL)
     arguments = _first(item, *_ARGUMENTS)
@@ -88,10 +89,9 @@ def tool_messages(item: Json) -> Iterator[tuple[Literal["call", "result"], Json]
         arguments = {"input": text_of(arguments)}
     elif isinstance(arguments, list):
         arguments = {"items": arguments}
-    function = {"name": flat_name(item.get("namespace") or "", name), "arguments": arguments or {}}
-    yield "call", {"id": call_id, "type": "function", "function": function}
+    yield "call", call_for_template(call_id, flat_name(item.get("namespace") or "", name), arguments or {})
     if kind in SELF_CONTAINED:
-        yield "result", {"role": "tool", "tool_call_id": call_id, "content": text_of(_first(item, *_OUTPUTS))}
+        yield "result", {"role": "tool", "content": text_of(_first(item, *_OUTPUTS)), "tool_call_id": call_id}
 
 
 _ARGUMENTS = ("arguments", "input", "action", "operation", "code", "queries")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from scheduler.core.request import InvalidRequestError
-from server.api.chat_request import ChatRequest, ReasoningEffort
+from scheduler.core.sampling import GrammarKind, GrammarSpec
+from scheduler.sampling_params import SamplingParams
+from server.api.ask import ROLES, Ask, Calling, call_for_template, thinking_variables
+from server.api.chat_request import ReasoningEffort
 from server.api.fields import (
     LIST,
     OBJECT,
@@ -28,6 +32,7 @@ from server.api.fields import (
 from server.api.requests import SampledRequest
 from server.api.responses_api.items import ToolItem, tool_messages
 from server.api.responses_api.tools import FlatTool, Tools, flat_name
+from server.api.structured import Form
 from server.api.synonyms import THINKING, sampling_in_our_words, sampling_synonyms, thinking_in_our_words
 from server.api.tool_kinds import without_hosted
 from server.api.unread import check_question, in_place_of
@@ -101,8 +106,8 @@ class NamedFunction(CheckedBody):
     namespace: str = ""
 
     @property
-    def for_chat(self) -> Json:
-        return {"type": self.type, "function": {"name": flat_name(self.namespace, self.name)}}
+    def flat(self) -> str:
+        return flat_name(self.namespace, self.name)
 
 
 class AllowedFunctions(CheckedBody):
@@ -147,12 +152,10 @@ class ResponsesRequest(SampledRequest):
     """Whether an answer may have more than one call."""
     previous_response_id: str | None = None
     """The response that this one follows (--store)."""
-    reasoning: ReasoningOptions | None = None
+    reasoning: ReasoningOptions = ReasoningOptions()
     """For templates of models that think."""
     store: bool | None = None
     """Keep the response (--store). false keeps nothing of it, not even for minutes."""
-    stream: bool = False
-    """Send the answer as it comes, as server-sent events."""
     text: Annotated[TextOptions, OBJECT] = TextOptions()
     """The form of the answer."""
     tool_choice: Annotated[
@@ -214,44 +217,53 @@ class ResponsesRequest(SampledRequest):
     def flat_tools(self) -> dict[str, FlatTool]:
         """The tools by the names that the model knows them by."""
         flat = (tool for each in self.tools for tool in each.each())
-        return {tool.for_chat["function"]["name"]: tool for tool in flat}
+        return {tool.asked.name: tool for tool in flat}
 
-    def as_chat(self, items: Sequence[Json]) -> ChatRequest:
-        """`items`: those of the responses that this one follows, and its own. Raises `InvalidRequestError` and
-        `pydantic.ValidationError`."""
+    def ask(self, items: Sequence[Json]) -> Ask:
+        """`items`: those of the responses that this one follows, and its own. Raises `InvalidRequestError`."""
         given = enumerate([] if isinstance(self.input, str) else self.input)
         check_question(((place, item) for place, item in given if isinstance(item, MessageItem)), "input")
         messages: list[Json] = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        messages += chat_messages(items)
+        messages += turns(items)
         if not messages:
             raise InvalidRequestError("input is empty", "input")
-        choice: Any = self.tool_choice
-        if isinstance(choice, NamedFunction):
-            choice = choice.for_chat
-        elif isinstance(choice, AllowedFunctions):
-            tools = [tool.for_chat for tool in choice.tools]
-            choice = {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
-        fields = self.sampled | {
-            "messages": messages,
-            "stream": self.stream,
-            "parallel_tool_calls": self.parallel_tool_calls,
-            "chat_template_kwargs": self.chat_template_kwargs,
-            "max_tokens": self.max_output_tokens,
-            "tools": [tool.for_chat for tool in self.flat_tools.values()],
-            "tool_choice": choice,
-            "reasoning_effort": self.reasoning and self.reasoning.effort,
-            "verbosity": self.text.verbosity,
-            "logprobs": self.top_logprobs is not None or "message.output_text.logprobs" in self.include,
-            "top_logprobs": self.top_logprobs,
-        }
-        if (wanted := self.text.format).type != "text":
-            schema = {"schema": wanted.schema_, "strict": wanted.strict}
-            fields["response_format"] = {"type": wanted.type, "json_schema": schema}
-        return ChatRequest.model_validate(fields)
+        thinking = thinking_variables(self.reasoning.effort, self.text.verbosity)
+        return Ask(self, messages, self._calling(), variables=thinking | self.chat_template_kwargs)
+
+    def _calling(self) -> Calling:
+        tools = [tool.asked for tool in self.flat_tools.values()]
+        calling = partial(Calling, tools, is_parallel=self.parallel_tool_calls)
+        match self.tool_choice:
+            case NamedFunction(flat=name):
+                return calling(named=name)
+            case AllowedFunctions(mode=mode, tools=among):
+                return calling(mode=mode, among=[tool.flat for tool in among])
+            case mode:
+                return calling(mode=mode)
+
+    def sampling_params(self, defaults: Mapping[str, float], max_logprobs: int) -> SamplingParams:
+        does_score = self.top_logprobs is not None or "message.output_text.logprobs" in self.include
+        return self._sampling_params(
+            defaults,
+            max_logprobs,
+            max_tokens=self.max_output_tokens,
+            logprobs=(self.top_logprobs or 0) if does_score else None,
+            field="top_logprobs",
+        )
+
+    def _own(self) -> list[Form]:
+        wanted = self.text.format
+        if wanted.type == "text":
+            return super()._own()
+        spec = GrammarSpec(GrammarKind.JSON_OBJECT)
+        if wanted.type == "json_schema":
+            spec = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(wanted.schema_), wanted.strict)
+        return [*super()._own(), Form(spec, "text.format")]
 
 
-def chat_messages(items: Sequence[Json]) -> list[Json]:
-    """Items in the words of chat: calls and reasoning belong to the assistant's message that they are around."""
+def turns(items: Sequence[Json]) -> list[Json]:
+    """Items as chat templates know them: calls and reasoning belong to the assistant's message that they are
+    around."""
     messages: list[Json] = []
 
     def assistants() -> Json:
@@ -263,11 +275,10 @@ def chat_messages(items: Sequence[Json]) -> list[Json]:
         match item.get("type", "message"):
             case "function_call":
                 name = flat_name(item.get("namespace") or "", item["name"])
-                function = {"name": name, "arguments": item["arguments"]}
-                call = {"id": item["call_id"], "type": "function", "function": function}
+                call = call_for_template(item["call_id"], name, item["arguments"])
                 assistants().setdefault("tool_calls", []).append(call)
             case "function_call_output":
-                output = {"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])}
+                output = {"role": "tool", "content": _text(item["output"]), "tool_call_id": item["call_id"]}
                 messages.append(output)
             case "reasoning":
                 messages.append({"role": "assistant", "content": "", "reasoning_content": _text(item["content"])})
@@ -281,7 +292,8 @@ def chat_messages(items: Sequence[Json]) -> list[Json]:
                 message = assistants()
                 message["content"] += _text(item["content"])
             case _:
-                messages.append({"role": item["role"], "content": _text(item["content"])})
+                role = ROLES.get(item["role"], item["role"])
+                messages.append({"role": role, "content": _text(item["content"])})
     return messages
 
 

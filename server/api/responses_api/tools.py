@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from server.api.ask import AskedTool
 from server.api.fields import Body
-from server.api.tool_kinds import NO_PARAMETERS, SERVED, ToolName, told_of_format, without_hosted
+from server.api.tool_kinds import INPUT, NO_PARAMETERS, SERVED, ToolName, told_of_format, without_hosted
 
 Json = dict[str, Any]
 
@@ -69,17 +70,13 @@ class FlatTool:
         self._introduction = introduction
 
     @property
-    def for_chat(self) -> Json:
-        tool = self._tool
-        said = [self._introduction, tool.description]
-        if tool.type == "custom":
-            said.append(told_of_format(tool.format) or "")
+    def asked(self) -> AskedTool:
+        tool, name, is_custom = self._tool, flat_name(self.namespace, self.name), self.type == "custom"
+        said = [self._introduction, tool.description, (told_of_format(tool.format) or "") if is_custom else ""]
         description = "\n\n".join(filter(None, said))
-        function: Json = {"name": flat_name(self.namespace, tool.name), "description": description}
-        if tool.type == "custom":
-            return {"type": "custom", "function": function}
-        function |= {"parameters": tool.parameters, "strict": tool.strict}
-        return {"type": "function", "function": function}
+        if is_custom:
+            return AskedTool(name, INPUT, description=description, is_custom=True)
+        return AskedTool(name, tool.parameters, tool.strict, description)
 
 
 def flat_name(namespace: str, name: str) -> str:

@@ -214,7 +214,7 @@ class ResponsesWording:
             max_output_tokens=body.max_output_tokens,
             parallel_tool_calls=body.parallel_tool_calls,
             previous_response_id=body.previous_response_id,
-            reasoning={"effort": body.reasoning and body.reasoning.effort, "summary": None},
+            reasoning={"effort": body.reasoning.effort, "summary": None},
             store=self._is_stored,
             temperature=self._params.temperature,
             truncation=body.truncation,
