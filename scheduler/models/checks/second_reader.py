@@ -1,7 +1,7 @@
 """A checkpoint read once more, in another way: what files/ reads is held against it.
 
-It shares no code and no table with files/: the safetensors package and second_gguf.py read the bytes, and what a
-format stores is worked out from the names, shapes and settings of the file alone.
+It shares no code and no table with files/: the packages safetensors and gguf read the numbers, and what a format
+stores is worked out from the names, shapes and settings of the file alone.
 """
 
 from __future__ import annotations
