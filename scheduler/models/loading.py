@@ -47,21 +47,37 @@ FEWEST_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a model can do here. All of it is decided when it is loaded; `EngineInfo` tells of it."""
+
+    max_model_len: int
+    """Tokens of prompt and answer."""
+    num_blocks: int
+    block_size: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    shifted_len: int | None
+    """How long answers get that go on beyond the window; None: they cannot."""
+    is_native: bool
+    """Whether the native decoder's products and scans are there."""
+    keeps_state: bool
+    """Whether sequences have more than what is in the pool: no token can be taken back, and what one computed is
+    of use to another only with a state that was put aside."""
+    num_state_slots: int
+    """For these."""
+    long_after: int | None
+    """Tokens of the longest text that is not long, of a model that has other positions for long ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that is ready to run steps."""
 
     model: StepModel
     cache: KVCache
     device: torch.device
-    eos_token_ids: frozenset[int]
+    can: Capabilities
     info: EngineInfo
-    keeps_state: bool = False
-    """Whether sequences have more than what is in the pool: no token can be taken back, and what one computed is
-    of use to another only with a state that was put aside."""
-    num_state_slots: int = 0
-    """For these."""
-    long_after: int | None = None
-    """Tokens of the longest text that is not long, of a model that has other positions for long ones."""
 
 
 def load(config: EngineConfig, model_path: str) -> LoadedModel:
@@ -76,8 +92,10 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
     opened = open_model(config, model_path, device=device, dtype=dtype, num_threads=num_threads)
     _give_back_memory()
     keeps_state = opened.source.own is not None
-    if keeps_state:
-        _check_speculation(config)
+    if keeps_state and config.speculative == "ngram":
+        raise UnsupportedModelError(
+            "--speculative ngram: this model keeps a state from which no token can be taken back"
+        )
     if opened.max_len < opened.config.full_len:
         logger.warning(
             "sequences end at %d tokens, and not at %d: beyond that this model's positions change with the length "
@@ -103,30 +121,34 @@ def load(config: EngineConfig, model_path: str) -> LoadedModel:
         device=device,
         groups=groups,
     )
-    info = _describe(config, opened, pool, device, dtype)
+    obstacle = _shift_obstacle(config, opened.source, opened.config, pool.max_model_len)
+    can = Capabilities(
+        max_model_len=pool.max_model_len,
+        num_blocks=pool.num_blocks,
+        block_size=config.block_size,
+        vocab_size=opened.config.vocab_size,
+        eos_token_ids=opened.config.eos_token_ids,
+        shifted_len=None if obstacle else max(pool.max_model_len, min(8 * pool.max_model_len, MOST_POSITIONS)),
+        is_native=opened.source.obstacle is None,
+        keeps_state=keeps_state,
+        num_state_slots=pool.num_state_slots,
+        long_after=opened.source.long_after,
+    )
     model = opened.packed.model
     if has_graphs:
         model = CudaGraphs(
             model,
             max_rows=config.max_num_seqs,
             num_groups=len(groups),
-            table_width=-(-info.max_model_len // config.block_size),
+            table_width=-(-can.max_model_len // config.block_size),
             spare_block=pool.num_blocks,
             block_size=config.block_size,
             device=device,
         )
-    model.bind(cache, max(info.max_model_len, info.shifted_len))
+    model.bind(cache, max(can.max_model_len, can.shifted_len or 0))
+    info = _describe(config, opened, can, obstacle, pool.nbytes, device, dtype)
     _announce(info, opened.packed.bits)
-    return LoadedModel(
-        model,
-        cache,
-        device,
-        opened.config.eos_token_ids,
-        info,
-        keeps_state,
-        pool.num_state_slots,
-        opened.source.long_after,
-    )
+    return LoadedModel(model, cache, device, can, info)
 
 
 def _give_back_memory() -> None:
@@ -183,43 +205,39 @@ def _num_state_slots(config: EngineConfig, own: OwnState, memory: int) -> int:
 
 
 def _describe(
-    config: EngineConfig, opened: OpenedModel, pool: _Pool, device: torch.device, dtype: torch.dtype
+    config: EngineConfig,
+    opened: OpenedModel,
+    can: Capabilities,
+    shift_obstacle: str,
+    pool_bytes: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> EngineInfo:
-    """What clients and operators are told of the model. Raises `UnsupportedModelError`."""
-    source, model_config = opened.source, opened.config
-    shift_obstacle = _shift_obstacle(config, source, model_config, pool.max_model_len)
-    shifted_len = 0 if shift_obstacle else max(pool.max_model_len, min(8 * pool.max_model_len, MOST_POSITIONS))
+    """What clients and operators are told of the model."""
+    model_config = opened.config
     return EngineInfo(
         model=config.model,
-        max_model_len=pool.max_model_len,
-        vocab_size=model_config.vocab_size,
-        num_blocks=pool.num_blocks,
-        block_size=config.block_size,
-        pool_bytes=pool.nbytes,
+        max_model_len=can.max_model_len,
+        vocab_size=can.vocab_size,
+        num_blocks=can.num_blocks,
+        block_size=can.block_size,
+        pool_bytes=pool_bytes,
         kv_cache_dtype=_name(opened.kv_dtype),
         device=str(device),
         attention_backend=opened.backend.name,
-        products=_name(dtype) if source.obstacle or opened.mode in PLAIN_MODES.values() else opened.mode,
+        products=opened.mode if can.is_native and opened.mode not in PLAIN_MODES.values() else _name(dtype),
         weights_bytes=opened.packed.nbytes,
-        instruction_set="" if source.obstacle else instruction_set(),
-        eos_token_ids=sorted(model_config.eos_token_ids),
+        instruction_set=instruction_set() if can.is_native else "",
+        eos_token_ids=sorted(can.eos_token_ids),
         embedding_size=model_config.embeddings.size or model_config.text.hidden_size,
         embedding_layers=model_config.embeddings.layers,
         pooling=model_config.embeddings.pooling,
         has_head=model_config.has_head,
         context_shift=config.context_shift,
-        shifted_len=shifted_len,
+        shifted_len=can.shifted_len or 0,
         shift_obstacle=shift_obstacle,
         sampling_defaults=model_config.sampling_defaults if config.generation_config == "auto" else {},
     )
-
-
-def _check_speculation(config: EngineConfig) -> None:
-    """For a model that keeps what it has computed in its own way. Raises `UnsupportedModelError`."""
-    if config.speculative == "ngram":
-        raise UnsupportedModelError(
-            "--speculative ngram: this model keeps a state from which no token can be taken back"
-        )
 
 
 def _shift_obstacle(config: EngineConfig, source: Source, model_config: ModelConfig, max_model_len: int) -> str:

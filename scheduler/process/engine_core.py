@@ -80,26 +80,26 @@ class EngineCore:
     def __init__(self, config: EngineConfig, model_path: str) -> None:
         """Load the model and allocate the pool. Raises what `loading.load` raises."""
         loaded = load(config, model_path)
+        can = loaded.can
         self.cost = StepCost()
         windows = [group.window for group in loaded.cache.groups]
-        self.pool = BlockPool(loaded.info.num_blocks, loaded.info.block_size, windows)
+        self.pool = BlockPool(can.num_blocks, can.block_size, windows)
         self._prices = Prices(output=config.output_token_price, cached=config.cached_token_price)
         longest_ms = config.longest_step_ms if config.target_itl_ms is None else config.target_itl_ms
         self._policy = make_policy(config.policy, self._prices, Leftovers(self.cost, longest_ms / 1000))
-        slots = loaded.num_state_slots
-        states = SavedStates(slots, loaded.info.block_size) if slots else None
+        states = SavedStates(can.num_state_slots, can.block_size) if can.num_state_slots else None
         self.scheduler = Scheduler(
             self.pool,
             self._policy,
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.step_tokens(loaded.device.type),
-            max_model_len=loaded.info.max_model_len,
-            eos_token_ids=loaded.eos_token_ids,
-            prefix_caching=config.prefix_caching and (not loaded.keeps_state or states is not None),
+            max_model_len=can.max_model_len,
+            eos_token_ids=can.eos_token_ids,
+            prefix_caching=config.prefix_caching and (not can.keeps_state or states is not None),
             share_prefixes=config.share_prefixes,
             pacing=pacing_of(config, self.cost, self._policy),
             drafter=drafter_of(config, loaded, self.cost),
-            window=window_of(loaded.info),
+            window=window_of(can),
             states=states,
             yielding=GivingWay(self._policy),
         )
@@ -107,10 +107,10 @@ class EngineCore:
         self.model = loaded.model
         self.executor = runner_of(loaded, self.scheduler.num_seats)
         self.steerings = self.executor.steerings
-        self._compiling = Compiling(loaded.eos_token_ids)
+        self._compiling = Compiling(can.eos_token_ids)
         self._mask_turns = MaskTurns()
         self._deadlines = Deadlines()
-        self.positions = LongPositions(self.scheduler, loaded.long_after)
+        self.positions = LongPositions(self.scheduler, can.long_after)
         self._resuming: dict[str, list[Progress]] = {}
         """By request, of those whose grammars are being compiled."""
         self.before_step: Callable[[list[str], float], None] = lambda requests, seconds: None

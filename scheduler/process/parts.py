@@ -16,8 +16,7 @@ from scheduler.features.speculation import Speculation
 from scheduler.features.step_cost import StepCost
 from scheduler.features.text_drafts import TextDrafts
 from scheduler.features.turns import Turns
-from scheduler.models.loading import LoadedModel
-from scheduler.wire.messages import EngineInfo
+from scheduler.models.loading import Capabilities, LoadedModel
 
 
 def make_policy(name: str, prices: Prices, leftovers: Leftovers) -> SharingPolicy:
@@ -46,17 +45,17 @@ def drafter_of(config: EngineConfig, loaded: LoadedModel, cost: StepCost) -> Dra
 
 def _looks_back(config: EngineConfig, loaded: LoadedModel) -> bool:
     """Whether guesses come from the text so far."""
-    is_fast = bool(loaded.info.instruction_set) and not loaded.keeps_state
+    is_fast = loaded.can.is_native and not loaded.can.keeps_state
     return config.speculative == "ngram" or (config.speculative == "auto" and is_fast)
 
 
-def window_of(info: EngineInfo) -> ContextWindow | None:
+def window_of(can: Capabilities) -> ContextWindow | None:
     """What sequences look back on that go on beyond it, where the model can."""
-    if info.shift_obstacle:
+    if can.shifted_len is None:
         return None
     # With one block more for the copy of the first.
-    num_blocks = min(info.max_model_len // info.block_size, info.num_blocks - 1)
-    return ContextWindow(num_blocks * info.block_size, info.block_size, info.shifted_len)
+    num_blocks = min(can.max_model_len // can.block_size, can.num_blocks - 1)
+    return ContextWindow(num_blocks * can.block_size, can.block_size, can.shifted_len)
 
 
 def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
@@ -66,6 +65,6 @@ def runner_of(loaded: LoadedModel, num_seats: int) -> Runner:
         loaded.cache,
         device=loaded.device,
         num_seats=num_seats,
-        max_model_len=loaded.info.max_model_len,
-        steerings=Steerings(loaded.info.vocab_size, loaded.eos_token_ids),
+        max_model_len=loaded.can.max_model_len,
+        steerings=Steerings(loaded.can.vocab_size, loaded.can.eos_token_ids),
     )
