@@ -111,7 +111,20 @@ def make_request(
         **ownership,
     )
     check_fits(request, vocab_size=info.vocab_size, **lengths)
+    _check_readable(request)
     return request
+
+
+_encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Request)
+
+
+def _check_readable(request: Request) -> None:
+    """Raise `InvalidRequestError` for what the engine's process could not read, as a token that is no number: each
+    engine in turn would end of it."""
+    try:
+        _decoder.decode(_encoder.encode(request))
+    except (msgspec.MsgspecError, TypeError, OverflowError) as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}", "prompt") from error
 
 
 class RequestStream:

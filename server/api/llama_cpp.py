@@ -258,7 +258,7 @@ def _understood(
         for place, part in enumerate(parts):
             if isinstance(part, str):
                 found += tokenizer.encode(part, special and place == 0, longest=longest)
-            elif isinstance(part, int) and part >= 0:
+            elif _is_token(part):
                 found.append(part)
             else:
                 raise InvalidRequestError(f"prompt should be {PROMPT}", "prompt")
@@ -268,10 +268,15 @@ def _understood(
         between = tokenizer.fill_in_the_middle(body.input_prefix, body.input_suffix, longest=longest)
         prompts = [[*between, *tokens(body.prompt, special=False)]]
     else:
-        is_one = not isinstance(body.prompt, list) or any(isinstance(part, int) for part in body.prompt)
+        is_one = not isinstance(body.prompt, list) or any(map(_is_token, body.prompt))
         prompts = [tokens(prompt, special=True) for prompt in ([body.prompt] if is_one else body.prompt)]
     body = body.model_copy(update={"prompt": prompts})
     return completion_of(app, body, partial(LlamaWording, tokenizer, body, record))
+
+
+def _is_token(part: Any) -> bool:
+    """Whether it is a number, and none of the booleans, which are numbers in Python."""
+    return type(part) is int and 0 <= part < 2**31
 
 
 async def apply_template(request: web.Request) -> web.Response:

@@ -49,6 +49,22 @@ async def idle(engine: AsyncEngine) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "params"),
+    [([5, True], GREEDY), ([5, 1.5], GREEDY), ([5, "a"], GREEDY), ([5], SamplingParams(top_k=1.5))],  # type: ignore[arg-type]
+)
+async def test_what_the_engine_could_not_read_never_gets_there(
+    engine: AsyncEngine, tokens: list[int], params: SamplingParams
+) -> None:
+    """It would end of it, and the next one too."""
+    pid = engine.pid
+    with pytest.raises((InvalidRequestError, TypeError)):
+        async for _ in engine.generate(tokens, params):
+            pass
+    assert [delta async for delta in engine.generate([5, 6], GREEDY)]
+    assert engine.pid == pid
+
+
 async def test_tokens_come_one_by_one(engine: AsyncEngine) -> None:
     prompt = engine.tokenizer.encode("The capital of France is")
     deltas = [delta async for delta in engine.generate(prompt, GREEDY)]

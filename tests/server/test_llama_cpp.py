@@ -83,6 +83,9 @@ async def test_what_programs_ask_and_what_is_wrong(server: Server) -> None:
     for body in (
         {"prompt": {"a": 1}},
         {"prompt": [1.5]},
+        {"prompt": [True]},
+        {"prompt": [[5, True]]},
+        {"prompt": [2**40]},
         {"prompt": "a", "temperature": -1},
         {"prompt": "a", "echo": True},
         {},
