@@ -31,7 +31,9 @@ done = client.completions.create(model=MODEL, prompt="One two three", max_tokens
 check("completions with echo and logprobs", len(done.choices[0].logprobs.tokens) > 4, done)
 response = client.responses.create(model=MODEL, input="Name a river.", max_output_tokens=12)
 check("responses", response.output_text and response.usage.output_tokens > 0, response)
-with client.responses.stream(model=MODEL, input="Name a river.", max_output_tokens=12) as events:
+with client.responses.stream(
+    model=MODEL, input="Name a river.", max_output_tokens=12, extra_body={"ignore_eos": True}
+) as events:
     told = list(events)
 kinds = [event.type for event in told]  # an answer cut by its limit ends as incomplete
 text = "".join(event.delta for event in told if event.type == "response.output_text.delta")
