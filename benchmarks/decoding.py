@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.builds import add_cpu_flag, in_each_build
 from scheduler.config import EngineConfig
 from scheduler.core.request import Request
+from scheduler.kernels.library import Product
 from scheduler.kernels.native import kernels
 from scheduler.models.files.checkpoint import open_checkpoint
 from scheduler.models.files.model_source import resolve_model
@@ -59,10 +60,10 @@ class Products:
             for weight in (*layer["qkv"], layer["output"], layer["gate_up"], layer["down"])
         ]
         weights.append(packed.head)
-        self._linears = [(weight.in_features, kernels().PackedLinear(weight)) for weight in weights]
+        self._linears = [(weight.in_features, Product(weight)) for weight in weights]
 
-        tiny = kernels().PackedWeights([torch.ones(1, 1)], None, "f32")
-        self._tiny = kernels().PackedLinear(tiny)
+        tiny = kernels().pack([torch.ones(1, 1)], None, "f32")
+        self._tiny = Product(tiny)
 
     def seconds(self, rows: int, num_threads: int) -> float:
         inputs = {width: torch.randn(rows, width) for width, _ in self._linears}

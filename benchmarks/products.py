@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.builds import add_cpu_flag, in_each_build
 from benchmarks.peak import HOW, peak
+from scheduler.kernels.library import Product
 from scheduler.kernels.native import kernels
 from scheduler.machine.processor import instruction_set
 
@@ -56,7 +57,7 @@ SHAPES = LAYER * NUM_LAYERS + (HEAD,)
 MULTIPLY_ADDS = sum(shape.inputs * shape.outputs for shape in SHAPES)
 """For each row."""
 
-Product = Callable[[Tensor], Any]
+Multiply = Callable[[Tensor], Any]
 
 
 def padded(inputs: int, kind: str) -> int:
@@ -76,31 +77,29 @@ def stored_bytes(kind: str, rows: int, columns: int) -> Tensor:
     return data.view(rows, -1)
 
 
-def native_products(kind: str, num_threads: int) -> list[Product]:
+def native_products(kind: str, num_threads: int) -> list[Multiply]:
     """All of `SHAPES`, packed one by one out of a few matrices."""
     matrices: dict[Shape, list[Any]] = {}
     for shape in dict.fromkeys(SHAPES):
         halves = 2 if shape.gated else 1
         rows, columns = shape.outputs // halves, padded(shape.inputs, kind)
         if kind in STORED:
-            matrices[shape] = [
-                kernels().StoredMatrix(stored_bytes(kind, rows, columns), kind) for _ in range(halves)
-            ]
+            matrices[shape] = [kernels().stored(stored_bytes(kind, rows, columns), kind) for _ in range(halves)]
         else:
             matrices[shape] = [0.05 * torch.randn(rows, columns) for _ in range(halves)]
     mode = "stored" if kind in STORED else kind
 
-    def product(shape: Shape) -> Product:
-        linear = kernels().PackedLinear(kernels().PackedWeights(matrices[shape], None, mode, gated=shape.gated))
+    def product(shape: Shape) -> Multiply:
+        linear = Product(kernels().pack(matrices[shape], None, mode, gated=shape.gated))
         return lambda x: linear(x, num_threads=num_threads)
 
     return [product(shape) for shape in SHAPES]
 
 
-def torch_products(kind: str) -> list[Product]:
+def torch_products(kind: str) -> list[Multiply]:
     """The same by torch; of a gated one the product alone."""
 
-    def product(shape: Shape) -> Product:
+    def product(shape: Shape) -> Multiply:
         weight = 0.05 * torch.randn(shape.outputs, shape.inputs)
         if kind == "torch int8":
             codes = torch.quantize_per_tensor(weight, 0.002, 0, torch.qint8)
@@ -113,11 +112,11 @@ def torch_products(kind: str) -> list[Product]:
     return [product(shape) for shape in SHAPES]
 
 
-def make(kind: str, num_threads: int) -> list[Product]:
+def make(kind: str, num_threads: int) -> list[Multiply]:
     return torch_products(kind) if kind in TORCH else native_products(kind, num_threads)
 
 
-def seconds(kind: str, products: list[Product], num_rows: int) -> float:
+def seconds(kind: str, products: list[Multiply], num_rows: int) -> float:
     """The time of all products once."""
     inputs: dict[int, Tensor] = {}
     for shape in SHAPES:
@@ -132,7 +131,7 @@ def seconds(kind: str, products: list[Product], num_rows: int) -> float:
 def starting(num_threads: int) -> float:
     """Seconds that as many products take which have next to nothing to multiply. In the model, one team of threads
     does all products of a step."""
-    tiny = kernels().PackedLinear(kernels().PackedWeights([torch.ones(1, 1)], None, "f32"))
+    tiny = Product(kernels().pack([torch.ones(1, 1)], None, "f32"))
     x = torch.ones(1, 1)
     times = []
     for _ in range(20):
@@ -147,7 +146,7 @@ def starting(num_threads: int) -> float:
 def measure(kinds: Sequence[str], rows: Sequence[int], rounds: int, num_threads: int) -> dict[str, Any]:
     """Medians for this process' build, in milliseconds by kind and number of rows, and the peak."""
     torch.set_num_threads(num_threads)
-    made: dict[str, list[Product]] = {}
+    made: dict[str, list[Multiply]] = {}
     for kind in tqdm(kinds, desc="packing", unit="mode", leave=False):
         try:
             made[kind] = make(kind, num_threads)

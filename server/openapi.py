@@ -141,7 +141,7 @@ def specification(root_path: str, *, has_users: bool) -> dict[str, Any]:
         }
     document: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "Carousel", "version": version("carousel")},
+        "info": {"title": "Carousel", "version": version("carousel-llm")},
         "servers": [{"url": root_path or "/"}],
         "paths": paths,
         "components": {"schemas": schemas.get("$defs", {}) | {"Error": ERROR}},

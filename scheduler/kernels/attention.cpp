@@ -126,15 +126,14 @@ AttentionPlan::AttentionPlan(const PagedBatch& batch, const KvCache& geometry, i
 
 void AttentionPlan::run(Team& team, const KvCache& cache, const AttentionOptions& options, const AttentionRows& rows) {
   team.for_each(int64_t(items_.size()), 1, [&](int64_t i) {
-    if (cache.dtype == DType::f32) run_item<float>(items_[i], cache, options, rows);
-    else run_item<bf16>(items_[i], cache, options, rows);
+    if (cache.dtype == DType::f32) run_item<float>(items_[i], cache, options, rows, scratch_[team.rank()]);
+    else run_item<bf16>(items_[i], cache, options, rows, scratch_[team.rank()]);
   });
 }
 
 template <class Stored>
 void AttentionPlan::run_item(const Item& item, const KvCache& cache, const AttentionOptions& options,
-                             const AttentionRows& rows) {
-  Scratch& scratch = scratch_[Team::rank()];
+                             const AttentionRows& rows, Scratch& scratch) {
   const int64_t num_rows = item.num_tokens * group_;
   const int64_t first_head = item.kv_head * group_;
   const int64_t from = item.first_row * rows.query_stride + first_head * key_dim_;

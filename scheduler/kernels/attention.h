@@ -65,7 +65,8 @@ class AttentionPlan {
   };
 
   template <class Stored>
-  void run_item(const Item& item, const KvCache& cache, const AttentionOptions& options, const AttentionRows& rows);
+  void run_item(const Item& item, const KvCache& cache, const AttentionOptions& options, const AttentionRows& rows,
+                Scratch& scratch);
   template <class Stored>
   void run_partition(const Item& item, int64_t partition, const KvCache& cache, const AttentionOptions& options,
                      Scratch& scratch, float* partials) const;

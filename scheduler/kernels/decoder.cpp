@@ -209,7 +209,7 @@ void Decoder::feed_forward(Team& team, const DecoderLayer& layer) {
 }
 
 void Decoder::sample(Team& team, const DecoderStep& step) {
-  float* const scratch = normed_[Team::rank()].data();
+  float* const scratch = normed_[team.rank()].data();
   pack_rows(team, packed_sampled_, one(head_), [&](int64_t i) {
     rms_norm(hidden(step.sampled_rows[i]), final_norm_.data(), config_.hidden_size, config_.norm_epsilon, scratch);
     return scratch;
@@ -242,7 +242,7 @@ void Decoder::pack_rows(Team& team, Operand& operand, std::span<const PackedWeig
 }
 
 void Decoder::pack_normed(Team& team, const std::vector<float>& norm, std::span<const PackedWeights> readers) {
-  float* const scratch = normed_[Team::rank()].data();
+  float* const scratch = normed_[team.rank()].data();
   pack_rows(team, packed_normed_, readers, [&](int64_t row) {
     rms_norm(hidden(row), norm.data(), config_.hidden_size, config_.norm_epsilon, scratch);
     return scratch;

@@ -106,19 +106,6 @@ void read_row(const Matrix& matrix, int64_t row, int64_t block_size, CodedRow& t
 
 }  // namespace
 
-Stored stored_type(const std::string& name) {
-  if (name == "Q4_0") return Stored::q4_0;
-  if (name == "Q4_1") return Stored::q4_1;
-  if (name == "Q5_0") return Stored::q5_0;
-  if (name == "Q5_1") return Stored::q5_1;
-  if (name == "Q8_0") return Stored::q8_0;
-  if (name == "Q4_K") return Stored::q4_k;
-  if (name == "Q5_K") return Stored::q5_k;
-  if (name == "Q6_K") return Stored::q6_k;
-  require(false, "weights stored as ", name, " are not supported: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K are");
-  return {};
-}
-
 int64_t row_bytes(Stored type, int64_t columns) {
   const auto blocks = [&](int64_t block, size_t bytes) {
     require(columns % block == 0, "rows of ", columns, " numbers do not make whole blocks of ", block);

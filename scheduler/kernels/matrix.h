@@ -5,7 +5,6 @@
 // they multiply from a file's own bits.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "simd.h"
@@ -13,9 +12,6 @@
 namespace carousel {
 
 enum class Stored { f32, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k };
-
-// Throws std::invalid_argument for a name that is none of "Q4_0", "Q4_1", ... "Q6_K".
-Stored stored_type(const std::string& name);
 
 struct Coding {
   int bits;

@@ -1,85 +1,63 @@
-"""The native kernels: built from the C++ sources on first use, then loaded from a cache.
+"""The native kernels: those that a wheel brought, or built from the C++ sources on first use and then kept.
 
     from scheduler.kernels.native import kernels
     out = kernels().paged_attention(q, k_cache, v_cache, ...)
 
-There is a build for each instruction set (processor.py); the cache key covers the sources, the flags, the
-compiler, and the versions of Python and torch.
+There is a library for each instruction set (processor.py). A wheel has them all in prebuilt/; what is built here
+goes into the user's cache, by a name that covers the sources, the flags and the compiler.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import platformdirs
-import torch
 from filelock import FileLock
+from tqdm import tqdm
 
-from scheduler.machine.processor import FLAGS, instruction_set
+from scheduler.kernels.building import SOURCES, NativeBuildError, build, flags_of, version_of
+from scheduler.kernels.library import Kernels
+from scheduler.machine.processor import instruction_set
 from scheduler.sealed import is_sealed, seal
 
-SOURCES = Path(__file__).parent
-ALWAYS = (
-    "-std=c++20",
-    "-O3",
-    "-fopenmp",
-    "-fvisibility=hidden",
-    "-Wno-psabi",  # about how functions pass vectors: these are all inlined
-)
-BUILD_SECONDS = 25
+__all__ = ["PREBUILT", "NativeBuildError", "kernels", "load"]
 
 logger = logging.getLogger(__name__)
 
-SANITIZE = "CAROUSEL_SANITIZE"
-"""With this set in the environment, a build that stops at the first address or operation that is not allowed."""
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1")
-
-
-class NativeBuildError(RuntimeError):
-    """The kernels could not be built; the message says why."""
+PREBUILT = SOURCES / "prebuilt"
+"""Libraries by their instruction sets and versions: `avx2.0123456789abcdef.so`. A clone has none."""
 
 
 @cache
-def kernels() -> ModuleType:
-    """The extension module for this processor's instruction set, built if this machine has not built it before.
+def kernels() -> Kernels:
+    """Those for this processor's instruction set, built if no wheel brought them and they were not built before.
 
     Raises NativeBuildError where there is no C++ compiler or the build fails.
     """
     return load(instruction_set())
 
 
-def load(instructions: str) -> ModuleType:
-    """The extension module compiled for one of processor.py's instruction sets, from the cache or into it. Several
-    processes may call it at once. Where the cache cannot be written, the module is built for this process alone.
-    Raises NativeBuildError."""
-    flags = FLAGS[instructions] + (SANITIZED if os.environ.get(SANITIZE) else ())
-    compiler = os.environ.get("CXX", "c++")
-    name = f"carousel_kernels_{_cache_key(compiler, flags)}"
+def load(instructions: str) -> Kernels:
+    """The kernels for one of processor.py's instruction sets. Several processes may call it at once. Where the
+    cache cannot be written, they are built for this process alone. Raises NativeBuildError."""
+    for file in PREBUILT.glob(f"{instructions}.*.so"):
+        return Kernels(file, file.stem)
+    name = f"{instructions}.{version_of(flags_of(instructions))}"
     folder = platformdirs.user_cache_path("carousel") / "kernels" / name
-    built = folder / f"{name}.so"
+    built = folder / "kernels.so"
     if is_sealed(built):  # nobody changes it any more, so no lock is needed, nor leave to write one
-        return _import(name, folder)
+        return Kernels(built, name)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if is_sealed(built):
-                return _import(name, folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            module = _build(name, folder, compiler, flags)
-            seal(built)
-            return module
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):
+            if not is_sealed(built):
+                _build(built, instructions)
+                seal(built)
+        return Kernels(built, name)
     except OSError as error:
         logger.warning(
             "cannot write the cache folder %s (%s): the native kernels are built for this run alone; set "
@@ -87,54 +65,19 @@ def load(instructions: str) -> ModuleType:
             folder.parent,
             error.strerror,
         )
-    with tempfile.TemporaryDirectory(prefix="carousel-kernels-") as folder_of_now:
-        return _build(name, Path(folder_of_now), compiler, flags)
-
-
-def _cache_key(compiler: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for source in sorted((*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"))):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    facts = (compiler, _version_of(compiler), *ALWAYS, *flags, platform.machine(), sys.version, torch.__version__)
-    digest.update("\0".join(facts).encode())
-    return digest.hexdigest()[:16]
-
-
-def _version_of(compiler: str) -> str:
-    """What the compiler calls itself, or nothing where there is none: a kernel built before still loads."""
+    folder_of_now = Path(tempfile.mkdtemp(prefix="carousel-kernels-"))
     try:
-        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return ""
-
-
-def _build(name: str, folder: Path, compiler: str, flags: tuple[str, ...]) -> ModuleType:
-    if shutil.which(compiler) is None:
-        raise NativeBuildError(f"the native kernels need a C++ compiler, and {compiler!r} is not on the PATH")
-    print(f"building the native kernels (once, about {BUILD_SECONDS} s)", file=sys.stderr, flush=True)
-    from torch.utils.cpp_extension import load as compile_and_load  # takes a second: only when there is a build
-
-    preloaded = os.environ.pop("LD_PRELOAD", None)  # a sanitizer: it would watch the compiler too, for minutes
-    try:
-        module: ModuleType = compile_and_load(
-            name,
-            [str(source) for source in sorted(SOURCES.glob("*.cpp"))],
-            extra_cflags=[*ALWAYS, *flags],
-            extra_ldflags=["-fopenmp", *(flag for flag in flags if flag.startswith("-fsanitize"))],
-            build_directory=str(folder),
-        )
-        return module
-    except (RuntimeError, OSError) as error:
-        tail = "\n".join(str(error).splitlines()[-30:])
-        raise NativeBuildError(f"the native kernels could not be built:\n{tail}") from error
+        _build(folder_of_now / "kernels.so", instructions)
+        return Kernels(folder_of_now / "kernels.so", name)
     finally:
-        if preloaded is not None:
-            os.environ["LD_PRELOAD"] = preloaded
+        shutil.rmtree(folder_of_now)
 
 
-def _import(name: str, folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _build(target: Path, instructions: str) -> None:
+    with tqdm(desc="building the native kernels (once)", unit="file") as bar:
+
+        def tell(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count - bar.n)
+
+        build(target, instructions, tell)

@@ -6,6 +6,7 @@
 
 #include "require.h"
 #include "rounding.h"
+#include "threads.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -81,12 +82,10 @@ PackedWeights::PackedWeights(Mode mode, std::span<const Matrix> parts, const flo
   words_ = allocate_weights(num_panels_ * panel_bytes_);
   const int64_t packed_channels = num_panels_ * kPanel;
   if (bias) bias_.resize(packed_channels);
-#pragma omp parallel
-  {
+  parallel(num_cores(), [&](Team& team) {
     std::vector<float> values(in_features_);
     CodedRow codes;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t panel = 0; panel < num_panels_; ++panel) {
+    team.for_each(num_panels_, 1, [&](int64_t panel) {
       std::memset(words_.get() + panel * panel_bytes_, 0, panel_bytes_);
       for (int64_t packed = panel * kPanel; packed < (panel + 1) * kPanel; ++packed) {
         int64_t row = source_channel(packed);
@@ -103,8 +102,8 @@ PackedWeights::PackedWeights(Mode mode, std::span<const Matrix> parts, const flo
         if (is_coded()) pack_codes(packed, codes);
         else pack_values(packed, values.data());
       }
-    }
-  }
+    });
+  });
 }
 
 RowForm PackedWeights::row_form() const {

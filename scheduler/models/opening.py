@@ -97,7 +97,7 @@ def _fault(source: Source, packed: Packed, backend: AttentionBackend, mode: Mode
         model_version(model_path),
         torch.__version__,
         transformers.__version__,
-        kernels().__name__,
+        kernels().version,
     )
     facts = (model_path, *versions, type(source).__name__, mode, backend.name)
     fault: str | None = remembered("weights", facts, lambda: {"fault": find(backend)})["fault"]

@@ -315,5 +315,5 @@ async def get_props(request: web.Request) -> web.Response:
     info, config = request.app[ENGINE].info, request.app[CONFIG]
     settings = {"n_ctx": info.max_model_len, "params": info.sampling_defaults}
     template = request.app[ENGINE].tokenizer.chat_template.source
-    build = f"carousel {version('carousel')}"
+    build = f"carousel {version('carousel-llm')}"
     return json_response(Props(settings, info.num_seats, config.model_name, config.model, template, build))

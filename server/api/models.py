@@ -96,7 +96,7 @@ def _model(app: web.Application, name: str) -> Model:
 
 
 async def get_version(request: web.Request) -> web.Response:
-    return json_response(Version(version("carousel")))
+    return json_response(Version(version("carousel-llm")))
 
 
 async def get_load(request: web.Request) -> web.Response:

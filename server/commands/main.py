@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="carousel COMMAND --help explains a command and its options.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"carousel {version('carousel')}")
+    parser.add_argument("--version", action="version", version=f"carousel {version('carousel-llm')}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
 
     def add(

@@ -36,7 +36,8 @@ class Spans:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise OtelMissingError(
-                f"--otlp-endpoint needs OpenTelemetry: pip install 'carousel[otel]' ({error})"
+                f"--otlp-endpoint needs the packages opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http "
+                f"({error})"
             ) from error
         self._api: Any = trace
         self._provider = TracerProvider(resource=Resource.create({"service.name": "carousel"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Batch:
 
     latent_dim: int = 0
 
-    def attend(self, **options: object) -> Tensor:
+    def attend(self, **options: Any) -> Tensor:
         return kernels().paged_attention(
             self.q,
             self.k_cache,

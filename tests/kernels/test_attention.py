@@ -125,7 +125,10 @@ def test_write_kv(source: Any, cache: Any) -> None:
         (lambda b: b.context_lens.fill_(999), "does not fit its block table"),
         (lambda b: b.context_lens.fill_(1), "new tokens but a context"),
         (lambda b: setattr(b, "query_start", torch.tensor([0, 2, 3], dtype=torch.int32)), "rows"),
-        (lambda b: setattr(b, "query_start", b.query_start.long()), "query_start must be of dtype Int, not Long"),
+        (
+            lambda b: setattr(b, "query_start", b.query_start.long()),
+            "query_start must be of dtype int32, not int64",
+        ),
         (lambda b: setattr(b, "q", b.q.transpose(0, 1)), "q must be contiguous"),
         (lambda b: setattr(b, "q", b.q.double()), "float32 or bfloat16"),
         (lambda b: setattr(b, "q", b.q[:, :3].contiguous()), "cannot share"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scheduler.kernels import native
+from scheduler.kernels.library import GroupedProduct, Product
 from tests.kernels.builds import TESTED
 
 SHAPES = [(16, 16), (33, 20), (96, 7), (5, 3), (960, 576), (576, 1537)]
@@ -46,10 +47,10 @@ def make_product(
 ) -> tuple[Any, Tensor]:
     """A product, and the weights that it multiplies by."""
     if kind in STORED:
-        matrix = kernels.StoredMatrix(stored_bytes(kind, channels, features), kind)
-        return kernels.PackedLinear(kernels.PackedWeights([matrix], bias, "stored")), matrix.dequantize()
+        matrix = kernels.stored(stored_bytes(kind, channels, features), kind)
+        return Product(kernels.pack([matrix], bias, "stored")), matrix.dequantize()
     weight = torch.randn(channels, features)
-    return kernels.PackedLinear(kernels.PackedWeights([weight], bias, kind)), weight
+    return Product(kernels.pack([weight], bias, kind)), weight
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
@@ -105,7 +106,7 @@ def test_a_group_that_four_bits_hold_exactly_is_kept(kernels: Any) -> None:
     x = torch.zeros(1, 96)
     for place in (0, 31, 64, 95):
         x.zero_()[0, place] = 1.0
-        linear = kernels.PackedLinear(kernels.PackedWeights([weight], None, "int4"))
+        linear = Product(kernels.pack([weight], None, "int4"))
         torch.testing.assert_close(linear(x)[0], weight[:, place], rtol=1e-6, atol=1e-6)
 
 
@@ -113,7 +114,7 @@ def test_a_group_that_four_bits_hold_exactly_is_kept(kernels: Any) -> None:
 def test_dequantizes_as_gguf_does(kernels: Any, kind: Any) -> None:
     data = stored_bytes(kind, 7, 768)
     expected = torch.from_numpy(gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind]))
-    torch.testing.assert_close(kernels.StoredMatrix(data, kind).dequantize(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(kernels.stored(data, kind).dequantize(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["int8", "Q4_0", "Q5_0", "Q8_0"])
@@ -121,12 +122,12 @@ def test_sums_are_exact_at_their_largest(kernels: Any, kind: Any) -> None:
     features = 4096
     signs = torch.tensor([[127.0], [-127.0]]).expand(2, features).contiguous()
     if kind == "int8":
-        linear = kernels.PackedLinear(kernels.PackedWeights([signs], None, kind))
+        linear = Product(kernels.pack([signs], None, kind))
         weight = signs
     else:
         data = gguf.quants.quantize(signs.numpy(), gguf.GGMLQuantizationType[kind])
-        matrix = kernels.StoredMatrix(torch.from_numpy(data), kind)
-        linear, weight = kernels.PackedLinear(kernels.PackedWeights([matrix], None, "stored")), matrix.dequantize()
+        matrix = kernels.stored(torch.from_numpy(data), kind)
+        linear, weight = Product(kernels.pack([matrix], None, "stored")), matrix.dequantize()
     torch.testing.assert_close(linear(signs), signs @ weight.T, rtol=2e-6, atol=0)
 
 
@@ -149,51 +150,51 @@ def test_gated(kernels: Any, kind: Any, activation: Any, half: Any) -> None:
     bias, x = torch.randn(2 * half), torch.randn(9, features)
     if kind in STORED:
         data = stored_bytes(kind, 2 * half, features)
-        parts, mode = [kernels.StoredMatrix(part, kind) for part in data.chunk(2)], "stored"
+        parts, mode = [kernels.stored(part, kind) for part in data.chunk(2)], "stored"
     else:
         parts, mode = list(torch.randn(2 * half, features).chunk(2)), kind
-    y = kernels.PackedLinear(kernels.PackedWeights(parts, bias, mode, gated=True))(x, activation=activation)
-    gate, partner = kernels.PackedLinear(kernels.PackedWeights(parts, bias, mode))(x).chunk(2, -1)
+    y = Product(kernels.pack(parts, bias, mode, gated=True))(x, activation=activation)
+    gate, partner = Product(kernels.pack(parts, bias, mode))(x).chunk(2, -1)
     gate = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
     torch.testing.assert_close(y, gate * partner, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["f32", "bf16", "int8"])
 def test_stored_weights_can_be_multiplied_in_other_modes(kernels: Any, mode: Any) -> None:
-    matrix = kernels.StoredMatrix(stored_bytes("Q4_1", 40, 128), "Q4_1")
+    matrix = kernels.stored(stored_bytes("Q4_1", 40, 128), "Q4_1")
     x = torch.randn(3, 128)
-    from_stored = kernels.PackedLinear(kernels.PackedWeights([matrix], None, mode))(x)
-    from_values = kernels.PackedLinear(kernels.PackedWeights([matrix.dequantize()], None, mode))(x)
+    from_stored = Product(kernels.pack([matrix], None, mode))(x)
+    from_values = Product(kernels.pack([matrix.dequantize()], None, mode))(x)
     assert torch.equal(from_stored, from_values)
 
 
 def test_bfloat16_tensors_and_extreme_rows(kernels: Any) -> None:
     weight, x = torch.randn(48, 64), torch.randn(5, 64)
-    linear = kernels.PackedLinear(kernels.PackedWeights([weight.bfloat16()], None, "bf16"))
-    same = kernels.PackedLinear(kernels.PackedWeights([weight], None, "bf16"))
+    linear = Product(kernels.pack([weight.bfloat16()], None, "bf16"))
+    same = Product(kernels.pack([weight], None, "bf16"))
     assert torch.equal(linear(x.bfloat16()), same(x.bfloat16()))
     assert linear(x.bfloat16()).dtype is torch.bfloat16
-    zeros = kernels.PackedLinear(kernels.PackedWeights([weight], None, "int8"))(torch.zeros(2, 64))
+    zeros = Product(kernels.pack([weight], None, "int8"))(torch.zeros(2, 64))
     assert torch.equal(zeros, torch.zeros(2, 48))
     assert linear(x[:0]).shape == (0, 48)
 
 
 def test_wrong_input_is_refused(kernels: Any) -> None:
-    linear = kernels.PackedLinear(kernels.PackedWeights([torch.randn(48, 64)], None, "f32"))
+    linear = Product(kernels.pack([torch.randn(48, 64)], None, "f32"))
     with pytest.raises(ValueError, match="dimension 1 must be 64"):
         linear(torch.randn(2, 63))
     with pytest.raises(ValueError, match="mode must be"):
-        kernels.PackedWeights([torch.randn(48, 64)], None, "int3")
+        kernels.pack([torch.randn(48, 64)], None, "int3")
     with pytest.raises(ValueError, match="bias: dimension 0"):
-        kernels.PackedWeights([torch.randn(48, 64)], torch.randn(47), "int8")
+        kernels.pack([torch.randn(48, 64)], torch.randn(47), "int8")
     with pytest.raises(ValueError, match="even number"):
-        kernels.PackedWeights([torch.randn(5, 64)], None, "int8", gated=True)
+        kernels.pack([torch.randn(5, 64)], None, "int8", gated=True)
     with pytest.raises(ValueError, match="no stored codes"):
-        kernels.PackedWeights([torch.randn(5, 64)], None, "stored")
-    with pytest.raises(ValueError, match="stored as Q2_K"):
-        kernels.StoredMatrix(torch.zeros(2, 84, dtype=torch.uint8), "Q2_K")
+        kernels.pack([torch.randn(5, 64)], None, "stored")
+    with pytest.raises(ValueError, match="Q6_K, not Q2_K"):
+        kernels.stored(torch.zeros(2, 84, dtype=torch.uint8), "Q2_K")
     with pytest.raises(ValueError, match="whole blocks"):
-        kernels.StoredMatrix(torch.zeros(2, 19, dtype=torch.uint8), "Q4_0")
+        kernels.stored(torch.zeros(2, 19, dtype=torch.uint8), "Q4_0")
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -201,25 +202,25 @@ def test_groups_of_rows_have_weights_of_their_own(kernels: Any, kind: Any) -> No
     sizes, features = [3, 0, 30, 1, 13], 70
     made = [torch.randn(50, features) for _ in sizes]
     biases = [torch.randn(50) for _ in sizes]
-    packed = [kernels.PackedWeights([weight], bias, kind) for weight, bias in zip(made, biases, strict=True)]
+    packed = [kernels.pack([weight], bias, kind) for weight, bias in zip(made, biases, strict=True)]
     x = torch.randn(sum(sizes), features)
     starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-    together = kernels.GroupedLinear(packed)(x, starts, num_threads=2)
+    together = GroupedProduct(packed)(x, starts, num_threads=2)
     for group, weights in enumerate(packed):
         rows = x[starts[group] : starts[group + 1]]
-        alone = kernels.PackedLinear(weights)(rows)
+        alone = Product(weights)(rows)
         assert torch.equal(together[starts[group] : starts[group + 1]], alone)
-    assert kernels.GroupedLinear(packed).nbytes == sum(weights.nbytes for weights in packed)
+    assert GroupedProduct(packed).nbytes == sum(weights.nbytes for weights in packed)
 
 
 def test_wrong_groups_are_refused(kernels: Any) -> None:
     def weights(channels: int, mode: str = "f32") -> Any:
-        return kernels.PackedWeights([torch.randn(channels, 16)], None, mode)
+        return kernels.pack([torch.randn(channels, 16)], None, mode)
 
     for parts in ([], [weights(8), weights(9)], [weights(8), weights(8, "int8")]):
         with pytest.raises(ValueError, match="weights"):
-            kernels.GroupedLinear(parts)
-    product = kernels.GroupedLinear([weights(8), weights(8)])
+            GroupedProduct(parts)
+    product = GroupedProduct([weights(8), weights(8)])
     for starts in ([0, 5], [0, 3, 4], [1, 3, 5], [0, 6, 5]):
         with pytest.raises(ValueError, match="starts"):
             product(torch.randn(5, 16), starts)

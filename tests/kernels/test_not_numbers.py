@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scheduler.kernels import native
+from scheduler.kernels.library import Product
 from tests.kernels.builds import TESTED
 from tests.kernels.paged import Batch, random_batch
 from tests.kernels.test_gemm import STORED, make_product
@@ -40,10 +41,10 @@ def test_a_row_that_is_not_finite_says_so(kernels: Any, kind: str, value: float)
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_weight_that_is_not_finite_says_so(kernels: Any, kind: str, features: int) -> None:
     weight, x = torch.randn(48, features), torch.randn(3, features)
-    expected = kernels.PackedLinear(kernels.PackedWeights([weight], None, kind))(x)
+    expected = Product(kernels.pack([weight], None, kind))(x)
     weight[7, features - 1] = torch.nan
     weight[11, 3] = torch.inf
-    out = kernels.PackedLinear(kernels.PackedWeights([weight], None, kind))(x)
+    out = Product(kernels.pack([weight], None, kind))(x)
     assert out[:, [7, 11]].isnan().all()
     sound = [channel for channel in range(48) if channel not in (7, 11)]
     assert torch.equal(out[:, sound], expected[:, sound])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scheduler.kernels import native
+from scheduler.kernels.library import Product
 from tests.kernels.builds import TESTED
 from tests.kernels.paged import attention_oracle, random_batch
 
@@ -37,10 +38,8 @@ def test_elementary_functions(portable: Any) -> None:
         ("silu", torch.nn.functional.silu),
         ("gelu_tanh", lambda t: torch.nn.functional.gelu(t, approximate="tanh")),
     ):
-        weights = portable.PackedWeights(
-            [torch.tensor([[1.0], [0.0]])], torch.tensor([0.0, 1.0]), "f32", gated=True
-        )
-        gate = portable.PackedLinear(weights)
+        weights = portable.pack([torch.tensor([[1.0], [0.0]])], torch.tensor([0.0, 1.0]), "f32", gated=True)
+        gate = Product(weights)
         torch.testing.assert_close(
             gate(x, activation=activation), expected(x.double()).float(), atol=1e-6, rtol=2e-6
         )

@@ -125,5 +125,5 @@ def test_masked_logits_and_nan() -> None:
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="k must be"):
         kernels().top_candidates(torch.zeros(1, 4), 5)
-    with pytest.raises(ValueError, match="logits must be of dtype Float"):
+    with pytest.raises(ValueError, match="logits must be of dtype float32"):
         kernels().argmax(torch.zeros(1, 4).bfloat16())

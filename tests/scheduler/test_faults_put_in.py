@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.families.gguf_writer import write_gguf
 from scheduler.config import EngineConfig
+from scheduler.kernels.library import Decoder, Kernels
 from scheduler.kernels.native import kernels
 from scheduler.models import model_config
 from scheduler.models.files.checkpoint import GgufCheckpoint, SafetensorsCheckpoint
@@ -76,16 +77,12 @@ def decoder(**changes: Callable[[Any], Any]) -> Fault:
     """The native decoder made with another setting."""
 
     def put_in(patch: Patch) -> None:
-        made: Any = kernels().Decoder
+        made = Kernels.decoder
 
-        class Kernels:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(kernels(), name)
+        def wrong(self: Kernels, *parts: Any, **options: Any) -> Decoder:
+            return made(self, *parts, **{k: changes.get(k, lambda v: v)(v) for k, v in options.items()})
 
-            def Decoder(self, *arguments: Any, **settings: Any) -> Any:  # noqa: N802
-                return made(*arguments, **{k: changes.get(k, lambda v: v)(v) for k, v in settings.items()})
-
-        patch.setattr(fused_model, "kernels", Kernels)
+        patch.setattr(Kernels, "decoder", wrong)
 
     return put_in
 
@@ -125,25 +122,8 @@ def slower(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 def windows(patch: Patch, size: int) -> None:
     """Each layer with another window than it has."""
-    made: Any = kernels().Decoder.add_layer
-
-    class Kernels:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(kernels(), name)
-
-        def Decoder(self, *arguments: Any, **settings: Any) -> Any:  # noqa: N802
-            inner = kernels().Decoder(*arguments, **settings)
-
-            class Proxy:
-                def add_layer(self, **layer: Any) -> None:
-                    made(inner, **(layer | {"sliding_window": size}))
-
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(inner, name)
-
-            return Proxy()
-
-    patch.setattr(fused_model, "kernels", Kernels)
+    add = Decoder.add_layer
+    patch.setattr(Decoder, "add_layer", lambda self, **layer: add(self, **(layer | {"sliding_window": size})))
 
 
 def doubled(bias: Tensor | None) -> Tensor | None:

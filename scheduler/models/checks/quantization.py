@@ -99,7 +99,7 @@ def choose_mode(model_path: str, plain: Mode, measure: Callable[[Mode], float]) 
             logger.info("measuring the perplexity of this model with %s products (once)", mode)
             return {"perplexity": measure(mode)}
 
-        facts = (model_path, version, kernels().__name__, mode)
+        facts = (model_path, version, kernels().version, mode)
         return float(remembered("quantization", facts, find)["perplexity"])
 
     for mode in CANDIDATES:

@@ -82,7 +82,7 @@ def fused_fault(
     width = config.hidden_size
     scale = width**0.5 if config.model_type.startswith("gemma") else 1.0
     ropes = outline.tables(reference.positions[-1] + 1)
-    none = kernels().PackedWeights([torch.zeros(16, width)], None, "f32")
+    none = kernels().pack([torch.zeros(16, width)], None, "f32")
     rows = list(range(NUM_SEQUENCES * LENGTH))
 
     def normed(states: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def make_decoder(
     which of the model's layers the first one here is."""
     spec = outline.layers[0]
     kinds = list(ropes)
-    decoder = kernels().Decoder(
+    decoder = kernels().decoder(
         weights.embedding,
         weights.head,
         weights.final_norm,

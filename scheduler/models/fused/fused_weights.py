@@ -136,7 +136,7 @@ class Packer:
     def _packed(self, parts: list[tuple[str, Weight]], mode: Mode, gated: bool) -> Any:
         if mode == "stored" and not any(isinstance(weight, StoredBlocks) for _, weight in parts):
             mode = self._plain
-        packed = kernels().PackedWeights(
+        packed = kernels().pack(
             [_for_kernels(weight) for _, weight in parts], self._bias(parts), mode, gated=gated
         )
         count = packed.in_features * sum(_num_rows(weight) for _, weight in parts)
@@ -188,7 +188,7 @@ def _num_rows(weight: Weight) -> int:
 
 def _for_kernels(weight: Weight) -> Any:
     if isinstance(weight, StoredBlocks):
-        return kernels().StoredMatrix(weight.data, weight.type)
+        return kernels().stored(weight.data, weight.type)
     return weight.contiguous() if weight.dtype in PLAIN_MODES else weight.float()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from scheduler.kernels.library import GroupedProduct
 from scheduler.kernels.native import kernels
 from scheduler.models.products import Mode
 
@@ -19,12 +20,12 @@ class GroupedLinear:
     def __init__(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, mode: Mode, num_threads: int
     ) -> None:
-        pack = kernels().PackedWeights
+        pack = kernels().pack
         packed = [
             pack([weight.detach().contiguous()], None if biases is None else biases[group].detach().float(), mode)
             for group, weight in enumerate(weights)
         ]
-        self._product = kernels().GroupedLinear(packed)
+        self._product = GroupedProduct(packed)
         self._num_threads = num_threads
         self.nbytes: int = self._product.nbytes
 

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from scheduler.kernels.library import Product
 from scheduler.kernels.native import kernels
 from scheduler.models.modules.absent_weight import AbsentWeight, WeightReadError
 from scheduler.models.modules.latent_attention import PackedLatent, install, latent_of
@@ -35,10 +36,10 @@ class PackedLinear(nn.Module):
         # Some models look at a layer's dtype before they call it.
         self.weight = AbsentWeight.of(linear.weight, name)
         bias = None if linear.bias is None else linear.bias.detach().float()
-        weights = kernels().PackedWeights([linear.weight.detach().contiguous()], bias, mode)
+        weights = kernels().pack([linear.weight.detach().contiguous()], bias, mode)
         self.packed_bytes: int = weights.nbytes
         self.num_packed = sum(parameter.numel() for parameter in linear.parameters())
-        self._product = kernels().PackedLinear(weights)
+        self._product = Product(weights)
         self._num_threads = num_threads
 
     def forward(self, x: Tensor) -> Tensor:

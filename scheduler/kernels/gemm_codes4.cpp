@@ -1,0 +1,7 @@
+#include "gemm_kernels.h"
+
+namespace carousel {
+
+template Kernel kernel_of<Codes<4, 32>>(int64_t height);
+
+}  // namespace carousel
