@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pydantic import ValidationError
 
 from scheduler.core.request import InvalidRequestError
-from server.commands import batch, bench, generate, serve, top, usage, users
+from server.commands import batch, bench, doctor, generate, serve, top, usage, users
 from server.commands.ending import FAILED, INTERRUPTED, WRONG_USAGE, complain
 from server.commands.flags import problems
 from server.commands.settings import ConfigFileError
+from server.commands.strangers import strangers, told_of
 from server.users.directory import UsersFileError
 from server.users.ledger import LedgerError
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and sys.getfilesystemencoding() != "utf-8":
         _begin_again_in_utf8()
     args = _parser().parse_args(argv)
+    if args.command != "doctor" and (found := strangers()):
+        return complain(args, told_of(found))
     try:
         status: int = args.run(args)
     except ValidationError as error:
@@ -83,4 +86,5 @@ def _parser() -> argparse.ArgumentParser:
         "Say who may use a server: add, list, disable and enable users, and give them new keys.",
     )
     add("usage", usage.add_arguments, "Tell who used how much on which day.")
+    add("doctor", doctor.add_arguments, "Tell what this machine gives, and what would make it faster.")
     return parser
