@@ -186,7 +186,7 @@ class PackedWeights:
         )
         self.library = library
         self.handle: int = handle.value or 0
-        weakref.finalize(self, library.free_weights, self.handle)
+        weakref.finalize(self, library.free_weights, self.handle).atexit = False
         sizes = (c_int64 * 3)()
         library.sizes(self.handle, _address(sizes))
         self.in_features, self.out_features, self.nbytes = sizes
@@ -276,7 +276,7 @@ class Decoder:
         )
         self._library = library
         self._handle: int = handle.value or 0
-        weakref.finalize(self, library.free_decoder, self._handle)
+        weakref.finalize(self, library.free_decoder, self._handle).atexit = False
         self._vocabulary = head.out_features
         self._hidden_size = embedding.columns if isinstance(embedding, StoredMatrix) else embedding.shape[1]
         self._borrowed = embedding, list(ropes)

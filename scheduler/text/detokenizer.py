@@ -13,6 +13,9 @@ MAX_PENDING = 8
 """Tokens whose text is held back. A character has four bytes at most, so of more only the last ones are needed."""
 
 
+LONGEST_CHARACTER = 4
+"""In bytes."""
+
 PROMPT_TAIL = 4
 """Tokens of a prompt on which the text of what follows can depend."""
 
@@ -68,14 +71,21 @@ class IncrementalDetokenizer:
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._longest_stop = max((len(string) for string in self._stop), default=1)
-        self._tokens = [token_id for token_id in prompt[-PROMPT_TAIL:] if not decoder.is_silent(token_id)]
-        if decoder.decode(self._tokens).endswith(REPLACEMENT):  # what it ends within is no character yet
-            self._tokens = []
+        self._tokens = self._tail(prompt)
         self._window_start = 0
         self._emitted = len(self._tokens)  # tokens whose text is out
         self._held_back = ""
         self.stop_reason: str | None = None
         """The stop string that was met."""
+
+    def _tail(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt's last tokens, from where a character begins: where one of several bytes is cut, nothing is
+        left of those beside it. Nothing of a prompt that ends within a character: that is none yet."""
+        for length in range(PROMPT_TAIL, PROMPT_TAIL + LONGEST_CHARACTER):
+            tail = [token_id for token_id in prompt[-length:] if not self._decoder.is_silent(token_id)]
+            if not self._decoder.decode(tail).endswith(REPLACEMENT):
+                return tail
+        return []
 
     def push(self, token_ids: Sequence[int], *, last: bool = False, match_stop: bool = True) -> str:
         """Take new tokens, return the text that is now certain. `last`: nothing follows, so hold nothing back.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.models.checks.quantization import TEXT
@@ -53,6 +53,7 @@ def test_an_answer_is_not_where_a_text_begins(tokenizer: Tokenizer) -> None:
     step=st.integers(1, 40),
 )
 @settings(max_examples=1000, deadline=None)
+@example(text="\x80\x800 0\u0800", cut=0.625, step=1)
 def test_prompt_and_answer_are_the_text_of_both(tokenizer: Tokenizer, text: str, cut: float, step: int) -> None:
     tokens = tokenizer.encode(text)
     place = int(cut * (len(tokens) - 1))
