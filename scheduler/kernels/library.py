@@ -147,8 +147,6 @@ class StoredMatrix:
         self._library = library
         self.data = data
         self.stored = _number_of("the type", type, STORED)
-        if data.dtype != torch.uint8:
-            raise ValueError(f"data must be uint8, not {data.dtype}")
         columns = c_int64()
         library.columns(data, self.stored, _address(columns))
         self.rows, self.columns = data.shape[0], columns.value

@@ -57,7 +57,6 @@ def load(instructions: str) -> Kernels:
             if not is_sealed(built):
                 _build(built, instructions)
                 seal(built)
-        return Kernels(built, name)
     except OSError as error:
         logger.warning(
             "cannot write the cache folder %s (%s): the native kernels are built for this run alone; set "
@@ -65,6 +64,8 @@ def load(instructions: str) -> Kernels:
             folder.parent,
             error.strerror,
         )
+    else:
+        return Kernels(built, name)
     folder_of_now = Path(tempfile.mkdtemp(prefix="carousel-kernels-"))
     try:
         _build(folder_of_now / "kernels.so", instructions)

@@ -5,7 +5,6 @@
 
 #include <mutex>
 #include <thread>
-#include <vector>
 
 namespace carousel {
 

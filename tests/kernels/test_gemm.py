@@ -193,6 +193,10 @@ def test_wrong_input_is_refused(kernels: Any) -> None:
         kernels.pack([torch.randn(5, 64)], None, "stored")
     with pytest.raises(ValueError, match="Q6_K, not Q2_K"):
         kernels.stored(torch.zeros(2, 84, dtype=torch.uint8), "Q2_K")
+    with pytest.raises(ValueError, match="must be uint8"):
+        kernels.stored(torch.zeros(2, 18), "Q4_0")
+    with pytest.raises(ValueError, match="must be float32 or bfloat16, not uint8"):
+        kernels.pack([torch.zeros(2, 64, dtype=torch.uint8)], None, "f32")
     with pytest.raises(ValueError, match="whole blocks"):
         kernels.stored(torch.zeros(2, 19, dtype=torch.uint8), "Q4_0")
 
